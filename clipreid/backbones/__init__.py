@@ -1,0 +1,24 @@
+"""Language-aligned backbones: one image tower, one text tower, and the loaders that fill them."""
+
+from clipreid.backbones.backbone import Backbone
+from clipreid.backbones.load import load_backbone
+from clipreid.backbones.positions import resize_positions, square_positions
+from clipreid.backbones.save import save_backbone, square_backbone
+from clipreid.backbones.text import TextConfig, TextTower
+from clipreid.backbones.tokenizer import FastTokenizer
+from clipreid.backbones.vision import Tokens, VisionConfig, VisionTower
+
+__all__ = [
+    "Backbone",
+    "FastTokenizer",
+    "TextConfig",
+    "TextTower",
+    "Tokens",
+    "VisionConfig",
+    "VisionTower",
+    "load_backbone",
+    "resize_positions",
+    "save_backbone",
+    "square_backbone",
+    "square_positions",
+]

@@ -1,0 +1,196 @@
+"""Texts to token ids as the weights were trained: CLIP ends at EOT, SigLIP lower-cases; both are padded."""
+
+import json
+import string
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer as RustTokenizer
+from torch import Tensor
+
+from clipreid.backbones.text import TextConfig, pool_positions
+from clipreid.errors import UserError
+
+PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class FastTokenizer:
+    """A `tokenizers` tokenizer with fixed context length.
+
+    Args:
+        tokenizer: from `tokenizers`; its own padding and truncation are switched off.
+        context_length: L, the length of every row.
+        causal: CLIP (pool at EOT) or SigLIP (pool at the last token, whatever it is).
+        eot_id: closes every text; None adds nothing. Needed when causal.
+        pad_id: fills the rest of the row.
+        lower: lower-case the texts first (SigLIP; for CLIP the tokenizer's own normalizer does it).
+        strip_punctuation: remove it first (SigLIP 1 as published: big_vision's canonicalisation).
+        never_first: an id to drop at the start (a BOS that the weights never saw).
+    """
+
+    def __init__(
+        self,
+        tokenizer: RustTokenizer,
+        context_length: int,
+        *,
+        causal: bool,
+        eot_id: int | None,
+        pad_id: int = 0,
+        lower: bool = False,
+        strip_punctuation: bool = False,
+        never_first: int | None = None,
+    ) -> None:
+        if causal and eot_id is None:
+            raise ValueError("a causal text tower pools at EOT: eot_id is needed")
+        self.tokenizer = tokenizer
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.context_length, self.causal = context_length, causal
+        self.eot_id, self.pad_id, self.never_first = eot_id, pad_id, never_first
+        self.lower, self.strip_punctuation = lower, strip_punctuation
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """n texts to ids [n, L]; too long ones are cut, EOT kept."""
+        texts = [self._clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        rows = [self._fit(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
+        return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.context_length)
+
+    def eot(self, ids: Tensor) -> Tensor:
+        """Pool positions [n] of ids [n, L]: the first EOT when causal, else the last token."""
+        return pool_positions(ids, self.causal, self.eot_id)
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json, readable by transformers' `AutoTokenizer`."""
+        self.tokenizer.save(str(folder / "tokenizer.json"))
+        config: dict[str, Any] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": self.context_length,
+            "padding_side": "right",
+            "pad_token": self.tokenizer.id_to_token(self.pad_id),
+        }
+        if self.eot_id is not None:
+            config |= {"eos_token": self.tokenizer.id_to_token(self.eot_id), "add_eos_token": True}
+        if self.never_first is not None:
+            config |= {"bos_token": self.tokenizer.id_to_token(self.never_first), "add_bos_token": False}
+        if self.strip_punctuation:
+            config["strip_punctuation"] = True
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def _clean(self, text: str) -> str:
+        if self.strip_punctuation:
+            text = " ".join(text.replace("_", " ").translate(PUNCTUATION).split())
+        return text.lower() if self.lower else text
+
+    def _fit(self, ids: list[int]) -> list[int]:
+        if ids and ids[0] == self.never_first:
+            ids = ids[1:]
+        if self.eot_id is not None and (not ids or ids[-1] != self.eot_id):
+            ids = [*ids, self.eot_id]
+        if len(ids) > self.context_length:
+            keep = self.context_length - (self.eot_id is not None)
+            ids = ids[:keep] + ids[-1:] * (self.eot_id is not None)
+        return ids + [self.pad_id] * (self.context_length - len(ids))
+
+
+def read_tokenizer(folder: Path, config: TextConfig, pad_id: int | None) -> FastTokenizer | None:
+    """The tokenizer of a transformers-format folder; None where it has none.
+
+    Args:
+        config: of the text tower that the ids are for.
+        pad_id: from the model's config, used when the tokenizer files name no padding token.
+
+    Raises:
+        UserError: an unreadable tokenizer.json, or no end-of-text token for a causal tower.
+    """
+    tokenizer = _read_rust_tokenizer(folder)
+    if tokenizer is None:
+        return None
+    settings_file = folder / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+    eos_id = _token_id(tokenizer, settings.get("eos_token"))
+    named_pad = _token_id(tokenizer, settings.get("pad_token"))
+    if named_pad is None and tokenizer.padding:
+        named_pad = tokenizer.padding["pad_id"]
+    pad_id = pad_id if named_pad is None else named_pad
+    if config.causal:
+        found = (config.eot_id, eos_id, tokenizer.token_to_id("<|endoftext|>"))
+        eot_id = next((i for i in found if i is not None), None)
+        if eot_id is None:
+            raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
+        return FastTokenizer(tokenizer, config.context_length, causal=True, eot_id=eot_id, pad_id=pad_id or 0)
+    kind = settings.get("tokenizer_class", "")
+    add_eos = settings.get("add_eos_token", kind.startswith("Siglip"))
+    add_eos = add_eos or tokenizer.encode("a").ids[-1:] == [eos_id]  # the file itself may see to it
+    return FastTokenizer(
+        tokenizer,
+        config.context_length,
+        causal=False,
+        eot_id=eos_id if add_eos else None,
+        pad_id=pad_id or 0,
+        lower=True,
+        strip_punctuation=settings.get("strip_punctuation", kind.startswith("SiglipTokenizer")),
+        never_first=None if settings.get("add_bos_token") else _token_id(tokenizer, settings.get("bos_token")),
+    )
+
+
+def _read_rust_tokenizer(folder: Path) -> RustTokenizer | None:
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            return RustTokenizer.from_file(str(file))
+        except Exception as error:  # `tokenizers` raises bare Exception
+            raise UserError(f"{file} is not a tokenizer of the `tokenizers` library: {error}") from error
+    if not any((folder / name).is_file() for name in ("vocab.json", "spiece.model", "tokenizer.model")):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
+    except Exception as error:
+        raise UserError(
+            f"{folder}: no tokenizer.json, and transformers cannot make one of the other files ({error}); "
+            "save a fast tokenizer there"
+        ) from error
+
+
+def _token_id(tokenizer: RustTokenizer, token: str | dict[str, Any] | None) -> int | None:
+    """The id of a token named in tokenizer_config.json (older files wrap the string in a dict)."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return tokenizer.token_to_id(token) if token else None
+
+
+class OpenClipTokenizer:
+    """open_clip's own tokenizer of a model, made at its first use (SigLIP's is downloaded then).
+
+    Args:
+        model: open_clip's name of the model.
+        config: of the text tower that the ids are for.
+    """
+
+    def __init__(self, model: str, config: TextConfig) -> None:
+        self.model, self.config = model, config
+        self._tokenizer: Any = None
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """n texts to ids [n, L]. Raises `UserError` when the tokenizer cannot be had."""
+        if self._tokenizer is None:
+            import open_clip
+
+            try:
+                self._tokenizer = open_clip.get_tokenizer(self.model)
+            except Exception as error:  # the hub's, transformers' and open_clip's own kinds
+                raise UserError(
+                    f"the tokenizer of open_clip model {self.model} is not at hand ({_first_line(error)}); "
+                    "connect once so that it is downloaded, or use an hf: folder that contains tokenizer.json"
+                ) from error
+        return self._tokenizer(list(texts)).long()
+
+    def eot(self, ids: Tensor) -> Tensor:
+        """Pool positions [n] of ids [n, L]: the first EOT when causal, else the last token."""
+        return pool_positions(ids, self.config.causal, self.config.eot_id)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

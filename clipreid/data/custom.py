@@ -1,0 +1,204 @@
+"""Data that no paper describes: your own folders of pictures, or a table in a CSV file."""
+
+import csv
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clipreid.data.crops import ReIDData, Split
+from clipreid.data.folders import describe_folder, find_places, read_splits
+from clipreid.data.patterns import PATTERNS, choose_pattern
+from clipreid.errors import UserError
+
+SPLITS = ("train", "val", "query", "gallery", "test")
+COLUMNS = ("image", "identity", "camera", "view", "split", "caption")
+VEHICLES = re.compile(r"(?:car|truck|bus|motorcycle|motorbike|van|vehicle|suv|sedan|taxi|lorry|scooter)s?")
+
+
+def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | None = None) -> ReIDData:
+    """Your own pictures: ROOT/train and ROOT/test, or ROOT/query and ROOT/gallery; ROOT/val if you like.
+
+    test/ alone is query and gallery at once. Identity and camera come from folder levels or file names, by
+    the one pattern that fits all pictures. Raises `UserError` explaining the layout when it is another one.
+    """
+    folders, ignored = _split_folders(root, spec)
+    places = find_places(root, folders)
+    chosen = choose_pattern([place for group in places.values() for place in group], pattern)
+    splits, notes = read_splits(root, folders, places, chosen)
+    how = f"read by the pattern {chosen.name!r}: {_example(root, next(iter(splits.values())))}"
+    if ignored:
+        notes.append(f"not read: {', '.join(f'{folder}/' for folder in ignored)}")
+    doubled = "query" in folders and folders["query"] == folders["gallery"]
+    return _custom(spec, splits, doubled, noun, [how, *notes])
+
+
+def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
+    """A table with the columns image (path relative to the file) and identity; camera, view, split, caption.
+
+    split is one of train, val, query, gallery, test (= query and gallery at once); without it all is train.
+    Empty cameras and views are unknown. Raises `UserError` naming the line.
+    """
+    rows, ignored = _csv_rows(file)
+    names = {row["split"] for row in rows}
+    if "test" in names and names & {"query", "gallery"}:
+        raise UserError(f"{file}: the column split has test beside query or gallery; use one or the other")
+    if len(names & {"query", "gallery"}) == 1:
+        raise UserError(f"{file}: the column split has {'query' if 'query' in names else 'gallery'} alone")
+    splits = {}
+    for name in ("train", "val", "query", "gallery"):
+        accepted = (name, "test") if name in ("query", "gallery") else (name,)
+        chosen = [row for row in rows if row["split"] in accepted]
+        if chosen:
+            splits[name] = Split.from_columns(
+                name,
+                image=[{"path": row["image"]} for row in chosen],
+                identity=[row["identity"] for row in chosen],
+                camera=[int(row["camera"]) for row in chosen],
+                view=[int(row["view"]) for row in chosen],
+                caption=[row["caption"] for row in chosen],
+            )
+    return _custom(spec, splits, "test" in names, noun, [f"columns not read: {', '.join(ignored)}"] if ignored else [])
+
+
+def guess_noun(identities: Iterable[str]) -> str | None:
+    """'vehicle' when most identities carry a class word such as car or truck (`truck_0001`), else None."""
+    names = set(identities)
+    found = [any(map(VEHICLES.fullmatch, re.split(r"[^a-z]+", name.lower()))) for name in names]
+    return "vehicle" if 2 * sum(found) > len(names) else None
+
+
+def _custom(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
+    """Protocol, noun and notes of data that no paper describes."""
+    protocol, about_cameras = custom_protocol(splits, doubled)
+    notes = [*notes, *about_cameras, *overlap_notes(splits)]
+    if "gallery" not in splits:
+        notes.append("no test pictures: there is nothing to evaluate on")
+    if noun is None:
+        guess = guess_noun(name for split in splits.values() for name in split.identities)
+        source = "guessed from the identities" if guess else "by default"
+        noun = guess or "person"
+        notes.append(f"prompts say {noun!r} ({source}; change it with --noun)")
+    return ReIDData(spec, splits, protocol, noun, tuple(notes))
+
+
+def custom_protocol(splits: Mapping[str, Split], doubled: bool) -> tuple[str, list[str]]:
+    """The protocol that a custom data set allows, with a note on the junk rule.
+
+    doubled: query and gallery are the same pictures. Without a camera for every test picture, or with one
+    camera only, "no-cameras"; else "cross-camera" for doubled sets and "market1501" for the others.
+    """
+    tested = [splits[name].cameras for name in ("query", "gallery") if name in splits]
+    cameras = np.concatenate(tested or [split.cameras for split in splits.values()])
+    unknown, names = int((cameras < 0).sum()), sorted(set(cameras[cameras >= 0].tolist()))
+    off = "the junk rule (same identity, same camera) is off"
+    if unknown == len(cameras):
+        return "no-cameras", [f"no camera is known: {off}"]
+    if unknown:
+        return "no-cameras", [f"{unknown:,d} of {len(cameras):,d} test pictures have no camera: {off}"]
+    if len(names) == 1:
+        return "no-cameras", [f"all test pictures come from camera {names[0]}: {off}"]
+    if not doubled:
+        return "market1501", []
+    return "cross-camera", ["every test picture is query and gallery: each is sought among the other cameras'"]
+
+
+def overlap_notes(splits: Mapping[str, Split]) -> list[str]:
+    """A note when identities of train are also tested on: such figures flatter, unless numbering restarts."""
+    named = {part: set(split.identities.tolist()) for part, split in splits.items()}
+    tested = named.get("query", set()) | named.get("gallery", set())
+    shared = sorted(named.get("train", set()) & tested)
+    example = f"(such as {shared[0]!r})" if shared else ""
+    return [f"{len(shared):,d} identities are in train and in the test set {example}"] if shared else []
+
+
+def _split_folders(root: Path, spec: str) -> tuple[dict[str, str], list[str]]:
+    """split -> folder below root, and the folders that are none."""
+    present = _subfolders(root)
+    if "bounding_box_train" in present:
+        raise UserError(f"{root} has the layout of Market-1501: read it with market1501:{root}")
+    folders: dict[str, str] = {name: present[name] for name in SPLITS[:4] if name in present}
+    if "test" in present:
+        if "query" in folders or "gallery" in folders:
+            raise UserError(f"{spec}: {root} has test/ beside query/ or gallery/; keep one or the other")
+        inside = _subfolders(root / present["test"])
+        nested = "query" in inside and "gallery" in inside
+        for name in ("query", "gallery"):
+            folders[name] = f"{present['test']}/{inside[name]}" if nested else present["test"]
+    if ("query" in folders) != ("gallery" in folders):
+        there, lacking = ("query", "gallery") if "query" in folders else ("gallery", "query")
+        raise UserError(f"{spec}: {root} has {there}/ but no {lacking}/: give both, or a test/ folder instead")
+    if not folders:
+        raise UserError(_explain_layout(root, spec))
+    return folders, [name for lower, name in present.items() if lower not in SPLITS]
+
+
+def _subfolders(folder: Path) -> dict[str, str]:
+    """Lower-case name -> name."""
+    found = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    return {name.lower(): name for name in found}
+
+
+def _explain_layout(root: Path, spec: str) -> str:
+    examples = "\n".join(f"  train/{pattern.example:28s}(pattern {pattern.name!r})" for pattern in PATTERNS)
+    inside = [path.name for path in sorted(root.iterdir()) if (path / "train").is_dir()]
+    hint = f" Do you mean {spec.rstrip('/')}/{inside[0]}?" if inside else ""
+    return (
+        f"{spec}: {root} holds no train/, test/, or query/ and gallery/. "
+        f"Found: {describe_folder(root)}.{hint}\n"
+        f"Put the pictures to learn from below train/, those to test on below test/ (or query/ and gallery/)"
+        f" in one of these ways:\n{examples}\nor in any other way that a --pattern describes."
+    )
+
+
+def _example(root: Path, split: Split) -> str:
+    """How the first picture was read, for the user to see whether that is right."""
+    camera = f"camera {split.cameras[0]}" if split.cameras[0] >= 0 else "camera unknown"
+    path = os.path.relpath(split.path(0), root)
+    return f"{path} is identity {str(split.identities[0])!r}, {camera}"
+
+
+def _csv_rows(file: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """The lines below the header, checked, and the columns that mean nothing here."""
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as handle:
+            reader = csv.DictReader(handle)
+            columns = [(name or "").strip() for name in reader.fieldnames or []]
+            reader.fieldnames = columns
+            lacking = [name for name in ("image", "identity") if name not in columns]
+            if lacking:
+                raise UserError(
+                    f"{file}, line 1: no column {' and '.join(lacking)}; "
+                    f"found: {', '.join(columns) or 'nothing'}. "
+                    "Needed: image,identity; known: camera,view,split,caption; separated by commas"
+                )
+            rows = [_csv_row(file, reader.line_num, row) for row in reader]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
+    if not rows:
+        raise UserError(f"{file} has no lines below its header: no pictures")
+    return rows, [name for name in columns if name not in COLUMNS]
+
+
+def _csv_row(file: Path, line: int, row: dict[str | Any, str | Any]) -> dict[str, str]:
+    where = f"{file}, line {line}"
+    if None in row:
+        raise UserError(f"{where} has more cells than the header: put quotes around cells with commas")
+    cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
+    for name in ("image", "identity"):
+        if not cell[name]:
+            raise UserError(f"{where}: {name} is empty")
+    cell["image"] = os.path.abspath(file.parent / os.path.expanduser(cell["image"]))
+    if not os.path.isfile(cell["image"]):
+        raise UserError(f"{where}: no such picture: {cell['image']} (paths are relative to the csv file)")
+    for name in ("camera", "view"):
+        cell[name] = cell[name] or "-1"
+        if cell[name] != "-1" and not cell[name].isdecimal():
+            raise UserError(f"{where}: {name} {cell[name]!r} is not a whole number (if unknown, leave it empty)")
+    cell["split"] = cell["split"].lower() or "train"
+    if cell["split"] not in SPLITS:
+        raise UserError(f"{where}: unknown split {cell['split']!r}; choose one of {', '.join(SPLITS)}")
+    return cell

@@ -1,0 +1,72 @@
+"""One picture: whatever the file holds becomes RGB, and the whole crop is resized.
+
+The cache, `Split.picture` and `model.embed` all come here, so that a picture has the same pixels everywhere.
+"""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from clipreid.errors import UserError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+MIN_SIDE = 8  # pixels; anything smaller shows nobody
+INTERPOLATIONS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+Source = str | Path | bytes | Image.Image
+
+
+def read_picture(source: Source) -> Image.Image:
+    """A file, encoded bytes or an open picture as 8-bit RGB, turned upright by its EXIF orientation.
+
+    Palette, grey, CMYK and 16-bit pictures are converted (16 bits keep the upper eight), transparency is laid
+    on black, of an animation the first frame counts. What Pillow cannot decode raises Pillow's own exception.
+    """
+    if isinstance(source, Image.Image):
+        return _rgb(source)
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return _rgb(image)
+
+
+def to_pixels(source: Source, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
+    """The whole crop (not its centre; aspect ratio not kept) as uint8 [3, H, W], resized with antialiasing.
+
+    size: (H, W) in pixels. Raises `UserError` for an unknown interpolation and for a picture with a side
+    under `MIN_SIDE` pixels, and whatever Pillow raises for a picture it cannot decode.
+    """
+    resample = check_interpolation(interpolation)
+    image = read_picture(source)
+    if min(image.size) < MIN_SIDE:
+        raise UserError(f"{image.width}x{image.height} pixels, too small (each side needs {MIN_SIDE})")
+    height, width = size
+    resized = np.asarray(image.resize((width, height), resample))  # [H, W, 3]
+    return np.ascontiguousarray(resized.transpose(2, 0, 1))
+
+
+def check_interpolation(interpolation: str) -> Image.Resampling:
+    """Pillow's filter of that name; raises `UserError` with the valid names."""
+    if interpolation not in INTERPOLATIONS:
+        raise UserError(f"unknown interpolation {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
+    return INTERPOLATIONS[interpolation]
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.getexif().get(0x0112, 1) != 1:  # the EXIF orientation tag
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey; mode "I" is 32-bit, where Pillow puts 16-bit data as well
+        values = np.asarray(image).astype(np.int64)
+        deep = image.mode != "I" or values.max(initial=0) > 255
+        return Image.fromarray((values >> 8 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")

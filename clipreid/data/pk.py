@@ -1,0 +1,75 @@
+"""PK batches as a pure function: P identities x K pictures, drawn from (seed, epoch) alone.
+
+There is no sampler object and no state: every process computes the same matrix and takes its columns, and a
+resumed run computes it again.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from clipreid.data.seeds import seed_for
+from clipreid.errors import UserError
+
+
+def pk_indices(
+    labels: torch.Tensor | np.ndarray | Sequence[int], P: int, K: int, seed: int, epoch: int
+) -> torch.Tensor:
+    """All batches of one epoch, int64 [steps, P*K]: each row is P blocks of K pictures of one identity.
+
+    Source: the identity sampler of CLIP-ReID (arXiv 2211.13977), after Hermans et al. (arXiv 1703.07737),
+    section 3. Every identity's pictures are shuffled and cut into groups of K, the remainder is left out; an
+    identity with fewer than K pictures gives one group drawn with replacement. Rows draw P different
+    identities that have groups left, until fewer than P identities have any.
+
+    labels: [N] integers, any numbering. Raises `UserError` for fewer than P identities.
+    """
+    names, label = np.unique(np.asarray(labels).reshape(-1), return_inverse=True)
+    if P < 1 or K < 1:
+        raise UserError(f"P={P} identities x K={K} pictures: both must be at least 1")
+    if len(names) < P:
+        raise UserError(f"{len(names)} identities cannot fill batches of P={P}: choose a P of at most {len(names)}")
+    draw = np.random.default_rng(seed_for(seed, epoch))
+    pictures, starts = _groups(label.reshape(-1), len(names), K, draw)
+    used, left = starts[:-1].copy(), np.diff(starts)  # next group of each identity, and how many it has left
+    available = np.arange(len(names))
+    rows = []
+    while len(available) >= P:
+        slots = draw.choice(len(available), size=P, replace=False)
+        chosen = available[slots]  # [P]
+        rows.append(used[chosen])
+        used[chosen] += 1
+        left[chosen] -= 1
+        if not left[chosen].all():
+            available = np.delete(available, slots[left[chosen] == 0])
+    return torch.from_numpy(pictures[np.stack(rows)].reshape(len(rows), P * K))
+
+
+def process_slice(rows: torch.Tensor, rank: int, world: int, *, K: int) -> torch.Tensor:
+    """The columns of one process, [steps, P*K/world]: whole identities, contiguous, in the order of ranks.
+
+    rows: [steps, P*K] of `pk_indices`. Raises `UserError` unless P is divisible by the number of processes.
+    """
+    P = rows.shape[1] // K
+    if P % world:
+        lower, upper = P // world * world, -(-P // world) * world
+        nearby = f"P={upper}" if lower == 0 else f"P={lower} or P={upper}"
+        raise UserError(f"P={P} identities cannot be shared equally by {world} processes: choose {nearby}")
+    width = P // world * K
+    return rows[:, rank * width : (rank + 1) * width]
+
+
+def _groups(label: np.ndarray, count: int, K: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Groups of K pictures [groups, K], sorted by identity, and where each identity's start [count + 1]."""
+    order = np.lexsort((draw.random(len(label)), label))  # pictures shuffled inside each identity
+    sizes = np.bincount(label, minlength=count)
+    first = np.cumsum(sizes) - sizes  # where each identity begins in order
+    groups = np.maximum(sizes // K, 1)
+    starts = np.concatenate([[0], np.cumsum(groups)])
+    owner = np.repeat(np.arange(count), groups)  # [groups]
+    nth = np.arange(starts[-1]) - starts[owner]  # [groups] the how-manieth of its identity
+    place = nth[:, None] * K + np.arange(K)  # [groups, K] inside the identity
+    short = sizes[owner] < K
+    place[short] = (draw.random((int(short.sum()), K)) * sizes[owner[short], None]).astype(np.int64)
+    return order[first[owner][:, None] + place], starts

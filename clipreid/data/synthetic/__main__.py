@@ -1,0 +1,40 @@
+"""Draw a contact sheet of the street: one row a person, one column a camera; look-alikes stand together.
+
+python -m clipreid.data.synthetic --sheet out.png
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from clipreid.data.synthetic.people import differences
+from clipreid.data.synthetic.street import SETS, Shot, paint, person
+
+
+@dataclass(frozen=True)
+class Sheet:
+    sheet: Path = Path("street.png")  # where to write the picture
+    people: int = 9  # rows
+    first: int = 351  # number of the first person
+
+
+def main(config: Sheet) -> None:
+    home, new = "synthetic", "synthetic:new-cameras"
+    rows = []
+    for number in range(config.first, config.first + config.people):
+        shots = [Shot(name, "gallery", number, camera, 0) for name in (home, new) for camera in range(6)]
+        rows.append(np.concatenate([paint(shot)[0] for shot in shots], axis=1))
+        head = number - number % 3
+        unlike = ", ".join(differences(person(head), person(number))) or "the head of the family"
+        print(f"{number:04d}  {unlike:24s}  {paint(shots[0])[1]}")
+    Image.fromarray(np.concatenate(rows, axis=0)).save(config.sheet)
+    print(f"{config.sheet}: {config.people} people x 6 cameras of {home!r}, then 6 of {new!r}; sets: {', '.join(SETS)}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Sheet, description=__doc__))

@@ -1,0 +1,63 @@
+"""Captioned pictures for pretraining the tiny backbones: none of them could come from a named set.
+
+Every picture has its own camera (random colours, scenes that no named set uses) and its own painting style; the
+people are drawn from seeds that no named set uses.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+
+import numpy as np
+
+from .camera import CROP, draw_pose, make_camera, render
+from .figure import Style
+from .people import Person, caption, draw_person
+from .scenes import PRETRAIN_SCENES
+
+
+@dataclass
+class Captioned:
+    """N pictures with people and captions."""
+
+    pixels: np.ndarray  # uint8 [N, 3, 128, 64]
+    people: list[Person]
+    angles: np.ndarray  # float [N], viewing angle
+
+    def captions(self, rng: np.random.Generator | None = None, index: np.ndarray | None = None) -> list[str]:
+        """A caption for every picture, or for those in `index`: the full one, or with `rng` a witness's own words."""
+        rows = range(len(self.people)) if index is None else index
+        return [caption(self.people[i], self.angles[i], rng) for i in rows]
+
+
+def _one(seed: int, index: int) -> tuple[np.ndarray, Person, float]:
+    rng = np.random.default_rng([5, seed, index])
+    style = Style(
+        shading=float(rng.uniform(0.0, 0.8)),
+        outline=int(rng.choice((0, 0, 2))),
+        detail=bool(rng.random() < 0.6),
+    )
+    scene = str(rng.choice(list(PRETRAIN_SCENES)))
+    camera = make_camera(scene, int(rng.integers(2**31)) + 10**6, harshness=0.9, style=style)
+    person, pose = draw_person(rng), draw_pose(camera, rng)
+    return render(person, camera, rng, pose).transpose(2, 0, 1), person, pose.angle
+
+
+def captioned_pictures(count: int, seed: int, processes: int = 1) -> Captioned:
+    """`count` captioned pictures, the same for the same seed.
+
+    Args:
+        count: how many.
+        seed: even seeds are pretraining sets, odd ones held out.
+        processes: how many to paint with.
+    """
+    pixels = np.empty((count, 3, *CROP), dtype=np.uint8)
+    people: list[Person] = []
+    angles = np.empty(count)
+    with ProcessPoolExecutor(processes) as pool:
+        for i, (picture, person, angle) in enumerate(pool.map(_one, repeat(seed), range(count), chunksize=256)):
+            pixels[i], angles[i] = picture, angle
+            people.append(person)
+    return Captioned(pixels, people, angles)

@@ -1,0 +1,163 @@
+"""Ranked lists as a picture: what each model puts first for some queries, right or wrong by colour, mark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipreid.errors import UserError
+from clipreid.evaluation.columns import Columns, code_columns, name_rows, read_table
+from clipreid.evaluation.metrics import evaluate
+from clipreid.evaluation.protocols import Predicate, find_junk, get_protocol
+from clipreid.evaluation.protocols import Protocol as Rules
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RIGHT, WRONG, QUERY = "#0b7a53", "#c8371b", "#30363d"
+Choice = Literal["changed", "random", "hardest"] | Sequence[int]
+CAPTIONS = {
+    "changed": "the queries that changed most, for better or worse",
+    "random": "queries drawn at random",
+    "hardest": "the queries with the lowest AP",
+}
+
+
+class Pictures(Protocol):
+    """What is needed of a split: its metadata and its pictures (`clipreid.data.Split` has both)."""
+
+    def metadata(self) -> Mapping[str, Any]:
+        """Columns "identity" and, where known, "camera" and "path"."""
+
+    def picture(self, i: int) -> Image.Image:
+        """Picture i, RGB."""
+
+
+def ranked_lists(
+    path_out: str | Path,
+    query_split: Pictures,
+    gallery_split: Pictures,
+    similarities: Mapping[str, Tensor],
+    protocol: str | Rules | Predicate = "market1501",
+    n_queries: int = 5,
+    top: int = 8,
+    seed: int = 0,
+    choose: Choice = "changed",
+) -> list[int]:
+    """Draw the ranked lists of some queries into a picture file; return which queries.
+
+    similarities: model name -> [Q, G], larger is closer, in the order in which the rows are drawn. Each row
+    shows the `top` best gallery pictures of one query under one model, without junk, and the query's AP at
+    the left.
+    choose: "changed" = the queries whose AP differs most between the first and the last model, for better
+    or worse; "hardest" = the lowest AP under the last model; "random"; or the rows of the queries to show.
+    Only queries with a valid match are chosen, of different identities as long as there are such; `seed`
+    decides between equals.
+
+    Raises UserError for an unknown `choose`, no models, nothing to show, or what `evaluate` refuses.
+    """
+    if not similarities or n_queries < 1 or top < 1:
+        raise UserError("nothing to draw: give at least one model in similarities, one query and one result.")
+    rules = get_protocol(protocol)
+    tables = read_table(query_split, "query"), read_table(gallery_split, "gallery")
+    query, gallery = code_columns(*tables)
+    ap = {}  # model -> [Q]
+    for model, similarity in similarities.items():
+        report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, similarity=similarity)
+        ap[model] = report.per_query["ap"]
+    chosen = _choose(choose, list(ap.values()), query["identity"].numpy(), n_queries, seed)
+    figure, axes = _sheet(len(chosen), list(similarities), top, query_split.picture(chosen[0]))
+    lines = iter(axes)
+    for row in chosen:
+        for model, similarity in similarities.items():
+            cells = next(lines)
+            _picture(cells[0], query_split.picture(row), QUERY, "query")
+            label = f"{model}\nAP {100 * ap[model][row]:.0f}%"
+            cells[0].set_ylabel(label, rotation=0, ha="right", va="center")
+            best = _best(similarity[row], query.rows(row, row + 1), gallery, rules)
+            for cell, result in zip(cells[1:], best, strict=False):
+                right = bool(gallery["identity"][result] == query["identity"][row])
+                colour, mark = (RIGHT, "✓") if right else (WRONG, "✗")
+                _picture(cell, gallery_split.picture(result), colour, mark)
+    how = CAPTIONS[choose] if isinstance(choose, str) else "queries chosen by hand"
+    _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision")
+    path_out = Path(path_out)
+    path_out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path_out, facecolor="white")
+    return chosen
+
+
+def _choose(choose: Choice, ap: list[np.ndarray], identities: np.ndarray, n: int, seed: int) -> list[int]:
+    valid = np.flatnonzero(~np.isnan(ap[0]))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(valid)
+    if not isinstance(choose, str):
+        wrong = [row for row in choose if row not in valid]
+        if wrong or not len(choose):
+            which = f"{name_rows(wrong)} is not a query" if wrong else "name at least one query"
+            raise UserError(f"choose: {which} with a valid match; there are {len(valid)} such queries.")
+        return [int(row) for row in choose]
+    keys = {"random": np.zeros(len(order)), "hardest": ap[-1][order], "changed": -abs(ap[-1] - ap[0])[order]}
+    if choose not in keys:
+        raise UserError(f"choose={choose!r} is unknown; valid are {', '.join(keys)}, or a list of query rows.")
+    order = order[np.argsort(keys[choose], kind="stable")]
+    first = np.unique(identities[order], return_index=True)[1]  # each identity's first place in the order
+    again = np.setdiff1d(np.arange(len(order)), first)
+    return [int(row) for row in order[np.concatenate([np.sort(first), again])][:n]]
+
+
+def _best(similarity: Any, query: Columns, gallery: Columns, rules: Rules) -> list[int]:
+    """Gallery pictures, best first, without junk; ties against the query, as in the figures."""
+    junk, own = find_junk(rules, query, gallery)  # [1, G]
+    kept = (~(junk | own))[0].nonzero()[:, 0]
+    values = torch.as_tensor(similarity).detach().cpu().double()[kept]
+    right = gallery["identity"][kept] == query["identity"]
+    return [int(i) for i in kept[torch.from_numpy(np.lexsort((right.numpy(), -values.numpy())))]]
+
+
+def _sheet(queries: int, models: list[str], top: int, sample: Image.Image) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and its cells, one line for each query and model: the query, then `top` results."""
+    from matplotlib.figure import Figure  # only here: its first import on a machine builds a font cache
+    from matplotlib.lines import Line2D
+
+    height, gap, title, between = 1.25, 0.10, 0.28, 0.18  # inches: picture, right of it, above it, of queries
+    width = height * min(max(sample.width / sample.height, 0.4), 1.6)
+    label = 0.3 + 0.085 * max(len(name) for name in [*models, "AP 100%"])
+    lines = queries * len(models)
+    right = max(label + (top + 1) * (width + gap) + 3 * gap, label + 3.9)  # at least the legend's width
+    full = lines * (height + title) + (queries - 1) * between + 0.6
+    figure = Figure(figsize=(right, full), dpi=110)
+    axes = []
+    for line in range(lines):
+        y = full - (line + 1) * (height + title) - line // len(models) * between
+        lefts = [label + column * (width + gap) + (3 * gap if column else 0) for column in range(top + 1)]
+        axes.append([figure.add_axes((x / right, y / full, width / right, height / full)) for x in lefts])
+        for cell in axes[-1]:
+            cell.set_axis_off()  # until a picture is drawn into it
+        if line and line % len(models) == 0:
+            rule = (y + height + title + between / 2) / full
+            figure.add_artist(Line2D([0.01, 0.99], [rule, rule], color="#d0d7de", linewidth=1))
+    return figure, axes
+
+
+def _legend(figure: Figure, x: float, note: str) -> None:
+    width, height = figure.get_size_inches()
+    for i, (text, colour) in enumerate([("✓ same identity", RIGHT), ("✗ another identity", WRONG)]):
+        figure.text(x + i * 1.7 / width, 0.32 / height, text, color=colour, fontsize=11, weight="bold")
+    figure.text(x, 0.12 / height, note, color=QUERY, fontsize=8.5)
+
+
+def _picture(cell: Axes, picture: Image.Image, colour: str, title: str) -> None:
+    cell.set_axis_on()
+    cell.imshow(np.asarray(picture.convert("RGB")), interpolation="lanczos")
+    cell.set(xticks=[], yticks=[])
+    cell.set_title(title, color=colour, fontsize=12, weight="bold", pad=4)
+    for side in cell.spines.values():
+        side.set(edgecolor=colour, linewidth=3)

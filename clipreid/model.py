@@ -1,0 +1,189 @@
+"""`ReIDModel`: an image tower that is adapted, the features taken from it, and the necks that training needs.
+
+B pictures of one process, G = B x processes, C tower width, E embedding, I identities, D = width of the test feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+from torch import Tensor, nn
+
+from clipreid.aggregation import identity_features
+from clipreid.backbones import Backbone, VisionTower
+from clipreid.data.augment import normalise
+from clipreid.data.pictures import to_pixels
+from clipreid.distributed import gather
+from clipreid.errors import UserError
+
+Tuning = Literal["lora", "full", "head"]
+HEADS = ("final", "projection")  # the features with a neck; their concatenation is the test feature
+LORA_TARGETS = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What is trained on top of a backbone, and how pictures are prepared for it."""
+
+    tuning: Tuning = "lora"  # lora: adapters in every block; full: the whole image tower; head: a linear map
+    aggregation: str = "cls"  # cls | mean
+    lora_rank: int = 8
+    lora_alpha: float = 16.0
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the pixels, 0..1
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    interpolation: str = "bicubic"  # of test crops
+
+
+@dataclass
+class Output:
+    """One training forward, over the pictures of all processes."""
+
+    features: dict[str, Tensor]  # penultimate [G, C], final [G, C], projection [G, E]: before the necks
+    logits: dict[str, Tensor]  # final [G, I], projection [G, I]: classifiers after the necks
+
+
+class Neck(nn.Module):
+    """BNNeck (Luo et al., arXiv 1903.07071): batch norm without shift, then a bias-free classifier."""
+
+    def __init__(self, width: int, identities: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width)
+        self.norm.bias.requires_grad_(False)
+        self.classifier = nn.Linear(width, identities, bias=False) if identities else None
+        if self.classifier is not None:
+            nn.init.normal_(self.classifier.weight, std=0.001)
+
+    def forward(self, x: Tensor) -> Tensor:  # [G, C] -> [G, I]
+        if self.classifier is None:
+            raise RuntimeError("this model was loaded without its classifiers: it embeds, but cannot be trained")
+        return self.classifier(self.norm(x.float()))
+
+
+class ReIDModel(nn.Module):
+    """A backbone's image tower made to recognise individuals (CLIP-ReID, arXiv 2211.13977, section 3).
+
+    `forward` is for training; `embed` turns pictures into features for retrieval.
+
+    Args:
+        backbone: whose image tower is adapted, in place.
+        config: what is trained.
+        identities: number of training identities; 0 for a model that only embeds.
+    """
+
+    def __init__(self, backbone: Backbone, config: ModelConfig, identities: int = 0) -> None:
+        super().__init__()
+        tower = backbone.image
+        self.config, self.family, self.raw_logits = config, backbone.family, backbone.raw_logits
+        self.image_size, self.depth = backbone.image_size, tower.depth
+        widths = {"final": tower.width, "projection": tower.embed_dim}
+        tower.requires_grad_(config.tuning == "full")
+        self.image: nn.Module = tower
+        if config.tuning == "lora":
+            self.image = _with_lora(tower, config, backbone.name)
+        self.maps = nn.ModuleDict()
+        if config.tuning == "head":
+            for name, width in widths.items():
+                self.maps[name] = nn.Linear(width, width, bias=False)
+                nn.init.eye_(self.maps[name].weight)  # type: ignore[arg-type]
+        self.necks = nn.ModuleDict({name: Neck(width, identities) for name, width in widths.items()})
+
+    @property
+    def tower(self) -> VisionTower:
+        """The image tower, without the wrapper that holds its adapters."""
+        return self.image.get_base_model() if self.config.tuning == "lora" else self.image  # type: ignore
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.image.parameters()).device
+
+    def features(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Normalised pixels [B, 3, H, W] to penultimate [B, C], final [B, C] and projection [B, E]."""
+        tokens = self.image(pixels, taps=(self.depth - 1,))
+        found = dict(identity_features(tokens, self.config.aggregation))
+        return found | {name: self.maps[name](found[name]) for name in self.maps}
+
+    def forward(self, pixels: Tensor) -> Output:
+        """Normalised pixels [B, 3, H, W] of this process to the features and logits of all processes.
+
+        Features are gathered, with gradient, before the necks: batch statistics, mining and losses see the
+        global batch, whatever the number of processes.
+        """
+        features = {name: gather(x.float()) for name, x in self.features(pixels).items()}
+        return Output(features, {name: self.necks[name](features[name]) for name in HEADS})
+
+    def test_feature(self, features: dict[str, Tensor]) -> Tensor:
+        """The retrieval feature, float32 [B, D], L2-normalised: the pre-neck `final` and `projection` side by side.
+
+        For OpenAI's CLIP the concatenation is normalised as a whole, as published; elsewhere each part is
+        normalised first, for their raw norms have no common scale.
+        """
+        parts = [features[name].float() for name in HEADS]
+        if not self.raw_logits:
+            parts = [F.normalize(part, dim=1) for part in parts]
+        return F.normalize(torch.cat(parts, dim=1), dim=1)
+
+    def normalise(self, crops: Tensor) -> Tensor:
+        """uint8 [B, 3, H, W] to float pixels with this model's mean and std, on its device."""
+        return normalise(crops.to(self.device), self.config.mean, self.config.std)
+
+    @torch.no_grad()
+    def embed_parts(self, crops: Tensor) -> dict[str, Tensor]:
+        """uint8 crops [B, 3, H, W] of the right size to the test feature (`concat`) and its parts, L2-normalised."""
+        was_training = self.training
+        self.eval()
+        features = self.features(self.normalise(crops))
+        self.train(was_training)
+        parts = {name: F.normalize(features[name].float(), dim=1) for name in HEADS}
+        return {"concat": self.test_feature(features), **parts}
+
+    def crops(self, images: Sequence[Image.Image | str | Path] | Tensor) -> Tensor:
+        """Pictures as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole picture resized."""
+        height, width = self.image_size
+        if isinstance(images, Tensor):
+            if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+                raise ValueError(f"expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+            if images.shape[2:] == (height, width):
+                return images
+            images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in images]
+        if isinstance(images, str | Path | Image.Image):
+            raise ValueError("embed takes a list of pictures: write model.embed([picture])")
+        crops = torch.empty(len(images), 3, height, width, dtype=torch.uint8)
+        for i, source in enumerate(images):
+            try:
+                crops[i] = torch.from_numpy(to_pixels(source, (height, width), self.config.interpolation))
+            except (OSError, ValueError) as error:
+                raise UserError(f"picture {i} ({source}) cannot be used: {error}") from error
+        return crops
+
+    def embed(self, images: Sequence[Image.Image | str | Path] | Tensor, batch_size: int = 64) -> Tensor:
+        """Pictures to features for retrieval by dot product.
+
+        Args:
+            images: PIL images, paths, or a uint8 tensor [N, 3, H, W] (RGB, any size; resized as a whole, never cut).
+            batch_size: pictures at a time.
+
+        Returns:
+            float32 [N, D] on the CPU, each row of unit length.
+
+        Raises:
+            UserError: a picture cannot be read.
+            ValueError: a tensor that is not uint8 [N, 3, H, W].
+        """
+        crops = self.crops(images)
+        found = [self.embed_parts(part)["concat"].cpu() for part in crops.split(batch_size)]
+        return torch.cat(found) if found else torch.empty(0, self.tower.width + self.tower.embed_dim)
+
+
+def _with_lora(tower: VisionTower, config: ModelConfig, backbone: str) -> nn.Module:
+    """Adapters on the four attention and two MLP Linears of every block (Hu et al., arXiv 2106.09685)."""
+    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=LORA_TARGETS)
+    wrapped = get_peft_model(tower, settings)
+    wrapped.peft_config["default"].base_model_name_or_path = backbone.removeprefix("hf:")
+    return wrapped

@@ -1,0 +1,99 @@
+"""Per-identity prompts: "a photo of a [X]1 [X]2 [X]3 [X]4 person.", the four X learned for every identity.
+
+I identities, M learned tokens, L prompt tokens, W text width, E embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipreid.backbones import Backbone
+from clipreid.distributed import gather, world
+
+
+class IdentityPrompts(nn.Module):
+    """Learned text features, one per identity (CLIP-ReID, arXiv 2211.13977, section 3.2).
+
+    Only `context` is trained. A causal text tower reads the prompt up to its EOT only (12 tokens for CLIP instead
+    of 77): exact, for nothing behind EOT can influence it. A bidirectional one reads its full length.
+
+    Args:
+        backbone: whose text tower encodes the prompts; it is frozen here.
+        identities: I.
+        noun: what the individuals are: "person", "vehicle", ...
+        tokens: M.
+        generator: draws the initial tokens (normal, std 0.02).
+
+    Raises:
+        ValueError: the tokenizer does not give each placeholder one token.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        identities: int,
+        noun: str = "person",
+        tokens: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.text = backbone.text.requires_grad_(False)
+        ids, start = _template(backbone, noun, tokens)  # [1, L]
+        pool = backbone.text.pool_index(ids)  # [1]
+        if self.text.causal:
+            ids = ids[:, : int(pool) + 1]
+        with torch.no_grad():
+            embedded = self.text.embed(ids.to(self.text.embeddings.token_embedding.weight.device))  # [1, L, W]
+        self.pool: Tensor
+        self.prefix: Tensor
+        self.suffix: Tensor
+        self.register_buffer("pool", pool, persistent=False)
+        self.register_buffer("prefix", embedded[:, :start], persistent=False)
+        self.register_buffer("suffix", embedded[:, start + tokens :], persistent=False)
+        drawn = torch.empty(identities, tokens, self.text.width).normal_(std=0.02, generator=generator)
+        self.context = nn.Parameter(drawn)  # [I, M, W]
+
+    def prompt(self, identities: Tensor) -> Tensor:
+        """Identity numbers [n] to prompt embeddings [n, L, W], ready for the text tower."""
+        count, (_, tokens, width) = len(identities), self.context.shape
+        # F.embedding, not indexing: its backward is deterministic
+        learned = F.embedding(identities, self.context.flatten(1)).view(count, tokens, width)
+        return torch.cat([self.prefix.expand(count, -1, -1), learned, self.suffix.expand(count, -1, -1)], dim=1)
+
+    def encode(self, identities: Tensor) -> Tensor:
+        """Identity numbers [n] to text features [n, E], not normalised."""
+        return self.text(self.prompt(identities), self.pool.expand(len(identities)))
+
+    def forward(self, identities: Tensor) -> Tensor:
+        """Identity numbers [n], the same in every process, to text features [n, E].
+
+        Under several processes each encodes its share and the shares are gathered with gradient.
+        """
+        rank, size = world()
+        if size == 1:
+            return self.encode(identities)
+        share = -(-len(identities) // size)
+        padded = F.pad(identities, (0, share * size - len(identities)))  # identity 0 fills up; cut off below
+        return gather(self.encode(padded[rank * share : (rank + 1) * share]))[: len(identities)]
+
+    @torch.no_grad()
+    def bank(self, batch_size: int = 256) -> Tensor:
+        """The text features of all identities, [I, E]."""
+        everyone = torch.arange(len(self.context), device=self.context.device)
+        return torch.cat([self.encode(part) for part in everyone.split(batch_size)])
+
+
+def _template(backbone: Backbone, noun: str, tokens: int) -> tuple[Tensor, int]:
+    """Token ids of the prompt [1, L] with placeholders, and where the placeholders begin."""
+    if backbone.tokenizer is None:
+        raise ValueError(f"backbone {backbone.name!r} has no tokenizer: prompts need one")
+    opening = "a photo of a"
+    ids = backbone.tokenizer([f"{opening}{' x' * tokens} {noun}."])
+    longer = backbone.tokenizer([f"{opening}{' x' * (tokens + 1)} {noun}."])
+    start = int((ids != backbone.tokenizer([f"{opening} {noun}."])).int().argmax())
+    slots = longer[0, start : start + tokens + 1]
+    if (tokens and not bool((slots == slots[0]).all())) or not torch.equal(ids[0, :start], longer[0, :start]):
+        raise ValueError(f"the tokenizer of {backbone.name!r} does not give each placeholder x one token of its own")
+    return ids, start

@@ -1,0 +1,79 @@
+"""The run folder: which one, and whether this run may write into it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from clipreid.errors import UserError
+from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, read_config
+from clipreid.training.config import RunConfig
+
+METRICS = "metrics.json"
+OWNED = (CONFIG, METRICS, HEADS, IDENTITIES, TOWER, "log.jsonl", ADAPTER.parts[0], "checkpoints", "report", "README.md")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes JSON under another name, then renames it."""
+    scratch = file.with_suffix(".writing")
+    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    scratch.replace(file)
+
+
+def choose_folder(output: Path | None) -> Path:
+    if output is not None:
+        return output
+    taken = [int(p.name) for p in Path("runs").glob("*") if re.fullmatch(r"\d+", p.name)]
+    return Path("runs") / f"{max(taken, default=0) + 1:03d}"
+
+
+def claim(folder: Path, record: dict[str, Any], config: RunConfig, stage2: bool, accelerator: Accelerator) -> None:
+    """Takes the run folder, or refuses it: finished, interrupted, made with other settings, or not ours."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file: give a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise UserError(f"--output {folder} holds other files and no {CONFIG}: give an empty or a new folder")
+    accelerator.wait_for_everyone()
+    if (folder / CONFIG).is_file():
+        before = read_config(folder)
+        if config.overwrite:
+            if accelerator.is_main_process:
+                for name in OWNED:
+                    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(
+                        missing_ok=True
+                    )
+        else:
+            _check_continuation(folder, before, record, config, stage2)
+            record["status"] = before["status"]
+    elif config.resume:
+        raise UserError(f"--resume: {folder} holds no run; give the --output of the interrupted one")
+    accelerator.wait_for_everyone()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _check_continuation(
+    folder: Path, before: dict[str, Any], now: dict[str, Any], config: RunConfig, stage2: bool
+) -> None:
+    status, again = before["status"], "start anew with --overwrite, or give another --output"
+    if status == "finished":
+        raise UserError(f"{folder} holds a finished run: evaluate it with `clipreid evaluate {folder}`, {again}")
+    differing = [
+        f"{k} ({before['stage1'].get(k)} there, {v} now)"
+        for k, v in now["stage1"].items()
+        if before["stage1"].get(k) != v
+    ]
+    if before["backbone"] != now["backbone"] and not differing:
+        differing = ["the backbone's weights"]
+    if differing:
+        raise UserError(f"{folder} was begun with another {', '.join(differing)}: {again}")
+    if status == "tuning" and before.get("stage2") != now.get("stage2"):
+        raise UserError(f"{folder} was begun with other stage-2 settings: use the same flags, {again}")
+    if status == "prompts" and not stage2:
+        raise UserError(f"{folder} holds a finished stage 1: continue with recipes/clipreid_stage2.py, {again}")
+    if status in ("running", "tuning") and not config.resume:
+        raise UserError(f"{folder} holds an interrupted run: continue it with --resume, {again}")

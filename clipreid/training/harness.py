@@ -1,0 +1,121 @@
+"""The small shared frame of both stages: processes, threads, log, progress. No loop lives here."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from clipreid.errors import UserError
+from clipreid.training.config import RunConfig
+
+Config = TypeVar("Config")
+
+
+def launch(main: Callable[[Config], object], config: Config) -> None:
+    """Runs a recipe: what the user can mend is printed as one message and ends with status 2, without traceback."""
+    try:
+        main(config)
+    except UserError as error:
+        if int(os.environ.get("RANK", "0")) == 0:
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "\ninterrupted; --resume with the same --output continues from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def set_threads(threads: int | None) -> int:
+    """Gives this process its share of the cores: `accelerate launch` and torchrun set OMP_NUM_THREADS to 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if count < 1:
+        raise UserError(f"--threads {threads}: must be at least 1")
+    torch.set_num_threads(count)
+    return count
+
+
+def make_accelerator(config: RunConfig, folder: Path, resolved: dict[str, Any]) -> Accelerator:
+    """Processes, devices, autocast and trackers, all through accelerate."""
+    accelerator = Accelerator(
+        mixed_precision=config.precision,
+        log_with=None if config.track == "none" else config.track,
+        project_dir=folder,
+    )
+    if config.track != "none":
+        flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in resolved.items()}
+        accelerator.init_trackers("clipreid", config=flat)
+    return accelerator
+
+
+class Log:
+    """`log.jsonl` in the run folder, the trackers, and lines for the person who waits."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.accelerator, self.file = accelerator, folder / "log.jsonl"
+        self.main = accelerator.is_main_process
+
+    def say(self, text: str) -> None:
+        """Prints a line, on the main process only."""
+        if self.main:
+            print(text, flush=True)
+
+    def write(self, stage: str, step: int, **values: Any) -> None:
+        """Appends one JSON line, and sends numbers to the trackers."""
+        if self.main:
+            with open(self.file, "a") as handle:
+                handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
+        self.accelerator.log(numbers, step=step)
+
+
+class Progress:
+    """Mean losses, pictures per second and time left; prints every few seconds and at the end of each epoch."""
+
+    def __init__(self, log: Log, stage: str, steps: int, per_step: int, first: int = 0, every: float = 10.0) -> None:
+        self.log, self.stage, self.steps, self.per_step, self.every = log, stage, steps, per_step, every
+        self.first, self.begun, self.printed = first, time.monotonic(), time.monotonic()
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def update(self, step: int, losses: dict[str, Tensor]) -> None:
+        """Counts one step (0-based) and its losses; nothing is copied from the device until a line is due."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
+        self.count += 1
+        if time.monotonic() - self.printed > self.every:
+            self.line(step, f"step {step + 1}/{self.steps}")
+
+    def line(self, step: int, where: str, **more: float) -> None:
+        """Prints and logs the means since the last line."""
+        now = time.monotonic()
+        rate = (step + 1 - self.first) * self.per_step / max(now - self.begun, 1e-9)
+        left = (self.steps - step - 1) * self.per_step / rate
+        means = {name: float(value) / max(self.count, 1) for name, value in self.sums.items()}
+        parts = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in means.items())
+        total = sum(means.values())
+        extra = "".join(f"  {name} {value:.3g}" for name, value in more.items())
+        self.log.say(
+            f"{self.stage}  {where:14s} loss {total:7.3f} ({parts}){extra}  {rate:6.0f} images/s  {clock(left)} left"
+        )
+        self.log.write(self.stage, step + 1, loss=total, images_per_second=rate, **means, **more)
+        self.sums, self.count, self.printed = {}, 0, now
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    whole = max(0, round(seconds))
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

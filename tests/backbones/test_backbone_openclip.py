@@ -1,0 +1,202 @@
+"""open_clip models: local weights, names and tags, and what is refused."""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_models import randomise
+from torch import nn
+
+from clipreid.backbones import load_backbone
+from clipreid.errors import UserError
+
+
+@pytest.fixture
+def tiny_open_clip(tmp_path: Path) -> tuple[str, Path, Any]:
+    """A tiny CLIP known to open_clip, and its weights in a file."""
+    import open_clip
+
+    size = {"width": 32, "layers": 2}
+    config = {
+        "embed_dim": 24,
+        "quick_gelu": True,
+        "vision_cfg": {**size, "image_size": 64, "patch_size": 8, "head_width": 8},
+        "text_cfg": {**size, "heads": 4, "vocab_size": 49408, "context_length": 77},
+    }
+    file = tmp_path / "ViT-tiny-test.json"
+    file.write_text(json.dumps(config))
+    open_clip.add_model_config(file)
+    model = randomise(open_clip.create_model("ViT-tiny-test"))
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    return "ViT-tiny-test", tmp_path, model
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_open_clip_local_weights(tiny_open_clip: Any, suffix: str) -> None:
+    name, folder, model = tiny_open_clip
+    backbone = load_backbone(f"open_clip:{name}/{folder}/weights.{suffix}", image_size=64)
+    assert not backbone.raw_logits
+    assert (backbone.mean[0], backbone.image.config.activation) == (0.48145466, "quick_gelu")
+    assert backbone.logit_scale == pytest.approx(model.logit_scale.exp().item())
+    pixels, texts = torch.randn(2, 3, 64, 64), ["a photo of a person", "hat"]
+    import open_clip
+
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.encode_image(pixels), model.encode_image(pixels))
+        ids = open_clip.tokenize(texts)
+        torch.testing.assert_close(backbone.encode_text(texts), model.encode_text(ids), atol=1e-5, rtol=1e-5)
+    assert not any("in_proj" in key for key in backbone.state_dict())
+
+
+def test_open_clip_weights_that_do_not_fit(tiny_open_clip: Any, tmp_path: Path) -> None:
+    name, folder, _ = tiny_open_clip
+    save_file({"visual.proj": torch.zeros(2, 2)}, folder / "other.safetensors")
+    with pytest.raises(UserError, match=rf"the weights cannot be loaded .* really a checkpoint of {name}\?"):
+        load_backbone(f"open_clip:{name}/{folder}/other.safetensors")
+    torch.save({"state_dict": logging.getLogger("x")}, folder / "code.pt")  # would run code when unpickled
+    with pytest.raises(UserError, match="the weights cannot be loaded"):
+        load_backbone(f"open_clip:{name}/{folder}/code.pt")
+
+
+def test_open_clip_tag_openai_means_raw_logits(tiny_open_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    from clipreid.backbones import openclip
+
+    monkeypatch.setattr(openclip, "_check_name", lambda name, weights: None)
+    monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: tiny_open_clip[2])
+    assert load_backbone("open_clip:ViT-tiny-test/openai").raw_logits
+    assert not load_backbone("open_clip:ViT-tiny-test/laion2b").raw_logits
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("ViT-B-16/openai", r"trained with QuickGELU.* use open_clip:ViT-B-16-quickgelu/openai"),
+        (
+            "ViT-B-16-quickgelu/laion2b_s34b_b88k",
+            r"without QuickGELU; use open_clip:ViT-B-16/laion2b_s34b_b88k",
+        ),
+        ("ViT-B16/openai", r"open_clip has no model 'ViT-B16': did you mean .*ViT-B-16"),
+        (
+            "ViT-B-16-quickgelu/openia",
+            r"'openia' is neither a tag of ViT-B-16-quickgelu nor a file; its tags: .*openai",
+        ),
+        ("ViT-B-16-quickgelu", r"no weights given for ViT-B-16-quickgelu; its tags: .*openai"),
+        ("ViT-B-16/nowhere.pt", r"'nowhere.pt' is neither a tag of ViT-B-16 nor a file"),
+    ],
+)
+def test_open_clip_names(spec: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_backbone(f"open_clip:{spec}")
+
+
+def test_open_clip_quickgelu_advice_is_good_for_every_published_tag() -> None:
+    """Each of open_clip's (model, tag) pairs passes, or is refused with a name that passes."""
+    import open_clip
+
+    from clipreid.backbones.openclip import _check_name
+
+    refused = {}
+    for name, tag in open_clip.list_pretrained():
+        try:
+            _check_name(name, tag)
+        except UserError as error:
+            refused[name] = str(error)
+    assert "without QuickGELU, but roberta-ViT-B-32 has it; choose" in refused.pop("roberta-ViT-B-32")
+    assert len(refused) > 10
+    for message in refused.values():
+        advice = re.search(r"use open_clip:(\S+)/(\S+)$", message)
+        assert advice, message
+        _check_name(*advice.groups())
+
+
+def test_open_clip_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_clip import factory
+
+    def fail(*_: Any, **__: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(factory, "download_pretrained", fail)
+    with pytest.raises(UserError, match=r"weights cannot be loaded \(.*no route to host.*\): check the network"):
+        load_backbone("open_clip:ViT-B-16-quickgelu/openai")
+
+
+def test_open_clip_architectures_that_are_refused() -> None:
+    import open_clip
+
+    from clipreid.backbones.openclip import convert
+
+    vision = {"width": 32, "layers": 2, "image_size": 64, "patch_size": 8, "head_width": 8}
+    text = {"width": 32, "layers": 2, "heads": 4, "vocab_size": 100}
+    resnet = {"layers": [1, 1, 1, 1], "width": 8, "image_size": 64, "patch_size": None}
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        (resnet, text, "its image tower is not a ViT that pools at the CLS token"),
+        ({**vision, "pool_type": "avg"}, text, "its image tower is not a ViT that pools at the CLS token"),
+        (vision, {**text, "pool_type": "first"}, "its causal text tower pools 'first'"),
+        (vision, {**text, "proj_type": "none"}, "its text tower has no projection"),
+    ]
+    for vision_config, text_config, message in cases:
+        model = open_clip.model.CLIP(24, vision_config, text_config)
+        with pytest.raises(UserError, match=f"open_clip model odd cannot be converted: {message}"):
+            convert(model, "odd")
+
+    bidirectional = open_clip.model.CLIP(24, vision, {**text, "no_causal_mask": True})
+    with pytest.raises(UserError, match="its bidirectional text tower pools 'argmax'"):
+        convert(bidirectional, "odd")
+    model.text = nn.Identity()
+    with pytest.raises(UserError, match="its text tower is not CLIP's or SigLIP's"):
+        convert(model, "odd")
+    for activation, message in (
+        (nn.ReLU(), "activation ReLU"),
+        (nn.GELU("tanh"), "its blocks differ from each"),
+    ):
+        model.visual.transformer.resblocks[0].mlp.gelu = activation
+        with pytest.raises(UserError, match=message):
+            convert(model, "odd")
+    timm_vision = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
+    with pytest.raises(UserError, match="its timm image tower is not SigLIP's"):
+        convert(open_clip.model.CLIP(24, timm_vision, text), "odd")
+
+
+def test_open_clip_extra_weights_are_refused(tiny_open_clip: Any) -> None:
+    """Layer scale has weights that our blocks lack: never dropped silently."""
+    import open_clip
+
+    from clipreid.backbones.build import build
+    from clipreid.backbones.openclip import convert
+
+    vision = {
+        "width": 32,
+        "layers": 2,
+        "image_size": 64,
+        "patch_size": 8,
+        "head_width": 8,
+        "ls_init_value": 0.1,
+    }
+    model = open_clip.model.CLIP(24, vision, {"width": 32, "layers": 2, "heads": 4, "vocab_size": 100})
+    open_clip.model.set_model_preprocess_cfg(model, {"mean": (0, 0, 0), "std": (1, 1, 1)})
+    with pytest.raises(UserError, match=r"odd, image tower: weights not understood: encoder.layers.0.ls_1.gamma"):
+        build(convert(model, "odd"), "odd")
+
+
+def test_open_clip_tokenizer_that_needs_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    from clipreid.backbones.text import TextConfig
+    from clipreid.backbones.tokenizer import OpenClipTokenizer
+
+    def fail(name: str) -> Any:
+        raise OSError("We couldn't connect to the Hub\nmore")
+
+    monkeypatch.setattr(open_clip, "get_tokenizer", fail)
+    tokenizer = OpenClipTokenizer("ViT-B-16-SigLIP2-256", TextConfig(causal=False))
+    with pytest.raises(UserError, match=r"tokenizer of open_clip model ViT-B-16-SigLIP2-256 is not at hand \(We coul"):
+        tokenizer(["a"])
+    assert tokenizer.eot(torch.zeros(2, 64, dtype=torch.long)).tolist() == [63, 63]

@@ -1,0 +1,391 @@
+"""Data names, folders, tables: what is read, and every error a user can run into."""
+
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from clipreid.data import Split, load_data
+from clipreid.errors import UserError
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "vehicles-2cam"
+
+
+def draw(*paths: Path, size: tuple[int, int] = (16, 32)) -> None:
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (hash(path.name) % 255, 100, 50)).save(path)
+
+
+def fails(spec: str, **options: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_data(spec, **options)
+    return str(caught.value)
+
+
+def rows(split: Split) -> list[tuple[str, int]]:
+    return list(zip(split.identities.tolist(), split.cameras.tolist(), strict=True))
+
+
+# ---- folder: -----------------------------------------------------------------------------------------------
+
+
+def test_folder_class_cam_is_query_and_gallery_across_cameras(tmp_path: Path) -> None:
+    draw(*(tmp_path / "train" / f"car_000{n}_cam{c}.jpg" for n in (1, 3) for c in (1, 2)))
+    draw(*(tmp_path / "test" / f"big-truck_0002_cam{c}.jpg" for c in (1, 2)))
+    data = load_data(f"folder:{tmp_path}")
+    assert list(data.splits) == ["train", "query", "gallery"]
+    assert rows(data.splits["train"]) == [("car_0001", 1), ("car_0001", 2), ("car_0003", 1), ("car_0003", 2)]
+    assert rows(data.splits["query"]) == rows(data.splits["gallery"]) == [("big-truck_0002", 1), ("big-truck_0002", 2)]
+    assert (data.protocol, data.noun) == ("cross-camera", "vehicle")
+    notes = " ".join(data.notes)
+    assert "'class-cam': train/car_0001_cam1.jpg is identity 'car_0001', camera 1" in notes
+    assert "prompts say 'vehicle' (guessed from the identities" in notes
+    assert "every test picture is query and gallery" in notes
+    assert data.splits["query"].path(0) == str(tmp_path / "test" / "big-truck_0002_cam1.jpg")
+    assert data.splits["query"].table[0]["split"] == "query"
+
+
+def test_folder_market_names_drop_junk_and_never_ask_for_distractors(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "0007_c3s2_000001_01.jpg")
+    for name in ("0002_c1s1_000451_03", "0002_c6s1_000001_00", "-1_c1s1_000401_03", "0000_c2s1_000001_00"):
+        draw(tmp_path / "test" / f"{name}.jpg")
+    data = load_data(f"folder:{tmp_path}")
+    assert rows(data.splits["gallery"]) == [("0000", 2), ("0002", 1), ("0002", 6)]
+    assert rows(data.splits["query"]) == [("0002", 1), ("0002", 6)]
+    assert "gallery: 1 pictures left out (junk)" in data.notes
+    assert data.noun == "person"
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "identity", "camera"),
+    [
+        ("anna/0001.jpg", "identity/", "anna", -1),
+        ("anna/deep/x_1.jpg", None, None, None),
+        ("anna/cam3/0001.png", "identity/camera/", "anna", 3),
+        ("anna/Camera_12/0001.png", "identity/camera/", "anna", 12),
+        ("anna/4/0001.jpeg", "identity/camera/", "anna", 4),
+        ("anna/x_cam2.jpg", "identity/cam", "anna", 2),
+        ("anna/C5s2_000_x.JPG", "identity/cam", "anna", 5),
+        ("0002/0002_c1s1_000451_03.jpg", "market1501", "0002", 1),
+        ("0001_c002_00016450_0.jpg", "market1501", "0001", 2),
+        ("truck/truck_0001_cam2_0033.jpg", "class-cam", "truck_0001", 2),
+        ("0031_cam2.jpg", "class-cam", "0031", 2),
+        ("0002_17.jpg", "number_", "0002", -1),
+        ("photo.jpg", None, None, None),
+    ],
+)
+def test_built_in_patterns(
+    tmp_path: Path, name: str, pattern: str | None, identity: str | None, camera: int | None
+) -> None:
+    draw(tmp_path / "train" / name)
+    if pattern is None:
+        assert "no built-in naming pattern fits all 1 pictures" in fails(f"folder:{tmp_path}")
+        return
+    data = load_data(f"folder:{tmp_path}")
+    assert rows(data.splits["train"]) == [(identity, camera)]
+    assert f"pattern {pattern!r}" in data.notes[0]
+
+
+def test_folder_without_cameras(tmp_path: Path) -> None:
+    draw(
+        tmp_path / "train" / "anna" / "1.jpg",
+        tmp_path / "test" / "ben" / "1.jpg",
+        tmp_path / "test" / "ben" / "2.jpg",
+    )
+    data = load_data(f"folder:{tmp_path}")
+    assert data.protocol == "no-cameras"
+    assert "no camera is known: the junk rule (same identity, same camera) is off" in data.notes
+    assert "prompts say 'person' (by default; change it with --noun)" in data.notes
+
+
+def test_folder_with_one_test_camera_cannot_use_the_junk_rule(tmp_path: Path) -> None:
+    draw(*(tmp_path / "test" / f"{who}/{n}-cam1.jpg" for who in "ab" for n in (1, 2)))
+    data = load_data(f"folder:{tmp_path}")
+    assert data.protocol == "no-cameras"
+    assert any("all test pictures come from camera 1" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("home", ["", "test/"])
+def test_folder_query_and_gallery(tmp_path: Path, home: str) -> None:
+    draw(tmp_path / "val" / "vic" / "cam1" / "1.jpg")
+    draw(
+        tmp_path / f"{home}query" / "anna" / "cam1" / "1.jpg",
+        tmp_path / f"{home}gallery" / "anna" / "cam2" / "1.jpg",
+    )
+    draw(tmp_path / "extra" / "x.jpg")
+    data = load_data(f"folder:{tmp_path}")
+    assert data.protocol == "market1501"
+    assert {name: rows(split) for name, split in data.splits.items()} == {
+        "val": [("vic", 1)],
+        "query": [("anna", 1)],
+        "gallery": [("anna", 2)],
+    }
+    assert "not read: extra/" in data.notes
+
+
+def test_folder_query_and_gallery_without_cameras_has_no_junk_rule(tmp_path: Path) -> None:
+    draw(tmp_path / "query" / "anna" / "1.jpg", tmp_path / "gallery" / "anna" / "2.jpg")
+    data = load_data(f"folder:{tmp_path}")
+    assert data.protocol == "no-cameras"
+    assert any("junk rule" in note and "is off" in note for note in data.notes)
+
+
+def test_folder_only_train_and_shared_identities_are_noted(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "anna" / "1.jpg")
+    assert "no test pictures: there is nothing to evaluate on" in load_data(f"folder:{tmp_path}").notes
+    draw(tmp_path / "test" / "anna" / "2.jpg")
+    assert "1 identities are in train and in the test set (such as 'anna')" in load_data(f"folder:{tmp_path}").notes
+
+
+def test_noun(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "car_01" / "1.jpg", tmp_path / "train" / "carla" / "1.jpg")
+    assert load_data(f"folder:{tmp_path}").noun == "person"  # one of two: no majority, and carla is no car
+    data = load_data(f"folder:{tmp_path}", noun="tiger")
+    assert data.noun == "tiger"
+    assert not any("prompts say" in note for note in data.notes)
+    assert "the noun is empty" in fails(f"folder:{tmp_path}", noun=" ")
+
+
+def test_user_pattern(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "shop" / "anna-2-front9.jpg", tmp_path / "train" / "shop" / "ben--front1.jpg")
+    spec = f"folder:{tmp_path}"
+    data = load_data(spec, pattern=r"(?P<identity>[a-z]+)-(?P<camera>\d*)-[a-z]+(?P<view>\d)\.jpg")
+    assert rows(data.splits["train"]) == [("anna", 2), ("ben", -1)]
+    assert data.splits["train"].views.tolist() == [9, 1]
+    assert load_data(spec, pattern="identity/").splits["train"].identities.tolist() == ["shop", "shop"]
+
+    misfit = fails(spec, pattern=r"(?P<identity>ann)")
+    assert "1 of 2 pictures do not fit" in misfit
+    assert "train/shop/ben--front1.jpg" in misfit
+    assert "anna-2" not in misfit
+    message = fails(spec, pattern=r"(?P<identity>[a-z]+)-(?P<camera>[^/]+)")
+    assert "reads camera '2-front9.jpg' from train/shop/anna-2-front9.jpg: it must be a whole number" in message
+    assert "is not a regular expression" in fails(spec, pattern="(?P<identity>")
+    assert "Did you mean 'market1501'?" in fails(spec, pattern="market")
+    assert "has no group (?P<identity>...)" in fails(spec, pattern=r"\d+")
+    assert "known groups are identity, camera, view" in fails(spec, pattern=r"(?P<identity>\w)(?P<cam>\d)")
+    assert "reads an empty identity from train/shop" in fails(spec, pattern=r"(?P<identity>\d*)")
+    assert "works with folder:ROOT only" in fails("synthetic", pattern="identity/")
+
+
+def test_pattern_must_fit_every_picture(tmp_path: Path) -> None:
+    draw(*(tmp_path / "train" / f"car_{n:04d}_cam1.jpg" for n in range(20)))
+    draw(*(tmp_path / "test" / f"stray{n:02d}.jpg" for n in range(12)))
+    message = fails(f"folder:{tmp_path}")
+    assert "no built-in naming pattern fits all 32 pictures" in message
+    assert "class-cam" in message
+    assert "fits 20" in message
+    assert "The nearest is 'class-cam'; these do not fit it:\n  test/stray00.jpg" in message
+    assert "... and 2 more" in message
+    assert "--pattern" in message
+
+
+def test_names_and_folders_that_disagree_are_refused(tmp_path: Path) -> None:
+    draw(
+        tmp_path / "one" / "train" / "anna" / "0001_c1_5.jpg",
+        tmp_path / "one" / "train" / "ben" / "0001_c1_7.jpg",
+    )
+    message = fails(f"folder:{tmp_path}/one")
+    assert "who is train/ben/0001_c1_7.jpg? By its file name '0001' (pattern 'market1501')" in message
+    assert "by its folder 'ben'" in message
+    assert "--pattern 'market1501' or --pattern 'identity/'" in message
+    by_folder = load_data(f"folder:{tmp_path}/one", pattern="identity/")
+    assert by_folder.splits["train"].identities.tolist() == ["anna", "ben"]
+    draw(*(tmp_path / "two" / "train" / "anna" / f"{frame}_cam1.jpg" for frame in (1, 2)))
+    assert "who is train/anna/2_cam1.jpg?" in fails(f"folder:{tmp_path}/two")
+
+
+def test_names_and_folders_that_agree_are_fine(tmp_path: Path) -> None:
+    draw(*(tmp_path / "one" / "train" / f"{who}" / f"000{who}_c{c}s1_1_1.jpg" for who in (1, 2) for c in (1, 2)))
+    draw(*(tmp_path / "two" / "train" / "car" / f"car_{who}_cam{c}.jpg" for who in (1, 2) for c in (1, 2)))
+    for part, names in (("one", ["0001", "0002"]), ("two", ["car_1", "car_2"])):
+        assert sorted(set(load_data(f"folder:{tmp_path}/{part}").splits["train"].identities)) == names
+
+
+def test_folder_of_loose_pictures_explains_the_layout(tmp_path: Path) -> None:
+    draw(tmp_path / "a.jpg", tmp_path / "b.jpg")
+    (tmp_path / "notes.txt").write_text("x")
+    message = fails(f"folder:{tmp_path}")
+    assert f"{tmp_path} holds no train/, test/, or query/ and gallery/" in message
+    assert "Found: notes.txt, 2 pictures, such as a.jpg" in message
+    assert "train/car_0001_cam2.jpg" in message
+    assert "(pattern 'identity/camera/')" in message
+
+
+def test_folder_errors(tmp_path: Path) -> None:
+    draw(tmp_path / "one" / "query" / "anna" / "1.jpg")
+    assert "has query/ but no gallery/" in fails(f"folder:{tmp_path}/one")
+    draw(tmp_path / "one" / "test" / "anna" / "1.jpg")
+    assert "has test/ beside query/ or gallery/" in fails(f"folder:{tmp_path}/one")
+    (tmp_path / "two" / "train" / "anna").mkdir(parents=True)
+    assert "no pictures below" in fails(f"folder:{tmp_path}/two")
+    (tmp_path / "two" / "train" / "list.txt").write_text("")
+    (tmp_path / "two" / "train" / ".hidden.jpg").write_text("")
+    assert "other files there: list.txt" in fails(f"folder:{tmp_path}/two")
+    (tmp_path / "three" / "bounding_box_train").mkdir(parents=True)
+    assert f"read it with market1501:{tmp_path}/three" in fails(f"folder:{tmp_path}/three")
+    draw(tmp_path / "four" / "train" / "-1_c1s1_000401_03.jpg")
+    assert "holds only pictures that the pattern 'market1501' leaves out" in fails(f"folder:{tmp_path}/four")
+    draw(tmp_path / "five" / "inside" / "train" / "anna" / "1.jpg")
+    assert f"Do you mean folder:{tmp_path}/five/inside?" in fails(f"folder:{tmp_path}/five")
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    draw(tmp_path / "elsewhere" / "1.jpg", tmp_path / "data" / "train" / "ben" / "1.jpg")
+    (tmp_path / "data" / "train" / "anna").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "elsewhere")
+    assert load_data(f"folder:{tmp_path}/data").splits["train"].identities.tolist() == ["anna", "ben"]
+
+
+def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "train" / "anna" / "1.jpg")
+    plain = os.scandir
+
+    def scandir(path: Path) -> object:
+        if str(path).endswith("anna"):
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr("clipreid.data.folders.os.scandir", scandir)
+    assert f"the folder {tmp_path}/train/anna cannot be read (Permission denied)" in fails(f"folder:{tmp_path}")
+
+
+# ---- csv: --------------------------------------------------------------------------------------------------
+
+
+def table(tmp_path: Path, text: str) -> str:
+    draw(tmp_path / "p" / "a.jpg", tmp_path / "p" / "b.jpg")
+    (tmp_path / "data.csv").write_text(text)
+    return f"csv:{tmp_path / 'data.csv'}"
+
+
+def test_csv(tmp_path: Path) -> None:
+    data = load_data(
+        table(
+            tmp_path,
+            "\ufeffimage,identity,camera,view,split,caption,colour\n"
+            'p/a.jpg,7,1,,train,"a man, walking",red\n\n'
+            f"{tmp_path}/p/b.jpg,7, 2,0,Test,,blue\np/a.jpg,9,1,,test,,\n",
+        )
+    )
+    assert list(data.splits) == ["train", "query", "gallery"]
+    assert rows(data.splits["train"]) == [("7", 1)]
+    assert data.splits["train"].captions.tolist() == ["a man, walking"]
+    assert rows(data.splits["query"]) == rows(data.splits["gallery"]) == [("7", 2), ("9", 1)]
+    assert data.splits["query"].views.tolist() == [0, -1]
+    assert data.protocol == "cross-camera"
+    assert "columns not read: colour" in data.notes
+    assert data.splits["train"].picture(0).size == (16, 32)
+
+
+def test_csv_without_split_and_partly_without_cameras(tmp_path: Path) -> None:
+    data = load_data(table(tmp_path, "image,identity\np/a.jpg,car_1\np/b.jpg,car_2\n"))
+    assert list(data.splits) == ["train"]
+    assert data.noun == "vehicle"
+    data = load_data(table(tmp_path, "image,identity,camera,split\np/a.jpg,x,1,query\np/b.jpg,x,,gallery\n"))
+    assert data.protocol == "no-cameras"
+    assert any("1 of 2 test pictures have no camera" in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file;identity\np/a.jpg;1\n", "line 1: no column image and identity; found: file;identity"),
+        ("", "found: nothing"),
+        ("image,identity\n", "has no lines below its header"),
+        ("image,identity\np/a.jpg,1\n,2\n", "line 3: image is empty"),
+        ("image,identity\np/a.jpg,\n", "line 2: identity is empty"),
+        ("image,identity\n\np/no.jpg,1\n", "line 3: no such picture: "),
+        ("image,identity,camera\np/a.jpg,1,north\n", "line 2: camera 'north' is not a whole number"),
+        ("image,identity,view\np/a.jpg,1,1.5\n", "line 2: view '1.5' is not a whole number"),
+        ("image,identity,split\np/a.jpg,1,dev\n", "unknown split 'dev'; choose one of train, val, query"),
+        ("image,identity,caption\np/a.jpg,1,a man, red\n", "line 2 has more cells than the header"),
+        ("image,identity,split\np/a.jpg,1,test\np/b.jpg,1,query\n", "has test beside query or gallery"),
+        ("image,identity,split\np/a.jpg,1,query\n", "the column split has query alone"),
+    ],
+)
+def test_csv_errors(tmp_path: Path, text: str, message: str) -> None:
+    assert message in fails(table(tmp_path, text))
+
+
+def test_csv_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_bytes(b"image,identity\n\xff\xfe\x00\n")
+    assert "is not UTF-8 text" in fails(f"csv:{tmp_path}/data.csv")
+
+
+# ---- market1501: and names ---------------------------------------------------------------------------------
+
+
+def test_market1501(tmp_path: Path) -> None:
+    root = tmp_path / "Market-1501-v15.09.15"
+    draw(root / "bounding_box_train" / "0002_c1s1_000451_03.jpg", root / "query" / "0001_c1s1_001051_00.jpg")
+    draw(*(root / "bounding_box_test" / f"{name}_c2s1_000001_00.jpg" for name in ("-1", "0000", "0001")))
+    (root / "bounding_box_test" / "Thumbs.db").write_text("")
+    for spec in (f"market1501:{root}", f"market1501:{tmp_path}"):
+        data = load_data(spec)
+        assert {name: rows(split) for name, split in data.splits.items()} == {
+            "train": [("0002", 1)],
+            "query": [("0001", 1)],
+            "gallery": [("0000", 2), ("0001", 2)],
+        }
+        assert (data.protocol, data.noun, data.name) == ("market1501", "person", spec)
+        differing = [note for note in data.notes if "officially" in note]
+        assert len(differing) == 3
+        assert "train has 1 pictures of 1 identities, officially 12,936 of 751" in differing[0]
+        assert "officially 15,913 of 751" in differing[2]
+    assert "read from Market-1501-v15.09.15/ below" in data.notes[0]
+    assert load_data(f"market1501:{root}", noun="pedestrian").noun == "pedestrian"
+
+    draw(root / "query" / "portrait.jpg")
+    message = fails(f"market1501:{root}")
+    assert "1 of 2 pictures do not fit the pattern 'market1501' (such as 0002_c1s1_000451_03.jpg)" in message
+    assert "query/portrait.jpg" in message
+
+
+def test_market1501_lacking_a_folder(tmp_path: Path) -> None:
+    draw(tmp_path / "query" / "0001_c1s1_001051_00.jpg")
+    message = fails(f"market1501:{tmp_path}")
+    assert "lacks bounding_box_train/, bounding_box_test/" in message
+    assert "Found: query/" in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("fodler:/x", "unknown data 'fodler:/x'; did you mean 'folder:ROOT'?"),
+        ("market:/x", "did you mean 'market1501:ROOT'?"),
+        ("sinthetic", "did you mean 'synthetic'?"),
+        ("qqqq", "valid names: synthetic, synthetic:SET, market1501:ROOT, folder:ROOT, csv:FILE.csv"),
+        ("folder", "lacks its folder: write folder:ROOT"),
+        ("csv:", "lacks its file: write csv:FILE.csv"),
+        ("folder:/no/such/place", "/no/such/place does not exist"),
+        ("market1501:/no/such/place", "/no/such/place does not exist"),
+        (f"folder:{__file__}", "is not a folder"),
+        (f"csv:{Path(__file__).parent}", "is not a file"),
+        (str(Path(__file__).parent), "a folder needs its reader in front, folder:"),
+    ],
+)
+def test_unusable_names(spec: str, message: str) -> None:
+    assert message in fails(spec)
+
+
+def test_csv_without_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("")
+    assert f"a table needs its reader in front, csv:{tmp_path}/data.csv" in fails(f"{tmp_path}/data.csv")
+
+
+def test_root_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "mine" / "train" / "anna" / "1.jpg")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(load_data("folder:~/mine").splits["train"]) == 1
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason=f"the 1,134 real photographs are not at {REAL}")
+def test_real_photographs() -> None:
+    data = load_data(f"folder:{REAL}")
+    counts = {name: (len(split), len(set(split.identities))) for name, split in data.splits.items()}
+    assert counts == {"train": (1014, 507), "query": (120, 60), "gallery": (120, 60)}
+    assert (data.protocol, data.noun) == ("cross-camera", "vehicle")
+    assert sorted(set(data.splits["query"].cameras.tolist())) == [1, 2]

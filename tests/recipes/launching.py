@@ -1,0 +1,32 @@
+"""Helpers of the recipe tests: a painted street on disk, and the commands that users type."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipreid.data.synthetic.camera import make_camera, render
+from clipreid.data.synthetic.people import draw_person
+
+ROOT = Path(__file__).parents[2]
+
+
+def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
+    """train/ and test/ with file names of Market-1501: `train` and `test` identities x 4 pictures at 4 cameras."""
+    for split, first, count in (("train", 1, train), ("test", 101, test)):
+        (root / split).mkdir(parents=True)
+        for number in range(first, first + count):
+            for camera in range(4):
+                rng = np.random.default_rng([number, camera])
+                seen = render(draw_person(np.random.default_rng(number)), make_camera("wall", camera), rng)
+                Image.fromarray(seen).save(root / split / f"{number:04d}_c{camera + 1}s1_000001_00.jpg", quality=92)
+    return root
+
+
+def command(recipe: str, *flags: object, processes: int = 1) -> list[str]:
+    """`accelerate launch` for one process; torchrun for several, for accelerate starts one on a CPU."""
+    one = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
+    several = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29517"]
+    starter = one if processes == 1 else several
+    return [sys.executable, "-m", *starter, str(ROOT / "recipes" / recipe), *map(str, flags)]

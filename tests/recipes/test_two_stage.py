@@ -1,0 +1,160 @@
+"""The recipes as users launch them: what comes out, that it repeats, resumes, and does not depend on processes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from launching import ROOT, command
+from safetensors.torch import load_file
+
+import clipreid
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+BATCH = ("--identities-per-batch", 8, "--pictures-per-identity", 4)
+SHORT = ("--prompt-epochs", 2, "--epochs", 2, *BATCH)
+
+
+def losses(run: Path, stage: str) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["stage"] == stage and "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def finished(street: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Stage 1, then stage 2 in the same folder, with flags only where they must differ from the defaults."""
+    run = tmp_path_factory.mktemp("runs") / "demo"
+    first = launch("clipreid_stage1.py", "--data", f"folder:{street}", "--output", run, "--prompt-epochs", 2)
+    assert first.returncode == 0, first.stderr
+    assert not (run / "adapter").exists()
+    second = launch("clipreid_stage2.py", "--data", f"folder:{street}", "--output", run, *SHORT)
+    assert second.returncode == 0, second.stderr
+    return run, second.stdout
+
+
+def test_stage_2_continues_stage_1_and_leaves_a_whole_run_folder(finished: tuple[Path, str], street: Path) -> None:
+    run, output = finished
+    assert "taken from" in output  # the text bank was not learned twice
+    expected = {"config.json", "adapter", "heads.safetensors", "identities.safetensors", "metrics.json", "log.jsonl"}
+    assert expected <= {p.name for p in run.iterdir()}
+    metrics = json.loads((run / "metrics.json").read_text())[f"folder:{street}"]
+    assert set(metrics) == {"zero-shot", "stage2"}
+    assert all(0 <= metrics[m][k] <= 1 for m in metrics for k in ("mAP", "mINP", "rank1", "rank5", "rank10"))
+    identities = load_file(run / "identities.safetensors")
+    assert identities["prompts"].shape == (10, 4, 128)
+    assert identities["text_bank"].shape == (10, 128)
+    config = json.loads((run / "config.json").read_text())
+    assert config["status"] == "finished"
+    assert config["values"]["identities_per_batch"] == 8
+
+
+def test_output_shows_progress_a_table_and_what_to_type_next(finished: tuple[Path, str]) -> None:
+    run, output = finished
+    assert re.search(r"stage 2  epoch 2/2 .*loss .*images/s .*left", output)
+    assert re.search(r"zero-shot +\d+\.\d%", output)
+    assert re.search(r"stage2 +\d+\.\d%", output)
+    assert f"clipreid evaluate {run}" in output
+
+
+def test_loss_goes_down(finished: tuple[Path, str]) -> None:
+    first, last = losses(finished[0], "stage 2")
+    assert last["loss"] < first["loss"]
+
+
+def test_loading_gives_the_features_of_the_training_process(finished: tuple[Path, str], street: Path) -> None:
+    """metrics.json was computed by the training process; the loaded model must reproduce it."""
+    run, _ = finished
+    model = clipreid.load(run)
+    split = clipreid.load_data(f"folder:{street}").splits["query"]
+    features = model.embed([split.path(i) for i in range(len(split))])
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(len(split)))
+    report = clipreid.evaluate(features, features, split.metadata(), split.metadata(), protocol="cross-camera")
+    recorded = json.loads((run / "metrics.json").read_text())[f"folder:{street}"]["stage2"]
+    assert report.metrics["mAP"] == pytest.approx(recorded["mAP"], abs=1e-6)
+
+
+def test_a_finished_folder_is_refused(finished: tuple[Path, str], street: Path, launch: Launch) -> None:
+    again = launch("clipreid_stage2.py", "--data", f"folder:{street}", "--output", finished[0], *SHORT)
+    assert again.returncode == 2
+    assert "holds a finished run" in again.stderr
+    assert "--overwrite" in again.stderr
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT / "recipes") not in again.stderr
+
+
+def test_resume_after_kill_ends_bit_identical(
+    street: Path, launch: Launch, environment: dict[str, str], tmp_path: Path
+) -> None:
+    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 6, *BATCH)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert launch("clipreid_stage2.py", "--output", whole, *flags).returncode == 0
+    process = subprocess.Popen(
+        command("clipreid_stage2.py", "--output", killed, *flags),
+        env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not list((killed / "checkpoints").glob("stage2-0000[1-4]")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "adapter").exists()
+    refused = launch("clipreid_stage2.py", "--output", killed, *flags)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    resumed = launch("clipreid_stage2.py", "--output", killed, *flags, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "stage 2 resumes after epoch" in resumed.stdout
+    for name in ("adapter/adapter_model.safetensors", "heads.safetensors", "identities.safetensors"):
+        a, b = load_file(whole / name), load_file(killed / name)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[k], b[k]) for k in a), name
+
+
+def test_two_processes_equal_one(street: Path, launch: Launch, tmp_path: Path) -> None:
+    flags = ("--data", f"folder:{street}", "--prompt-epochs", 1, "--epochs", 1, *BATCH)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert launch("clipreid_stage2.py", "--output", one, *flags).returncode == 0
+    pair = launch("clipreid_stage2.py", "--output", two, *flags, processes=2)
+    assert pair.returncode == 0, pair.stderr
+    assert "2 process(es)" in pair.stdout
+    for stage in ("stage 1", "stage 2"):
+        a, b = losses(one, stage)[0], losses(two, stage)[0]
+        for name in (k for k in a if k.endswith("loss")):
+            assert a[name] == pytest.approx(b[name], abs=1e-5), (stage, name)
+    metrics = [json.loads((run / "metrics.json").read_text())[f"folder:{street}"] for run in (one, two)]
+    for model in ("zero-shot", "stage2"):
+        assert metrics[0][model]["mAP"] == pytest.approx(metrics[1][model]["mAP"], abs=1e-4), model
+
+
+@pytest.mark.parametrize("tuning", ["full", "head"])
+def test_other_tunings_without_prompts_load_again(tuning: str, street: Path, launch: Launch, tmp_path: Path) -> None:
+    run = tmp_path / tuning
+    flags = ("--data", f"folder:{street}", "--output", run, "--tuning", tuning, "--prompts", "none", *SHORT)
+    done = launch("clipreid_stage2.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "stage 1" not in done.stdout
+    split = clipreid.load_data(f"folder:{street}").splits["query"]
+    features = clipreid.load(run).embed([split.path(i) for i in range(len(split))])
+    report = clipreid.evaluate(features, features, split.metadata(), split.metadata(), protocol="cross-camera")
+    recorded = json.loads((run / "metrics.json").read_text())[f"folder:{street}"]["stage2"]
+    assert report.metrics["mAP"] == pytest.approx(recorded["mAP"], abs=1e-6)
+
+
+def test_paper_preset_runs(street: Path, launch: Launch, tmp_path: Path) -> None:
+    done = launch(
+        "clipreid_stage2.py", "--data", f"folder:{street}", "--output", tmp_path / "p", "--preset", "paper", *SHORT
+    )
+    assert done.returncode == 0, done.stderr
+    config = json.loads((tmp_path / "p" / "config.json").read_text())
+    assert config["model"]["mean"] == [0.5, 0.5, 0.5]
+    assert config["model"]["interpolation"] == "bilinear"
+    assert config["backbone"]["positions"] == "bilinear"
+    assert config["model"]["tuning"] == "full"
+    clipreid.load(tmp_path / "p")
