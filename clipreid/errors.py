@@ -1,4 +1,11 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and how it is printed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(ValueError):
@@ -8,3 +15,20 @@ class UserError(ValueError):
     `clipreid` command print it without a traceback and exit with status 2; library callers can catch it
     as a `ValueError`.
     """
+
+
+@contextmanager
+def told_plainly(interrupted: str = "interrupted") -> Iterator[None]:
+    """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130.
+
+    Under several processes only the first one speaks. Every other exception is a defect and keeps its traceback.
+    """
+    try:
+        yield
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr, flush=True)
+        sys.exit(130)

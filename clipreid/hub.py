@@ -59,7 +59,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def save_model(model: ReIDModel, folder: Path) -> None:
     """Writes `adapter/` (plain peft) or `image_tower.safetensors`, and `heads.safetensors`."""
     if model.config.tuning == "lora":
-        model.image.save_pretrained(str(folder / "adapter"))  # type: ignore[operator]
+        # without the word about embeddings peft would ask the Hub for the backbone's config
+        model.image.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)  # type: ignore[operator]
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template
     elif model.config.tuning == "full":
         save_file(_plain(model.tower.state_dict()), folder / TOWER)
@@ -100,14 +101,16 @@ def load(run: str | Path) -> ReIDModel:
         raise UserError(f"{folder} holds no trained model yet: run recipes/clipreid_stage2.py --output {folder}")
     record = config["model"]
     names = {f.name for f in fields(ModelConfig)}
-    if set(record) - names or names - set(record):
-        odd = sorted(set(record) ^ names)
+    if not isinstance(record, dict) or record.keys() != names:
+        odd = sorted(set(record) ^ names, key=str) if isinstance(record, dict) else ["(all)"]
         raise UserError(
             f"{folder / CONFIG}: model settings {', '.join(odd)} are unknown or missing: another version wrote it"
         )
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
     settings = ModelConfig(**values)
-    source = config["backbone"]
+    source = config.get("backbone")
+    if not isinstance(source, dict) or source.keys() != {"name", "image_size", "positions", "stride", "print"}:
+        raise UserError(f"{folder / CONFIG}: the backbone is not described as this version does")
     backbone = load_backbone(source["name"], image_size=tuple(source["image_size"]), positions=source["positions"],
                              stride=source["stride"])  # fmt: skip
     if (now := backbone_print(backbone)) != source["print"]:
@@ -130,7 +133,7 @@ def load(run: str | Path) -> ReIDModel:
 def _fill_adapter(model: ReIDModel, folder: Path) -> None:
     file = folder / ADAPTER
     tensors = _read(file)
-    own = get_peft_model_state_dict(model.image)
+    own = get_peft_model_state_dict(model.image, save_embedding_layers=False)
     _compare(set(own), set(tensors), file)
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:
@@ -143,7 +146,8 @@ def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], file: Path, stric
     try:
         module.load_state_dict(tensors, strict=strict)
     except RuntimeError as error:
-        raise UserError(f"{file} does not fit this backbone: {error}") from error
+        first = str(error).splitlines()[1:2]  # torch lists every weight
+        raise UserError(f"{file} does not fit this backbone: {' '.join(first).strip()}") from error
 
 
 def _compare(wanted: set[str], found: set[str], file: Path) -> None:
@@ -172,6 +176,17 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
+    """The part of `config.json` that `load` needs to build the backbone; to be taken before it is trained."""
+    return {
+        "name": backbone.name,
+        "image_size": list(backbone.image_size),
+        "positions": positions,
+        "stride": backbone.image.config.stride,
+        "print": backbone_print(backbone),
+    }
 
 
 def model_record(config: ModelConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
 
-from clipreid.aggregation import identity_features
+from clipreid.aggregation import AGGREGATIONS, identity_features
 from clipreid.backbones import Backbone, VisionTower
 from clipreid.data.augment import normalise
 from clipreid.data.pictures import to_pixels
@@ -30,7 +30,11 @@ LORA_TARGETS = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What is trained on top of a backbone, and how pictures are prepared for it."""
+    """What is trained on top of a backbone, and how pictures are prepared for it.
+
+    Raises:
+        UserError: unknown tuning or aggregation.
+    """
 
     tuning: Tuning = "lora"  # lora: adapters in every block; full: the whole image tower; head: a linear map
     aggregation: str = "cls"  # cls | mean
@@ -39,6 +43,14 @@ class ModelConfig:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the pixels, 0..1
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     interpolation: str = "bicubic"  # of test crops
+
+    def __post_init__(self) -> None:
+        for what, value, valid in (
+            ("tuning", self.tuning, get_args(Tuning)),
+            ("aggregation", self.aggregation, AGGREGATIONS),
+        ):
+            if value not in valid:
+                raise UserError(f"no {what} {value!r}: choose one of {', '.join(valid)}")
 
 
 @dataclass

@@ -25,8 +25,9 @@ import tyro
 from clipreid.hub import model_record, save_identities, save_model
 from clipreid.model import ModelConfig, ReIDModel, Tuning
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.training.folder import results_table
 from clipreid.training.harness import launch
-from clipreid.training.run import Run, measure, open_run, results_table, text_bank
+from clipreid.training.run import Run, measure, open_run, text_bank
 from clipreid.training.stage1 import text_scale
 from clipreid.training.stage2 import lora_drift, tune
 
@@ -67,9 +68,9 @@ def main(config: Stage2) -> None:
         save_all_identities(run, model, bank)
     measure(run, model, "stage2")
     run.note("finished", model=model_record(model.config))
-    run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:\n"
-                f"  clipreid evaluate {run.folder} --data {run.config.data[0]} --report {run.folder}/report\n"
-                f"  python -c 'import clipreid; print(clipreid.load(\"{run.folder}\").embed([\"a.jpg\"]))'")  # fmt: skip
+    run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:")
+    run.log.say(f"  clipreid evaluate {run.folder} --data {run.config.data[0]} --report {run.folder}/report")
+    run.log.say(f'  python -c \'import clipreid; print(clipreid.load("{run.folder}").embed(["a.jpg"]))\'')
     run.accelerator.end_training()
 
 

@@ -24,16 +24,15 @@ import torch
 import torch.nn.functional as F
 import tyro
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 
 from clipreid.backbones import Backbone, TextConfig, VisionConfig, save_backbone, square_backbone
-from clipreid.backbones.tokenizer import FastTokenizer
+from clipreid.backbones.tokenizer import END, FastTokenizer, train_tokenizer
 from clipreid.data import normalise
 from clipreid.data.synthetic.people import COLOURS
 from clipreid.data.synthetic.pretraining import Captioned, captioned_pictures
 from clipreid.losses import clip_loss, siglip_loss
 
-START, END = "<|startoftext|>", "<|endoftext|>"
 EXTRA = "a photo of an image of the same person. vehicle. animal. object. X X X X bus car truck motorcycle dog cat"
 
 
@@ -55,23 +54,6 @@ class Config:
     threads: int = os.cpu_count() or 1
     bf16: bool = True  # autocast; about twice as fast where the processor has bf16 arithmetic
     compile: bool = False
-
-
-def train_tokenizer(captions: list[str]) -> Tokenizer:
-    """A lower-casing byte-level BPE of at most 1024 tokens; START comes first, END is the largest id, as in CLIP."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1023, special_tokens=[START], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([*captions, *[EXTRA] * 50], trainer)
-    tokenizer.add_special_tokens([END])
-    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
-    return tokenizer
 
 
 def build(config: Config, tokenizer: Tokenizer) -> Backbone:
@@ -115,7 +97,7 @@ def main(config: Config) -> None:
     train = captioned_pictures(config.pictures, seed=config.seed * 2 + 10, processes=config.threads)
     held_out = captioned_pictures(400, seed=config.seed * 2 + 11, processes=config.threads)
     saved = config.init / "tokenizer.json" if config.init else None
-    tokenizer = Tokenizer.from_file(str(saved)) if saved else train_tokenizer(train.captions(rng))
+    tokenizer = Tokenizer.from_file(str(saved)) if saved else train_tokenizer([*train.captions(rng), *[EXTRA] * 50])
     backbone = build(config, tokenizer).to(device)
     log_scale = torch.nn.Parameter(torch.tensor([math.log(1 / 0.07 if clip else 10.0)], device=device))
     bias = torch.nn.Parameter(torch.tensor([0.0 if clip else -10.0], device=device), requires_grad=not clip)
@@ -123,8 +105,9 @@ def main(config: Config) -> None:
     if config.init:
         for name, tensor in load_file(config.init / "state.safetensors").items():
             everything[name].copy_(tensor)
-    plain = [p for p in backbone.parameters() if p.ndim < 2] + [p for p in (log_scale, bias) if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for p in backbone.parameters() if p.ndim > 1]}, {"params": plain, "weight_decay": 0.0}]
+    weights, rest = ([p for p in backbone.parameters() if (p.ndim > 1) == big] for big in (True, False))
+    rest += [p for p in (log_scale, bias) if p.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": weights}, {"params": rest, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, config.rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     warm = max(1, config.steps // 20)
     tower = torch.compile(backbone.image) if config.compile else backbone.image

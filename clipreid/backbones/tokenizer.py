@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from clipreid.backbones.text import TextConfig, pool_positions
 from clipreid.errors import UserError
 
+START, END = "<|startoftext|>", "<|endoftext|>"
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -194,3 +196,20 @@ class OpenClipTokenizer:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def train_tokenizer(texts: list[str], most: int = 1024) -> RustTokenizer:
+    """A lower-casing byte-level BPE of at most `most` tokens; START opens a text, END is the largest id, as in CLIP."""
+    tokenizer = RustTokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=most - 1, special_tokens=[START], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([END])
+    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
+    return tokenizer

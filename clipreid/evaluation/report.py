@@ -42,10 +42,12 @@ class Report:
 
     def __str__(self) -> str:
         """A table: figures in percent, then counts, protocol and notes."""
+        return f"{format_table([self.metrics])}\n\n{self.explain()}"
+
+    def explain(self) -> str:
+        """Counts, protocol and notes, one to a line."""
         counts = self.counts
         lines = [
-            format_table([self.metrics]),
-            "",
             f"queries   {counts['valid_queries']} scored of {counts['queries']}, "
             f"{counts['query_identities']} identities",
             f"gallery   {counts['gallery']} pictures, {counts['gallery_identities']} identities, "

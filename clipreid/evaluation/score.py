@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.report import Report
+
+ZERO_SHOT = ("concat", "projection")  # the better of the two counts as zero-shot
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,19 @@ class Scored:
     gallery: Split
     bad: int  # pictures left out because they could not be decoded
 
+    def best(self, usable: Sequence[str]) -> str:
+        """Which of these features has the highest mAP; the first one among equals."""
+        return max(usable, key=lambda part: self.reports[part].metrics["mAP"])
+
+    def entry(self, feature: str = "concat") -> dict[str, Any]:
+        """What `metrics.json` keeps: the report of `feature`, its name, and the figures of every part."""
+        parts = {part: report.metrics for part, report in self.reports.items()}
+        return self.reports[feature].to_dict() | {"feature": feature, "parts": parts}
+
+    def similarity(self, feature: str = "concat") -> Tensor:
+        """[Q, G] dot products: cosines, where the features have unit length."""
+        return self.query_features[feature] @ self.gallery_features[feature].T
+
 
 def score(
     data: ReIDData,
@@ -38,6 +54,7 @@ def score(
     device: torch.device | str | None = None,
     skip_bad: bool = False,
     protocol: str | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Scored:
     """Evaluates every part that `embed_parts` returns on the query and gallery of `data`.
 
@@ -48,6 +65,7 @@ def score(
         accelerator: shares the pictures among its processes; every process gets the whole result.
         skip_bad: leave out pictures that cannot be decoded.
         protocol: instead of the data set's own.
+        progress: called as progress("query" or "gallery", pictures done, N) after each batch.
 
     Raises:
         UserError: no query or gallery; undecodable pictures; no query with a valid match.
@@ -64,7 +82,8 @@ def score(
             features[name], splits[name] = features["query"], splits["query"]
             continue
         cache = pixel_cache(split, size, interpolation=interpolation, skip_bad=skip_bad)
-        found = extract(embed_parts, cache.pixels, accelerator=accelerator, device=device)
+        told = partial(progress, name) if progress else None
+        found = extract(embed_parts, cache.pixels, accelerator=accelerator, device=device, progress=told)
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
         splits[name], bad = split.select(cache.kept), bad + len(cache.bad)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from clipreid.backbones import Backbone
 from clipreid.distributed import gather, world
+from clipreid.errors import UserError
 
 
 class IdentityPrompts(nn.Module):
@@ -27,7 +28,7 @@ class IdentityPrompts(nn.Module):
         generator: draws the initial tokens (normal, std 0.02).
 
     Raises:
-        ValueError: the tokenizer does not give each placeholder one token.
+        ValueError: the tokenizer does not give each placeholder one token (UserError: too many for the context).
     """
 
     def __init__(
@@ -89,11 +90,15 @@ def _template(backbone: Backbone, noun: str, tokens: int) -> tuple[Tensor, int]:
     """Token ids of the prompt [1, L] with placeholders, and where the placeholders begin."""
     if backbone.tokenizer is None:
         raise ValueError(f"backbone {backbone.name!r} has no tokenizer: prompts need one")
-    opening = "a photo of a"
-    ids = backbone.tokenizer([f"{opening}{' x' * tokens} {noun}."])
-    longer = backbone.tokenizer([f"{opening}{' x' * (tokens + 1)} {noun}."])
-    start = int((ids != backbone.tokenizer([f"{opening} {noun}."])).int().argmax())
-    slots = longer[0, start : start + tokens + 1]
-    if (tokens and not bool((slots == slots[0]).all())) or not torch.equal(ids[0, :start], longer[0, :start]):
+    sentences = [f"a photo of a{' x' * count} {noun}." for count in (0, 1, tokens)]
+    none, one, ids = backbone.tokenizer(sentences)  # [L] each
+    start = int((none != one).int().argmax())
+    if not torch.equal(one[start + 1 :], none[start:-1]):  # one placeholder moves the rest by one place
         raise ValueError(f"the tokenizer of {backbone.name!r} does not give each placeholder x one token of its own")
-    return ids, start
+    room = max(start, len(none) - tokens)  # what is behind must be padding
+    if not torch.equal(ids[start + tokens :], none[start:room]) or bool((none[room:] != none[-1]).any()):
+        raise UserError(
+            f"--prompt-tokens {tokens}: the sentence with {tokens} learned tokens does not fit into the {len(none)} "
+            f"tokens of {backbone.name!r}: choose fewer"
+        )
+    return ids[None], start

@@ -36,11 +36,12 @@ def restore(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     if target.keys() != tensors.keys():
         odd = sorted(target.keys() ^ tensors.keys())[:5]
         raise UserError(f"the checkpoint is of another model: {', '.join(odd)} missing on one side")
+    for name, tensor in tensors.items():
+        if target[name].shape != tensor.shape:
+            here, there = list(target[name].shape), list(tensor.shape)
+            raise UserError(f"the checkpoint is of another model: {name} is {there} there, {here} here")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            if target[name].shape != tensor.shape:
-                here, there = list(target[name].shape), list(tensor.shape)
-                raise UserError(f"the checkpoint is of another model: {name} is {there} there, {here} here")
             target[name].copy_(tensor)
 
 
@@ -81,7 +82,7 @@ def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> dic
     try:
         state = json.loads((path / STATE).read_text())
         intact = _digest(path / TENSORS) == state["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint {path} cannot be read ({error}): remove it, or start anew with --overwrite"
         ) from error

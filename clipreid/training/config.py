@@ -5,7 +5,7 @@ Flags left at `None` take the value of the preset; the resolved values are writt
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,8 @@ class RunConfig:
     """What to train on: synthetic | market1501:/path | folder:/path | csv:/path.csv [default: synthetic]"""
     test: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Further data to test on, repeatable [default: synthetic:new-cameras for synthetic, else none]"""
+    validate: bool = False
+    """Score on the identity-disjoint val split instead of the test splits, to choose flags by"""
     output: Path | None = None
     """Run folder [default: a fresh numbered folder under runs/]"""
     preset: Literal["default", "paper"] = "default"
@@ -174,9 +176,12 @@ def resolve(preset: str, backbone: str, prompts: PromptConfig, tune: TuneConfig 
     values = replace(values, **{k: v for k, v in given.items() if v is not None and k in known})
     if rate is not None:
         values = replace(values, rate=values.rate | {values.tuning: rate})
-    for name in ("prompt_epochs", "prompt_batch", "epochs", "identities_per_batch", "pictures_per_identity"):
-        if getattr(values, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(values, name)}: must be at least 1")
+    least = {"prompt_epochs": 1, "prompt_batch": 1, "prompt_tokens": 1, "epochs": 1, "lora_rank": 1,
+             "checkpoint_every": 1, "identities_per_batch": 2, "pictures_per_identity": 2}  # fmt: skip
+    resolved = given | asdict(values)
+    for name, minimum in least.items():
+        if name in resolved and resolved[name] < minimum:
+            raise UserError(f"--{name.replace('_', '-')} {resolved[name]}: must be at least {minimum}")
     for name, number in (
         ("prompt-rate", values.prompt_rate),
         ("rate", values.rate[values.tuning]),

@@ -1,16 +1,18 @@
-"""The run folder: which one, and whether this run may write into it."""
+"""The run folder: which one, whether this run may write into it, and the figures that are kept in it."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from clipreid.errors import UserError
+from clipreid.evaluation import format_table
 from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, read_config
 from clipreid.training.config import RunConfig
 
@@ -23,6 +25,43 @@ def write_json(file: Path, content: Any) -> None:
     scratch = file.with_suffix(".writing")
     scratch.write_text(json.dumps(content, indent=2) + "\n")
     scratch.replace(file)
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """`metrics.json`: {data: {model: figures}}; empty where nothing has been scored yet.
+
+    Raises:
+        UserError: it is not what clipreid writes.
+    """
+    file = folder / METRICS
+    if not file.is_file():
+        return {}
+    try:
+        metrics = json.loads(file.read_text())
+        sound = all(isinstance(models, dict) for models in metrics.values())
+    except (ValueError, AttributeError):
+        sound = False
+    if not sound:
+        raise UserError(f"{file} is damaged, or was not written by clipreid: remove it, then evaluate again")
+    return metrics
+
+
+def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) -> None:
+    """Adds figures of `model` by data set to `metrics.json`; everything else in it stays."""
+    metrics = read_metrics(folder)
+    for data, entry in entries.items():
+        metrics.setdefault(data, {})[model] = entry
+    write_json(folder / METRICS, metrics)
+
+
+def results_table(folder: Path, data: Sequence[str] | None = None) -> str:
+    """`metrics.json` as a table: one row for each data set (all, or these) and model."""
+    metrics, keys = read_metrics(folder), ("mAP", "mINP", "rank1", "rank5", "rank10")
+    return format_table(
+        {"data": name, "model": model, **{key: found[key] for key in keys}}
+        for name in data or metrics
+        for model, found in metrics[name].items()
+    )
 
 
 def choose_folder(output: Path | None) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from clipreid.errors import UserError
+from clipreid.errors import UserError, told_plainly
 from clipreid.training.config import RunConfig
 
 Config = TypeVar("Config")
@@ -22,26 +21,16 @@ Config = TypeVar("Config")
 
 def launch(main: Callable[[Config], object], config: Config) -> None:
     """Runs a recipe: what the user can mend is printed as one message and ends with status 2, without traceback."""
-    try:
+    with told_plainly("interrupted; --resume with the same --output continues from the last checkpoint"):
         main(config)
-    except UserError as error:
-        if int(os.environ.get("RANK", "0")) == 0:
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "\ninterrupted; --resume with the same --output continues from the last checkpoint",
-            file=sys.stderr,
-        )
-        sys.exit(130)
 
 
 def set_threads(threads: int | None) -> int:
     """Gives this process its share of the cores: `accelerate launch` and torchrun set OMP_NUM_THREADS to 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if count < 1:
+    if threads is not None and threads < 1:
         raise UserError(f"--threads {threads}: must be at least 1")
+    count = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(count)
     return count
 
@@ -81,7 +70,10 @@ class Log:
 
 
 class Progress:
-    """Mean losses, pictures per second and time left; prints every few seconds and at the end of each epoch."""
+    """Mean losses of the epoch so far, pictures per second and time left.
+
+    Prints every few seconds (`update`) and at the end of an epoch (`close_epoch`), which is also logged.
+    """
 
     def __init__(self, log: Log, stage: str, steps: int, per_step: int, first: int = 0, every: float = 10.0) -> None:
         self.log, self.stage, self.steps, self.per_step, self.every = log, stage, steps, per_step, every
@@ -95,22 +87,24 @@ class Progress:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
         self.count += 1
         if time.monotonic() - self.printed > self.every:
-            self.line(step, f"step {step + 1}/{self.steps}")
+            self._line(step, f"step {step + 1}/{self.steps}", {})
 
-    def line(self, step: int, where: str, **more: float) -> None:
-        """Prints and logs the means since the last line."""
-        now = time.monotonic()
-        rate = (step + 1 - self.first) * self.per_step / max(now - self.begun, 1e-9)
+    def close_epoch(self, step: int, where: str, **more: float) -> None:
+        """Prints and logs the means of the epoch, and begins the next."""
+        rate, means = self._line(step, where, more)
+        self.log.write(self.stage, step + 1, loss=sum(means.values()), images_per_second=rate, **means, **more)
+        self.sums, self.count = {}, 0
+
+    def _line(self, step: int, where: str, more: dict[str, float]) -> tuple[float, dict[str, float]]:
+        self.printed = time.monotonic()
+        rate = (step + 1 - self.first) * self.per_step / max(self.printed - self.begun, 1e-9)
         left = (self.steps - step - 1) * self.per_step / rate
         means = {name: float(value) / max(self.count, 1) for name, value in self.sums.items()}
         parts = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in means.items())
-        total = sum(means.values())
         extra = "".join(f"  {name} {value:.3g}" for name, value in more.items())
-        self.log.say(
-            f"{self.stage}  {where:14s} loss {total:7.3f} ({parts}){extra}  {rate:6.0f} images/s  {clock(left)} left"
-        )
-        self.log.write(self.stage, step + 1, loss=total, images_per_second=rate, **means, **more)
-        self.sums, self.count, self.printed = {}, 0, now
+        total = f"loss {sum(means.values()):7.3f} ({parts})"
+        self.log.say(f"{self.stage}  {where:14s} {total}{extra}  {rate:6.0f} images/s  {clock(left)} left")
+        return rate, means
 
 
 def clock(seconds: float) -> str:

@@ -18,18 +18,17 @@ from clipreid.backbones import Backbone, load_backbone
 from clipreid.data import ReIDData, check_trainable, load_data, pixel_cache, relabel
 from clipreid.data.cache import PixelCache
 from clipreid.errors import UserError
-from clipreid.evaluation import format_table
-from clipreid.evaluation.score import score
+from clipreid.evaluation.score import ZERO_SHOT, score
 from clipreid.hub import (
     CONFIG,
     IDENTITIES,
-    backbone_print,
+    backbone_record,
     load_identities,
     save_identities,
 )
 from clipreid.model import ReIDModel
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
-from clipreid.training.folder import METRICS, choose_folder, claim, write_json
+from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
 from clipreid.training.harness import Log, make_accelerator, set_threads
 from clipreid.training.stage1 import image_features, learn_prompts, separability, text_scale
 
@@ -85,6 +84,8 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     data = load_data(specs[0], pattern=config.pattern, noun=config.noun)
     tests = config.test or (("synthetic:new-cameras",) if specs[0] == "synthetic" else ())
     config = replace(config, data=specs, test=tests)
+    if config.validate and "val" not in data.splits:
+        raise UserError(f"--validate: {data.name} has no val split, only {', '.join(data.splits)}")
     backbone = load_backbone(
         config.backbone, image_size=config.image_size, positions=values.positions,  # type: ignore[arg-type]
         stride=config.stride, gradient_checkpointing=bool(tune and tune.gradient_checkpointing),
@@ -144,9 +145,8 @@ def _record(run: Run, prompts: PromptConfig, tune: TuneConfig | None) -> dict[st
         "identities": len(run.names), "epochs": values.prompt_epochs, "rate": values.prompt_rate,
         "batch": values.prompt_batch, "tokens": prompts.prompt_tokens,
     }  # fmt: skip
-    source = {"name": config.backbone, "image_size": size, "positions": values.positions, "stride": config.stride,
-              "print": backbone_print(backbone)}  # fmt: skip
     flags = {k: v for k, v in asdict(config).items() if k not in ("resume", "overwrite", "output")}
+    source = backbone_record(backbone, values.positions)
     record = {"clipreid": clipreid.__version__, "status": "new", "backbone": source, "stage1": stage1,
               "flags": flags, "values": asdict(values)}  # fmt: skip
     if tune:
@@ -188,39 +188,28 @@ def text_bank(run: Run, prompts: PromptConfig) -> Tensor:
 
 
 def measure(run: Run, model: ReIDModel, name: str) -> None:
-    """Scores `model` on the run's own test split and on every --test, and adds the figures to `metrics.json`.
+    """Scores `model` on every test set of the run, and adds the figures to `metrics.json`.
 
     `zero-shot` counts the better of the projection alone and stage 2's concatenation, and says which.
     """
-    file = run.folder / METRICS
-    metrics = json.loads(file.read_text()) if file.is_file() else {}
-    own = [run.data] if "query" in run.data.splits else []
-    for data in own + [load_data(spec) for spec in run.config.test]:
-        if run.config.resume and name in metrics.get(data.name, {}):
+    before, entries = read_metrics(run.folder), {}
+    for data in _tests(run):
+        if run.config.resume and name in before.get(data.name, {}):
             continue
         found = score(
             data, model.embed_parts, model.image_size, model.config.interpolation,
             accelerator=run.accelerator, skip_bad=run.config.skip_bad,
         )  # fmt: skip
-        usable = ("concat", "projection") if name == "zero-shot" else ("concat",)
-        best = max(usable, key=lambda part: found.reports[part].metrics["mAP"])
-        parts = {part: report.metrics for part, report in found.reports.items()}
-        metrics.setdefault(data.name, {})[name] = found.reports[best].to_dict() | {
-            "feature": best,
-            "parts": parts,
-        }
+        entries[data.name] = found.entry(found.best(ZERO_SHOT) if name == "zero-shot" else "concat")
     if run.accelerator.is_main_process:
-        write_json(file, metrics)
+        add_metrics(run.folder, name, entries)
     run.accelerator.wait_for_everyone()
 
 
-def results_table(folder: Path) -> str:
-    """`metrics.json` as a table: one row for each data set and model."""
-    metrics = json.loads((folder / METRICS).read_text())
-    keys = ("mAP", "mINP", "rank1", "rank5", "rank10")
-    rows = [
-        {"data": data, "model": model, **{k: found[k] for k in keys}}
-        for data, models in metrics.items()
-        for model, found in models.items()
-    ]
-    return format_table(rows)
+def _tests(run: Run) -> list[ReIDData]:
+    """What is scored: the run's own test split and every --test; or its val split alone."""
+    if not run.config.validate:
+        own = [run.data] if "query" in run.data.splits else []
+        return own + [load_data(spec) for spec in run.config.test]
+    val = run.data.splits["val"]
+    return [replace(run.data, name=f"{run.data.name} (val)", splits={"query": val, "gallery": val})]

@@ -97,7 +97,7 @@ def learn_prompts(
             progress.update(epoch * per_epoch + nth, losses)
         done = epoch + 1
         if done % max(1, values.prompt_epochs // 10) == 0 or done == values.prompt_epochs:
-            progress.line(done * per_epoch - 1, f"epoch {done}/{values.prompt_epochs}", rate=rate)
+            progress.close_epoch(done * per_epoch - 1, f"epoch {done}/{values.prompt_epochs}", rate=rate)
             if accelerator.is_main_process:
                 checkpoint.save(folder / "checkpoints", f"stage1-{done:05d}", prompts, optimiser, {"epoch": done})
     accelerator.wait_for_everyone()

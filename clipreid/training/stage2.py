@@ -138,7 +138,7 @@ def tune(
             optimiser.step()
             progress.update(step, losses)
             step += 1
-        progress.line(step - 1, f"epoch {epoch + 1}/{values.epochs}")
+        progress.close_epoch(step - 1, f"epoch {epoch + 1}/{values.epochs}")
         if accelerator.is_main_process and (epoch + 1 == values.epochs or (epoch + 1) % checkpoint_every == 0):
             checkpoint.save(folder / "checkpoints", f"stage2-{epoch + 1:05d}", model, optimiser, {"epoch": epoch + 1})
     accelerator.wait_for_everyone()

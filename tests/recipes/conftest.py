@@ -19,7 +19,8 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     cache = str(tmp_path_factory.mktemp("cache"))
-    return os.environ | {"HF_HUB_OFFLINE": "1", "CLIPREID_CACHE": cache, "ACCELERATE_USE_CPU": "true"}
+    offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_DIR": cache}
+    return os.environ | offline | {"CLIPREID_CACHE": cache, "ACCELERATE_USE_CPU": "true"}
 
 
 @pytest.fixture(scope="session")

@@ -147,14 +147,25 @@ def test_other_tunings_without_prompts_load_again(tuning: str, street: Path, lau
     assert report.metrics["mAP"] == pytest.approx(recorded["mAP"], abs=1e-6)
 
 
-def test_paper_preset_runs(street: Path, launch: Launch, tmp_path: Path) -> None:
+def test_paper_preset_with_a_tracker(street: Path, launch: Launch, environment: dict[str, str], tmp_path: Path) -> None:
+    run = tmp_path / "paper"
     done = launch(
-        "clipreid_stage2.py", "--data", f"folder:{street}", "--output", tmp_path / "p", "--preset", "paper", *SHORT
+        "clipreid_stage2.py",
+        "--data",
+        f"folder:{street}",
+        "--output",
+        run,
+        "--preset",
+        "paper",
+        "--track",
+        "wandb",
+        *SHORT,
     )
     assert done.returncode == 0, done.stderr
-    config = json.loads((tmp_path / "p" / "config.json").read_text())
+    config = json.loads((run / "config.json").read_text())
     assert config["model"]["mean"] == [0.5, 0.5, 0.5]
     assert config["model"]["interpolation"] == "bilinear"
     assert config["backbone"]["positions"] == "bilinear"
     assert config["model"]["tuning"] == "full"
-    clipreid.load(tmp_path / "p")
+    clipreid.load(run)
+    assert list(Path(environment["WANDB_DIR"]).glob("wandb/offline-run-*")), "the tracker wrote nothing"

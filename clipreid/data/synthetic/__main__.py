@@ -20,7 +20,7 @@ from clipreid.data.synthetic.street import SETS, Shot, paint, person
 class Sheet:
     sheet: Path = Path("street.png")  # where to write the picture
     people: int = 9  # rows
-    first: int = 351  # number of the first person
+    first: int = 354  # number of the first person
 
 
 def main(config: Sheet) -> None:
@@ -30,7 +30,9 @@ def main(config: Sheet) -> None:
         shots = [Shot(name, "gallery", number, camera, 0) for name in (home, new) for camera in range(6)]
         rows.append(np.concatenate([paint(shot)[0] for shot in shots], axis=1))
         head = number - number % 3
-        unlike = ", ".join(differences(person(head), person(number))) or "the head of the family"
+        unlike = "a stranger"
+        if head % 6 == 0:
+            unlike = ", ".join(differences(person(head), person(number))) or "the head of a family"
         print(f"{number:04d}  {unlike:24s}  {paint(shots[0])[1]}")
     Image.fromarray(np.concatenate(rows, axis=0)).save(config.sheet)
     print(f"{config.sheet}: {config.people} people x 6 cameras of {home!r}, then 6 of {new!r}; sets: {', '.join(SETS)}")

@@ -1,0 +1,37 @@
+"""For every test: one thread, a fixed seed, and random tiny models in transformers' format."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+for room in ("backbones", "recipes"):  # their helpers `tiny_models` and `launching` serve the tests of other rooms too
+    sys.path.insert(0, str(Path(__file__).parent / room))
+
+
+@pytest.fixture(autouse=True)
+def _calm() -> Iterator[None]:
+    """Threads cost more than they bring on tensors as small as these."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder("clip")` or `("siglip")`: a folder that `load_backbone(f"hf:{folder}")` takes. Not to be changed."""
+    from tiny_models import write_tiny_folder
+
+    written: dict[str, Path] = {}
+
+    def write(family: str) -> Path:
+        if family not in written:
+            written[family] = tmp_path_factory.mktemp("weights") / f"tiny-{family}"
+            write_tiny_folder(written[family], family, clipreid={"image_size": [64, 32], "raw_logits": False})
+        return written[family]
+
+    return write

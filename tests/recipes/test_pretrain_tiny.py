@@ -1,0 +1,63 @@
+"""Pretraining: the recipe makes a loadable folder for both families, and the shipped weights know language."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from launching import ROOT
+
+from clipreid.backbones import load_backbone
+from clipreid.backbones.load import WEIGHTS
+from clipreid.data.synthetic.pretraining import captioned_pictures
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("pretrain_tiny", ROOT / "recipes" / "pretrain_tiny.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pretrain_tiny"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_recipe_makes_a_backbone_folder(recipe: ModuleType, family: str, tmp_path: Path) -> None:
+    small = {
+        "pictures": 64,
+        "steps": 2,
+        "batch": 16,
+        "width": 64,
+        "depth": 2,
+        "text_depth": 1,
+        "threads": 2,
+        "bf16": False,
+    }
+    recipe.main(recipe.Config(output=tmp_path / "a", family=family, **small))
+    backbone = load_backbone(f"hf:{tmp_path / 'a'}")
+    assert backbone.family == family
+    assert backbone.image_size == (128, 64)
+    state = backbone.encode_text(["a person wearing a red coat"])
+    recipe.main(recipe.Config(output=tmp_path / "b", family=family, **small))
+    again = load_backbone(f"hf:{tmp_path / 'b'}").encode_text(["a person wearing a red coat"])
+    torch.testing.assert_close(state, again)  # the same seed, the same weights
+    recipe.main(recipe.Config(output=tmp_path / "c", family=family, init=tmp_path / "a", **small))
+    further = load_backbone(f"hf:{tmp_path / 'c'}").encode_text(["a person wearing a red coat"])
+    assert not torch.allclose(state, further)
+
+
+def test_shipped_tiny_clip_knows_language(recipe: ModuleType) -> None:
+    """On pictures painted for this test: people and cameras that pretraining never saw."""
+    found = recipe.probe(load_backbone("tiny-clip"), captioned_pictures(300, seed=4711, processes=2))
+    assert found["text_to_image_rank1"] >= 0.25
+    assert found["top_colour"] >= 0.70
+
+
+def test_shipped_weights_are_small_safetensors() -> None:
+    folder = WEIGHTS / "tiny-clip"
+    assert {p.suffix for p in folder.iterdir()} <= {".safetensors", ".json", ".md"}
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 8 * 2**20

@@ -1,0 +1,291 @@
+"""`ReIDModel`: which features it takes, what it trains, that it starts as the backbone it was given, `embed`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from clipreid.aggregation import identity_features
+from clipreid.backbones import Backbone, TextConfig, TextTower, VisionConfig, VisionTower, load_backbone
+from clipreid.errors import UserError
+from clipreid.hub import save_model
+from clipreid.model import LORA_TARGETS, ModelConfig, Neck, ReIDModel
+
+Folder = Callable[[str], Path]
+TUNINGS = ("lora", "full", "head")
+FAMILIES = ("clip", "siglip")
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+
+
+def make(folder: Path, tuning: Any = "lora", identities: int = 0, aggregation: str = "cls") -> ReIDModel:
+    backbone = load_backbone(f"hf:{folder}")
+    return ReIDModel(backbone, ModelConfig(tuning, aggregation, lora_rank=4, mean=MEAN, std=STD), identities).eval()
+
+
+def pictures(count: int = 3, size: tuple[int, int] = (64, 32), seed: int = 0) -> Tensor:
+    """Noise, uint8 [count, 3, H, W]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+
+
+# Taps and aggregation ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def watch(model: ReIDModel, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Block outputs before the last and at the end [B, T, C], seen by hooks of torch; and the tower's own pooling."""
+    seen: dict[str, Tensor] = {}
+    last, before = model.tower.encoder.layers[-1], model.tower.encoder.layers[-2]
+    handles = [
+        block.register_forward_hook(lambda _, __, out, name=name: seen.__setitem__(name, out))
+        for name, block in (("before", before), ("last", last))
+    ]
+    pooled = model.tower(pixels).pooled
+    for handle in handles:
+        handle.remove()
+    return seen["before"], model.tower.post_layernorm(seen["last"]), pooled
+
+
+@pytest.mark.parametrize("aggregation", ["cls", "mean"])
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_taps_are_the_towers_own_tokens(tiny_folder: Folder, family: str, aggregation: str) -> None:
+    model = make(tiny_folder(family), aggregation=aggregation)
+    pixels = torch.randn(2, 3, 64, 32)
+    before, last, pooled = watch(model, pixels)
+    found = model.features(pixels)
+    assert list(found) == ["penultimate", "final", "projection"]
+    if family == "clip" and aggregation == "cls":
+        expected = before[:, 0], last[:, 0], pooled
+    else:  # SigLIP has no CLS: its patches' mean stands for it
+        first = 1 if family == "clip" else 0
+        expected = before[:, first:].mean(1), last[:, first:].mean(1), pooled
+    for feature, value in zip(found.values(), expected, strict=True):
+        torch.testing.assert_close(feature, value, atol=1e-6, rtol=1e-6)
+    assert (before[:, 0] - model.tower.post_layernorm(before)[:, 0]).abs().max() > 0.1  # no final norm on that tap
+
+
+@pytest.mark.parametrize("layers", [(), (2, 3)])
+def test_one_tap_is_needed(layers: tuple[int, ...]) -> None:
+    tokens = SimpleNamespace(cls=None, patches=torch.zeros(1, 2, 3), pooled=torch.zeros(1, 3),
+                             taps={layer: torch.zeros(1, 2, 3) for layer in layers})  # fmt: skip
+    with pytest.raises(ValueError, match=r"expected one tap \(the block before the last\), got \["):
+        identity_features(tokens, "cls")
+
+
+def test_unknown_settings_name_the_valid_ones() -> None:
+    with pytest.raises(ValueError, match="no aggregation 'saga2': choose one of cls, mean"):
+        identity_features(SimpleNamespace(cls=None, patches=None, pooled=None, taps={}), "saga2")  # type: ignore
+    with pytest.raises(UserError, match="no aggregation 'max': choose one of cls, mean"):
+        ModelConfig(aggregation="max")
+    with pytest.raises(UserError, match="no tuning 'dora': choose one of lora, full, head"):
+        ModelConfig(tuning="dora")  # type: ignore[arg-type]
+
+
+# What is trained --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tuning", TUNINGS)
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_untrained_it_is_the_untouched_backbone(tiny_folder: Folder, family: str, tuning: str) -> None:
+    """LoRA starts at zero and a map at the identity: zero-shot figures can be taken from the model itself."""
+    backbone = load_backbone(f"hf:{tiny_folder(family)}")
+    crops = pictures()
+    pixels = (crops.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    tokens = backbone.tokens(pixels)
+    final = tokens.cls if tokens.cls is not None else tokens.patches.mean(1)
+    parts = make(tiny_folder(family), tuning, identities=5).embed_parts(crops)
+    assert list(parts) == ["concat", "final", "projection"]
+    expected = {"final": F.normalize(final, dim=1), "projection": F.normalize(backbone.encode_image(pixels), dim=1)}
+    expected["concat"] = torch.cat([expected["final"], expected["projection"]], dim=1) / 2**0.5
+    for name, value in expected.items():
+        torch.testing.assert_close(parts[name], value, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_raw_norms_decide_the_mix_for_openais_clip_only(tiny_folder: Folder) -> None:
+    model = make(tiny_folder("clip"))
+    features = {"final": 9 * torch.randn(4, 32), "projection": torch.randn(4, 24)}
+    parts = {name: F.normalize(x, dim=1) for name, x in features.items()}
+    even = torch.cat([parts["final"], parts["projection"]], dim=1) / 2**0.5
+    torch.testing.assert_close(model.test_feature(features), even)
+    model.raw_logits = True  # as published: the concatenated vector is normalised once
+    whole = torch.cat([features["final"], features["projection"]], dim=1)
+    torch.testing.assert_close(model.test_feature(features), whole / whole.norm(dim=1, keepdim=True))
+
+
+NECKS = {f"necks.{name}.{part}.weight" for name in ("final", "projection") for part in ("norm", "classifier")}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_trainable_parameters_by_tuning(tiny_folder: Folder, family: str) -> None:
+    def trained(tuning: str) -> set[str]:
+        model = make(tiny_folder(family), tuning, identities=5)
+        return {name for name, p in model.named_parameters() if p.requires_grad}
+
+    tower = {f"image.{name}" for name, _ in load_backbone(f"hf:{tiny_folder(family)}").image.named_parameters()}
+    assert trained("full") == tower | NECKS
+    assert trained("head") == {"maps.final.weight", "maps.projection.weight"} | NECKS
+    linears = [f"self_attn.{x}_proj" for x in ("q", "k", "v", "out")] + ["mlp.fc1", "mlp.fc2"]
+    adapters = {
+        f"image.base_model.model.encoder.layers.{layer}.{linear}.lora_{side}.default.weight"
+        for layer in range(3)
+        for linear in linears
+        for side in "AB"
+    }
+    assert trained("lora") == adapters | NECKS  # nothing of the pooling head, the projection or the embeddings
+
+
+def test_necks_have_frozen_shift_and_small_bias_free_classifiers() -> None:
+    torch.manual_seed(0)
+    neck = Neck(64, 500)
+    assert not neck.norm.bias.requires_grad
+    assert neck.norm.weight.requires_grad
+    assert torch.equal(neck.norm.weight, torch.ones(64))
+    assert neck.classifier is not None
+    assert neck.classifier.bias is None
+    assert neck.classifier.weight.shape == (500, 64)
+    assert neck.classifier.weight.std().item() == pytest.approx(0.001, rel=0.02)
+
+
+def test_a_training_step_moves_what_it_should(tiny_folder: Folder) -> None:
+    model = make(tiny_folder("clip"), "lora", identities=3).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # lora_A moves only once lora_B is not zero
+        output = model(torch.randn(6, 3, 64, 32))
+        optimiser.zero_grad()
+        (sum(x.square().mean() for x in output.features.values()) + sum(F.cross_entropy(x, torch.arange(6) % 3)
+         for x in output.logits.values())).backward()  # fmt: skip
+        optimiser.step()
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    buffers = {f"necks.{n}.norm.{b}" for n in ("final", "projection")
+               for b in ("running_mean", "running_var", "num_batches_tracked")}  # fmt: skip
+    assert moved == {name for name, p in model.named_parameters() if p.requires_grad} | buffers
+    assert {name: tuple(x.shape) for name, x in output.logits.items()} == {"final": (6, 3), "projection": (6, 3)}
+    assert [x.shape[1] for x in output.features.values()] == [32, 32, 24]
+
+
+def test_logits_come_from_after_the_neck_and_features_from_before(tiny_folder: Folder) -> None:
+    model = make(tiny_folder("clip"), "head", identities=3).train()
+    output = model(torch.randn(8, 3, 64, 32))
+    for name, neck in model.necks.items():
+        x = output.features[name]
+        standardised = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
+        torch.testing.assert_close(output.logits[name], standardised @ neck.classifier.weight.T, atol=1e-5, rtol=1e-4)
+
+
+def test_without_classifiers_it_cannot_be_trained(tiny_folder: Folder) -> None:
+    with pytest.raises(RuntimeError, match="loaded without its classifiers: it embeds, but cannot be trained"):
+        make(tiny_folder("clip"))(torch.randn(2, 3, 64, 32))
+
+
+def test_adapter_of_a_base_vit_is_under_three_percent_of_both_towers(tmp_path: Path) -> None:
+    """The adapter file of ViT-B/16 at the default rank, really written, against the float32 weights of both towers."""
+    with torch.device("meta"):
+        image, text = VisionTower(VisionConfig()), TextTower(TextConfig())
+    image.to_empty(device="cpu")  # shapes are all that matters
+    model = ReIDModel(Backbone(image, text, name="hf:some/vit-b-16"), ModelConfig())
+    plain = [p for name, p in image.named_parameters() if "lora_" not in name]
+    towers = 4 * sum(p.numel() for p in [*plain, *text.parameters()])
+    assert 590e6 < towers < 605e6  # CLIP ViT-B/16: 150 million weights
+    save_model(model, tmp_path)
+    size = (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size
+    adapters = 4 * 12 * 8 * (4 * (768 + 768) + 2 * (768 + 3072))  # A and B of six Linears in twelve blocks, rank 8
+    assert adapters <= size < adapters + 50_000
+    assert size < 0.03 * towers
+
+
+def test_lora_targets_are_the_blocks_linears_only() -> None:
+    import re
+
+    for family, pooling in (("clip", "cls"), ("siglip", "attention")):
+        config = VisionConfig(image_size=(32, 16), width=16, depth=2, heads=2, mlp_width=32, embed_dim=16,
+                              pooling=pooling)  # type: ignore[arg-type]  # fmt: skip
+        linears = [n for n, m in VisionTower(config).named_modules() if isinstance(m, torch.nn.Linear)]
+        hit = [name for name in linears if re.fullmatch(LORA_TARGETS, name)]
+        assert len(hit) == 2 * 6, family
+        missed = set(linears) - set(hit)
+        assert missed == ({"visual_projection"} if family == "clip" else
+                          {"head.attention.out_proj", "head.mlp.fc1", "head.mlp.fc2"})  # fmt: skip
+
+
+# embed ------------------------------------------------------------------------------------------------------------
+
+
+def as_files(crops: Tensor, folder: Path) -> list[Path]:
+    files = []
+    for i, crop in enumerate(crops):
+        files.append(folder / f"{i}.png")
+        Image.fromarray(crop.permute(1, 2, 0).contiguous().numpy()).save(files[-1])
+    return files
+
+
+@pytest.mark.parametrize("size", [(64, 32), (50, 41)])
+def test_embed_takes_pictures_paths_and_tensors_alike(
+    tiny_folder: Folder, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    model, crops = make(tiny_folder("clip")), pictures(3, size)
+    files = as_files(crops, tmp_path)
+    features = model.embed(crops)
+    assert features.shape == (3, 32 + 24)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    assert (features[0] - features[1]).abs().max() > 1e-3
+    assert torch.equal(model.embed(files), features)
+    assert torch.equal(model.embed([str(file) for file in files]), features)
+    assert torch.equal(model.embed([Image.open(file) for file in files]), features)
+
+
+def test_embed_resizes_the_whole_picture(tiny_folder: Folder) -> None:
+    """Nothing is cut away: what is drawn in a corner still shows."""
+    model = make(tiny_folder("clip"))
+    picture = np.zeros((200, 90, 3), dtype=np.uint8)
+    marked = picture.copy()
+    marked[:20, :15] = 255
+    plain, corner = model.embed([Image.fromarray(picture), Image.fromarray(marked)])
+    assert (plain - corner).abs().max() > 1e-3
+
+
+def test_embed_does_not_depend_on_the_batch_size_or_the_mode(tiny_folder: Folder) -> None:
+    model, crops = make(tiny_folder("clip"), identities=3).train(), pictures(5)
+    together = model.embed(crops)
+    assert model.training
+    torch.testing.assert_close(model.embed(crops, batch_size=2), together, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.eval().embed(crops), together)
+    assert not model.training
+    assert not together.requires_grad
+    for nothing in ([], crops[:0]):
+        assert model.embed(nothing).shape == (0, 32 + 24)
+
+
+def test_embed_names_the_picture_that_cannot_be_read(tiny_folder: Folder, tmp_path: Path) -> None:
+    model = make(tiny_folder("clip"))
+    good = as_files(pictures(1), tmp_path)[0]
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "cut.png").write_bytes(good.read_bytes()[:200])
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    for name in ("text.jpg", "cut.png", "dot.png", "missing.png"):
+        with pytest.raises(UserError, match=rf"picture 1 \(.*{name}\) cannot be used: "):
+            model.embed([good, tmp_path / name])
+
+
+def test_embed_refuses_what_is_no_list_of_pictures(tiny_folder: Folder) -> None:
+    model, crops = make(tiny_folder("clip")), pictures()
+    with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.float32 \[3, 3, 64, 32\]"):
+        model.embed(crops.float())
+    with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.uint8 \[3, 64, 32, 3\]"):
+        model.embed(crops.permute(0, 2, 3, 1))
+    with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.uint8 \[3, 64, 32\]"):
+        model.embed(crops[0])
+    for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (9, 9))):
+        with pytest.raises(ValueError, match=r"embed takes a list of pictures: write model.embed\(\[picture\]\)"):
+            model.embed(single)  # type: ignore[arg-type]

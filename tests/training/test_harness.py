@@ -1,0 +1,170 @@
+"""The frame of both stages: ends of a recipe, threads, clock, log, progress."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from clipreid.errors import UserError
+from clipreid.training.harness import Log, Progress, clock, launch, set_threads
+
+
+@pytest.fixture
+def cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Eight cores, whatever this machine has, and the number of threads put back afterwards."""
+    before = torch.get_num_threads()
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    yield monkeypatch
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("processes", "expected"), [(None, 8), (1, 8), (2, 4), (3, 2), (8, 1), (16, 1)])
+def test_local_processes_share_the_cores(cores: pytest.MonkeyPatch, processes: int | None, expected: int) -> None:
+    """`accelerate launch` and torchrun set OMP_NUM_THREADS=1: without this each process would use one core."""
+    torch.set_num_threads(1)
+    if processes is not None:
+        cores.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert set_threads(None) == expected
+    assert torch.get_num_threads() == expected
+
+
+def test_threads_can_be_given(cores: pytest.MonkeyPatch) -> None:
+    cores.setenv("LOCAL_WORLD_SIZE", "2")
+    assert set_threads(3) == torch.get_num_threads() == 3
+    for wrong in (0, -1):
+        with pytest.raises(UserError, match=f"--threads {wrong}: must be at least 1"):
+            set_threads(wrong)
+    assert torch.get_num_threads() == 3
+
+
+def test_threads_without_affinity(cores: pytest.MonkeyPatch) -> None:
+    """macOS and Windows cannot say which cores a process may use."""
+    cores.delattr(os, "sched_getaffinity")
+    cores.setattr(os, "cpu_count", lambda: 5)
+    assert set_threads(None) == 5
+    cores.setattr(os, "cpu_count", lambda: None)
+    assert set_threads(None) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0:00"), (9.4, "0:09"), (59.6, "1:00"), (61, "1:01"), (3599, "59:59"), (3600, "1:00:00"), (36062, "10:01:02"),
+     (-5, "0:00")],
+)  # fmt: skip
+def test_clock(seconds: float, text: str) -> None:
+    assert clock(seconds) == text
+
+
+# launch -----------------------------------------------------------------------------------------------------------
+
+
+def fail_with(error: BaseException) -> Any:
+    def main(config: Any) -> None:
+        raise error
+
+    return main
+
+
+def test_what_the_user_can_mend_is_one_message_and_status_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SystemExit) as caught:
+        launch(fail_with(UserError("no such folder: /nowhere")), None)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "\nerror: no such folder: /nowhere\n"
+    monkeypatch.setenv("RANK", "1")  # the others end too, and say nothing
+    with pytest.raises(SystemExit) as caught:
+        launch(fail_with(UserError("no such folder: /nowhere")), None)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        launch(fail_with(KeyboardInterrupt()), None)
+    assert caught.value.code == 130
+    assert "--resume with the same --output continues" in capsys.readouterr().err
+
+
+def test_our_own_mistakes_keep_their_traceback() -> None:
+    with pytest.raises(ValueError, match="a bug"):
+        launch(fail_with(ValueError("a bug")), None)
+
+
+def test_launch_passes_the_config_on() -> None:
+    seen: list[int] = []
+    launch(seen.append, 7)
+    assert seen == [7]
+
+
+# Log and progress -------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands in for accelerate: remembers what would go to the trackers."""
+
+    def __init__(self, is_main: bool = True) -> None:
+        self.is_main_process = is_main
+        self.sent: list[tuple[dict[str, float], int]] = []
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.sent.append((values, step))
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_log_appends_json_lines_and_sends_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recorder = Recorder()
+    for step in (1, 2):  # two Logs: a resumed run continues the file
+        log = Log(tmp_path, recorder)  # type: ignore[arg-type]
+        log.write("stage 1", step, loss=0.5, note="text")
+    assert lines(tmp_path) == [{"stage": "stage 1", "step": step, "loss": 0.5, "note": "text"} for step in (1, 2)]
+    assert recorder.sent == [({"stage 1/loss": 0.5}, step) for step in (1, 2)]
+    log.say("hello")
+    assert capsys.readouterr().out == "hello\n"
+
+
+def test_only_the_main_process_writes_and_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log(tmp_path, Recorder(is_main=False))  # type: ignore[arg-type]
+    log.say("hello")
+    log.write("stage 1", 1, loss=0.5)
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_progress_prints_means_speed_and_time_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = SimpleNamespace(value=100.0)
+    monkeypatch.setattr("time.monotonic", lambda: now.value)
+    progress = Progress(Log(tmp_path, Recorder()), "stage 2", 100, 64, first=20, every=10.0)  # type: ignore[arg-type]
+    for step, loss in ((20, 1.0), (21, 3.0)):
+        now.value += 4.0
+        progress.update(step, {"id_loss": torch.tensor(loss), "i2t_loss": torch.tensor(0.5, requires_grad=True)})
+    assert capsys.readouterr().out == ""  # not yet due
+    now.value += 4.0
+    progress.update(22, {"id_loss": torch.tensor(5.0), "i2t_loss": torch.tensor(0.5)})
+    printed = capsys.readouterr().out
+    assert "stage 2  step 23/100" in printed
+    assert "loss   3.500 (id 3.000, i2t 0.500)" in printed
+    assert "16 images/s" in printed  # three steps of 64 in twelve seconds: what came before a resume is not counted
+    assert printed.endswith("5:08 left\n")  # 77 steps of 4 seconds
+    assert not (tmp_path / "log.jsonl").exists()  # only whole epochs are logged
+    progress.update(23, {"id_loss": torch.tensor(7.0), "i2t_loss": torch.tensor(0.5)})
+    progress.close_epoch(23, "epoch 1/5", rate=0.001)
+    assert "epoch 1/5      loss   4.500 (id 4.000, i2t 0.500)  rate 0.001" in capsys.readouterr().out
+    progress.update(24, {"id_loss": torch.tensor(2.0), "i2t_loss": torch.tensor(1.0)})
+    progress.close_epoch(24, "epoch 2/5")
+    first, second = lines(tmp_path)
+    assert (first["step"], first["loss"], first["id_loss"], first["rate"]) == (24, 4.5, 4.0, 0.001)
+    assert (second["step"], second["loss"], second["id_loss"]) == (25, 3.0, 2.0)  # the means began anew
+    assert first["images_per_second"] == pytest.approx(4 * 64 / 12)
