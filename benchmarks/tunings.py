@@ -36,7 +36,8 @@ class Config:
     runs: Path = Path("runs/tunings")
     csv: Path = CSV
     name: str | None = None  # what the data is called in the CSV, instead of its path
-    jobs: int = os.cpu_count() or 1  # runs at a time, one thread each
+    jobs: int = 1  # runs at a time
+    threads: int = os.cpu_count() or 1  # of each run
 
 
 def run(config: Config, variant: str, seed: int) -> list[dict[str, object]]:
@@ -45,7 +46,8 @@ def run(config: Config, variant: str, seed: int) -> list[dict[str, object]]:
     folder = config.runs / f"{variant}-{seed}"
     if not (folder / "metrics.json").is_file() or "finished" not in (folder / "config.json").read_text():
         flags = [f"--data={config.data}", f"--backbone={config.backbone}", f"--tuning={tuning}", f"--prompts={prompts}"]
-        flags += [f"--seed={seed}", "--threads=1", f"--output={folder}", *" ".join(config.flags).split()]
+        flags += [f"--seed={seed}", f"--threads={config.threads}", f"--output={folder}"]
+        flags += " ".join(config.flags).split()
         command = [sys.executable, "-m", "accelerate.commands.launch", str(RECIPE), *flags, "--overwrite"]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:

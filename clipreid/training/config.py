@@ -153,8 +153,8 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "default": {
         "prompt_epochs": 15, "prompt_warmup": 1, "prompt_rate": 3.5e-3,
-        "epochs": 5, "warmup": 0.5,
-        "rate": {"full": 5e-4, "lora": 2e-3, "head": 3.5e-3}, "head_rate": 3.5e-3,
+        "epochs": 4, "warmup": 0.5,
+        "rate": {"full": 1e-4, "lora": 4e-4, "head": 3.5e-3}, "head_rate": 3.5e-3,
     },
 }  # fmt: skip
 

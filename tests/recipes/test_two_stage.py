@@ -62,11 +62,6 @@ def test_output_shows_progress_a_table_and_what_to_type_next(finished: tuple[Pat
     assert f"clipreid evaluate {run}" in output
 
 
-def test_loss_goes_down(finished: tuple[Path, str]) -> None:
-    first, last = losses(finished[0], "stage 2")
-    assert last["loss"] < first["loss"]
-
-
 def test_loading_gives_the_features_of_the_training_process(finished: tuple[Path, str], street: Path) -> None:
     """metrics.json was computed by the training process; the loaded model must reproduce it."""
     run, _ = finished

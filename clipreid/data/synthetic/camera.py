@@ -32,10 +32,13 @@ class Camera:
     noise: float  # standard deviation, 0..255
     zoom: float  # height of a standard person relative to the crop
     framing: float  # how carelessly crops are framed, pixels on the canvas
+    weather: float = 0.0  # how much colour response and haze change from picture to picture; 0 = not at all
     style: Style = field(default_factory=Style)
 
 
-def make_camera(scene: str, seed: int, harshness: float = 1.0, style: Style | None = None) -> Camera:
+def make_camera(
+    scene: str, seed: int, harshness: float = 1.0, style: Style | None = None, weather: float = 0.0
+) -> Camera:
     """A camera drawn from `seed`; `harshness` scales how far its colours stray from neutral."""
     rng = np.random.default_rng([7, seed])
     gains = 1 + harshness * rng.uniform(-0.2, 0.2, 3)
@@ -50,6 +53,7 @@ def make_camera(scene: str, seed: int, harshness: float = 1.0, style: Style | No
         noise=float(rng.uniform(3, 8 + 6 * harshness)),
         zoom=float(rng.uniform(0.8, 0.93)),
         framing=float(rng.uniform(3, 9)),
+        weather=weather,
         style=style or Style(),
     )
 
@@ -71,9 +75,14 @@ def _expose(canvas: Image.Image, camera: Camera, rng: np.random.Generator) -> np
     """Blur, halve, colour response, noise.  -> uint8 [128, 64, 3]"""
     if camera.blur > 0.4:
         canvas = canvas.filter(ImageFilter.BoxBlur(camera.blur))
-    ramp = np.linspace(0, 1, 256) ** camera.gamma * (255 - camera.offset) + camera.offset
+    gains, gamma, haze = np.asarray(camera.gains), camera.gamma, camera.offset
+    if camera.weather:  # the hour and the sky, on top of what is the camera's own
+        gains = gains * (1 + camera.weather * rng.uniform(-0.14, 0.14, 3))
+        gamma = gamma * float(np.exp(camera.weather * rng.uniform(-0.24, 0.24)))
+        haze = haze + camera.weather * rng.uniform(0, 18)
+    ramp = np.linspace(0, 1, 256) ** gamma * (255 - haze) + haze
     light = rng.uniform(0.92, 1.08)
-    tables = [np.clip(ramp * gain * light, 0, 255).round().astype(int).tolist() for gain in camera.gains]
+    tables = [np.clip(ramp * gain * light, 0, 255).round().astype(int).tolist() for gain in gains]
     pixels = np.asarray(canvas.reduce(2).point(tables[0] + tables[1] + tables[2]), dtype=np.float32)
     grain = rng.standard_normal(pixels.shape, dtype=np.float32)
     return np.clip(pixels + camera.noise * grain + 0.5, 0, 255).astype(np.uint8)

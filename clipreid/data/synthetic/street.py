@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,8 @@ from clipreid.errors import UserError
 
 VERSION = 1
 FAMILY = 3  # look-alikes in a family; every second family is one, the people between are strangers
-HARSH_HOME, HARSH_NEW = 2.0, 1.6  # how far cameras stray from neutral; the shipped backbones were pretrained at 0.9
+HARSH_HOME, HARSH_NEW = 2.2, 1.6  # how far the cameras' colours stray from neutral; 0.9 in pretraining
+WEATHER = 1.0  # how much light and colours change from picture to picture; 0 in pretraining
 OCCLUDED = (0.25, 0.6)  # share of an occluded query that is hidden
 
 
@@ -82,8 +82,8 @@ SETS: dict[str, NamedSet] = {
 def cameras_of(named: NamedSet) -> list[Camera]:
     """The six cameras of a set: the new ones hang in other places."""
     if named.new_cameras:
-        return [make_camera(scene, 200 + i, HARSH_NEW) for i, scene in enumerate(NEW_SCENES)]
-    return [make_camera(scene, 100 + i, HARSH_HOME) for i, scene in enumerate(HOME_SCENES)]
+        return [make_camera(scene, 200 + i, HARSH_NEW, weather=WEATHER) for i, scene in enumerate(NEW_SCENES)]
+    return [make_camera(scene, 100 + i, HARSH_HOME, weather=WEATHER) for i, scene in enumerate(HOME_SCENES)]
 
 
 def person(number: int, look_alikes: bool = True) -> Person:
@@ -180,15 +180,22 @@ def _kept(folder: Path, build: Callable[[], Split]) -> Split:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                scratch = Path(tempfile.mkdtemp(dir=folder.parent))
-                datasets.disable_progress_bars()  # ours has been shown
-                build().table.save_to_disk(str(scratch / "table"))
-                datasets.enable_progress_bars()
-                (scratch / "table").rename(folder)
-                shutil.rmtree(scratch)
+                with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                    _write(build(), Path(scratch) / "table")
+                    (Path(scratch) / "table").rename(folder)
     except OSError as error:
         raise UserError(
             f"the synthetic pictures cannot be kept in {folder.parent} ({error.strerror or error}): "
             "set CLIPREID_CACHE to a folder that can be written"
         ) from error
     return Split(folder.name, datasets.load_from_disk(str(folder)))
+
+
+def _write(split: Split, folder: Path) -> None:
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()  # ours has been shown
+    try:
+        split.table.save_to_disk(str(folder))
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
