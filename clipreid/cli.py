@@ -128,7 +128,11 @@ def _tests(flags: Evaluate, config: dict[str, Any]) -> list[ReIDData]:
     for spec in specs:
         pattern = flags.pattern or (trained.get("pattern") if spec in trained.get("data", []) else None)
         noun = config.get("stage1", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
-        found.append(load_data(spec, pattern=pattern if spec in folders else None, noun=noun))
+        data = load_data(spec, pattern=pattern if spec in folders else None, noun=noun)
+        if flags.data or {"query", "gallery"} <= data.splits.keys():  # what was only trained on is not asked for
+            found.append(data)
+    if not found:
+        raise UserError(f"{flags.run} was trained on data without a test split: name what to test on with --data")
     return found
 
 

@@ -70,7 +70,9 @@ def save_model(model: ReIDModel, folder: Path) -> None:
 
 def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) -> None:
     """Writes what belongs to single identities (prompts, text bank, classifiers); it is not published."""
-    save_file(_plain(tensors), folder / IDENTITIES, metadata={"names": json.dumps(names)})
+    scratch = folder / f"{IDENTITIES}.writing"
+    save_file(_plain(tensors), scratch, metadata={"names": json.dumps(names)})
+    scratch.replace(folder / IDENTITIES)  # a killed run keeps the old file or has the new one
 
 
 def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:

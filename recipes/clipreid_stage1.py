@@ -28,8 +28,9 @@ class Stage1:
 def main(config: Stage1) -> None:
     run = open_run(config.run, config.prompt)
     text_bank(run, config.prompt)
-    run.log.say(f"\nrun folder: {run.folder}\nnext: accelerate launch recipes/clipreid_stage2.py "
-                f"--backbone {config.run.backbone} --data {run.config.data[0]} --output {run.folder}")  # fmt: skip
+    run.log.say(f"\nrun folder: {run.folder}\nnext, with the same --seed, --preset, ... where you gave any:")
+    run.log.say(f"  accelerate launch recipes/clipreid_stage2.py --backbone {config.run.backbone} "
+                f"--data {run.config.data[0]} --output {run.folder}")  # fmt: skip
     run.accelerator.end_training()
 
 

@@ -22,7 +22,7 @@ from typing import cast
 import torch
 import tyro
 
-from clipreid.hub import model_record, save_identities, save_model
+from clipreid.hub import IDENTITIES, load_identities, model_record, save_identities, save_model
 from clipreid.model import ModelConfig, ReIDModel, Tuning
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
 from clipreid.training.folder import results_table
@@ -65,7 +65,7 @@ def main(config: Stage2) -> None:
     report_drift(run, model)
     if run.accelerator.is_main_process:
         save_model(model, run.folder)
-        save_all_identities(run, model, bank)
+        save_all_identities(run, model)
     measure(run, model, "stage2")
     run.note("finished", model=model_record(model.config))
     run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:")
@@ -74,11 +74,9 @@ def main(config: Stage2) -> None:
     run.accelerator.end_training()
 
 
-def save_all_identities(run: Run, model: ReIDModel, bank: torch.Tensor | None) -> None:
+def save_all_identities(run: Run, model: ReIDModel) -> None:
     """What belongs to single identities: prompts and text bank of stage 1, classifiers of stage 2."""
-    from clipreid.hub import load_identities
-
-    tensors = load_identities(run.folder)[0] if bank is not None else {}
+    tensors = load_identities(run.folder)[0] if (run.folder / IDENTITIES).is_file() else {}
     tensors |= {n: t for n, t in model.state_dict().items() if "classifier" in n}
     save_identities(run.folder, tensors, run.names)
 

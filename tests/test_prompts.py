@@ -167,5 +167,5 @@ def test_a_prompt_longer_than_the_context_is_refused(backbone: Backbone, tokens:
 
 def test_a_backbone_without_tokenizer_is_refused(backbone: Backbone) -> None:
     backbone.tokenizer = None
-    with pytest.raises(ValueError, match=r"backbone 'hf:.*' has no tokenizer: prompts need one"):
+    with pytest.raises(ValueError, match=r"backbone 'hf:.*' has no tokenizer, which prompts need: use --prompts none"):
         IdentityPrompts(backbone, 2)

@@ -11,7 +11,7 @@ from clipreid.errors import UserError
 TINY = ("tiny-clip", "tiny-siglip2")
 WEIGHTS = Path(__file__).parent.parent / "weights"  # inside the package
 VALID_NAMES = """\
-  tiny-clip, tiny-siglip2            in this package
+  tiny-clip                          in this package
   open_clip:MODEL/TAG or MODEL/FILE  as open_clip:ViT-B-16-quickgelu/openai
   hf:OWNER/NAME or hf:FOLDER         as hf:openai/clip-vit-base-patch16, hf:google/siglip2-base-patch16-256"""
 

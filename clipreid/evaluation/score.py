@@ -37,7 +37,7 @@ class Scored:
     def entry(self, feature: str = "concat") -> dict[str, Any]:
         """What `metrics.json` keeps: the report of `feature`, its name, and the figures of every part."""
         parts = {part: report.metrics for part, report in self.reports.items()}
-        return self.reports[feature].to_dict() | {"feature": feature, "parts": parts}
+        return self.reports[feature].to_dict() | {"feature": feature, "parts": parts, "bad": self.bad}
 
     def similarity(self, feature: str = "concat") -> Tensor:
         """[Q, G] dot products: cosines, where the features have unit length."""

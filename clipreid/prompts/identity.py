@@ -65,7 +65,8 @@ class IdentityPrompts(nn.Module):
 
     def encode(self, identities: Tensor) -> Tensor:
         """Identity numbers [n] to text features [n, E], not normalised."""
-        return self.text(self.prompt(identities), self.pool.expand(len(identities)))
+        with torch.autocast(identities.device.type, enabled=False):  # the same precision in training and in the bank
+            return self.text(self.prompt(identities), self.pool.expand(len(identities)))
 
     def forward(self, identities: Tensor) -> Tensor:
         """Identity numbers [n], the same in every process, to text features [n, E].
@@ -89,12 +90,15 @@ class IdentityPrompts(nn.Module):
 def _template(backbone: Backbone, noun: str, tokens: int) -> tuple[Tensor, int]:
     """Token ids of the prompt [1, L] with placeholders, and where the placeholders begin."""
     if backbone.tokenizer is None:
-        raise ValueError(f"backbone {backbone.name!r} has no tokenizer: prompts need one")
+        raise UserError(f"backbone {backbone.name!r} has no tokenizer, which prompts need: use --prompts none")
     sentences = [f"a photo of a{' x' * count} {noun}." for count in (0, 1, tokens)]
     none, one, ids = backbone.tokenizer(sentences)  # [L] each
     start = int((none != one).int().argmax())
     if not torch.equal(one[start + 1 :], none[start:-1]):  # one placeholder moves the rest by one place
-        raise ValueError(f"the tokenizer of {backbone.name!r} does not give each placeholder x one token of its own")
+        raise UserError(
+            f"the tokenizer of {backbone.name!r} does not give each placeholder x one token of its own: "
+            "use --prompts none"
+        )
     room = max(start, len(none) - tokens)  # what is behind must be padding
     if not torch.equal(ids[start + tokens :], none[start:room]) or bool((none[room:] != none[-1]).any()):
         raise UserError(

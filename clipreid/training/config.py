@@ -19,7 +19,7 @@ class RunConfig:
     """What both stages share."""
 
     backbone: str = "tiny-clip"
-    """tiny-clip | tiny-siglip2 | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER"""
+    """tiny-clip | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER"""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to train on: synthetic | market1501:/path | folder:/path | csv:/path.csv [default: synthetic]"""
     test: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -48,8 +48,8 @@ class RunConfig:
     stride: int | None = None
     """Distance of the patches in pixels; smaller than the patch: overlapping [default: the patch size]"""
     precision: Literal["no", "bf16"] = "no"
-    """Autocast of the image tower"""
-    track: Literal["none", "wandb", "tensorboard"] = "none"
+    """bf16: autocast of the image tower while it is trained; stage 1 and evaluation stay in float32"""
+    track: Literal["none", "wandb"] = "none"
     """Also send the log to a tracker; log.jsonl is always written"""
 
 
@@ -95,7 +95,7 @@ class Values:
     """The numbers behind a preset. Epochs, not iterations; rates per optimiser step at the global batch."""
 
     tuning: str
-    # stage 1: Adam, linear warm-up from warm_from, cosine to `prompt_floor`, stepped once an epoch
+    # stage 1: Adam, linear warm-up cosine, stepped once an epoch (`schedules.prompt_rate`)
     prompt_epochs: int
     prompt_rate: float
     prompt_batch: int

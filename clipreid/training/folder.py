@@ -77,22 +77,27 @@ def claim(folder: Path, record: dict[str, Any], config: RunConfig, stage2: bool,
         raise UserError(f"--output {folder} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise UserError(f"--output {folder} holds other files and no {CONFIG}: give an empty or a new folder")
-    accelerator.wait_for_everyone()
-    if (folder / CONFIG).is_file():
-        before = read_config(folder)
-        if config.overwrite:
-            if accelerator.is_main_process:
-                for name in OWNED:
-                    shutil.rmtree(folder / name) if (folder / name).is_dir() else (folder / name).unlink(
-                        missing_ok=True
-                    )
-        else:
-            _check_continuation(folder, before, record, config, stage2)
-            record["status"] = before["status"]
-    elif config.resume:
+    ours = (folder / CONFIG).is_file()
+    if config.resume and not ours:
         raise UserError(f"--resume: {folder} holds no run; give the --output of the interrupted one")
+    if ours and not config.overwrite:
+        before = read_config(folder)
+        try:
+            _check_continuation(folder, before, record, config, stage2)
+        except KeyError as error:
+            raise UserError(f"{folder / CONFIG} lacks {error}: start anew with --overwrite") from error
+        record |= {k: before[k] for k in ("status", "separability") if k in before}
+    accelerator.wait_for_everyone()  # every process has looked before anything is removed
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if ours and config.overwrite and accelerator.is_main_process:
+            for path in (folder / name for name in OWNED):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        (folder / f"{CONFIG}.{accelerator.process_index}").touch()
+        (folder / f"{CONFIG}.{accelerator.process_index}").unlink()
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be written ({error.strerror}): give another folder") from error
     accelerator.wait_for_everyone()
-    folder.mkdir(parents=True, exist_ok=True)
 
 
 def _check_continuation(
@@ -110,9 +115,17 @@ def _check_continuation(
         differing = ["the backbone's weights"]
     if differing:
         raise UserError(f"{folder} was begun with another {', '.join(differing)}: {again}")
-    if status == "tuning" and before.get("stage2") != now.get("stage2"):
+    if status == "tuning" and _stage2(before) != _stage2(now):
         raise UserError(f"{folder} was begun with other stage-2 settings: use the same flags, {again}")
     if status == "prompts" and not stage2:
         raise UserError(f"{folder} holds a finished stage 1: continue with recipes/clipreid_stage2.py, {again}")
     if status in ("running", "tuning") and not config.resume:
         raise UserError(f"{folder} holds an interrupted run: continue it with --resume, {again}")
+
+
+def _stage2(record: dict[str, Any]) -> dict[str, Any]:
+    """What must be the same for a resumed stage 2 to end as it would have."""
+    free = ("checkpoint_every", "gradient_checkpointing")  # these change neither the result nor its meaning
+    flags = {k: record["flags"].get(k) for k in ("precision", "validate", "pattern", "skip_bad", "test")}
+    chosen = {k: v for k, v in record.get("stage2", {}).items() if k not in free}
+    return {"values": record["values"], "flags": flags, "stage2": chosen}

@@ -35,17 +35,17 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def make_accelerator(config: RunConfig, folder: Path, resolved: dict[str, Any]) -> Accelerator:
+def make_accelerator(config: RunConfig) -> Accelerator:
     """Processes, devices, autocast and trackers, all through accelerate."""
-    accelerator = Accelerator(
-        mixed_precision=config.precision,
-        log_with=None if config.track == "none" else config.track,
-        project_dir=folder,
-    )
+    log_with = None if config.track == "none" else config.track
+    return Accelerator(mixed_precision=config.precision, log_with=log_with)
+
+
+def start_tracking(accelerator: Accelerator, config: RunConfig, resolved: dict[str, Any]) -> None:
+    """Opens the tracker that was asked for; only once the run folder is ours."""
     if config.track != "none":
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in resolved.items()}
         accelerator.init_trackers("clipreid", config=flat)
-    return accelerator
 
 
 class Log:
@@ -66,7 +66,7 @@ class Log:
             with open(self.file, "a") as handle:
                 handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
-        self.accelerator.log(numbers, step=step)
+        self.accelerator.log(numbers | {f"{stage}/step": step})  # stages count their steps from 1: no common axis
 
 
 class Progress:

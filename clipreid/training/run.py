@@ -15,7 +15,7 @@ from torch import Tensor
 
 import clipreid
 from clipreid.backbones import Backbone, load_backbone
-from clipreid.data import ReIDData, check_trainable, load_data, pixel_cache, relabel
+from clipreid.data import ReIDData, check_trainable, load_data, pixel_cache, process_slice, relabel
 from clipreid.data.cache import PixelCache
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
@@ -29,7 +29,7 @@ from clipreid.hub import (
 from clipreid.model import ReIDModel
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
 from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
-from clipreid.training.harness import Log, make_accelerator, set_threads
+from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
 from clipreid.training.stage1 import image_features, learn_prompts, separability, text_scale
 
 HALF = (0.5, 0.5, 0.5)
@@ -49,6 +49,7 @@ class Run:
     labels: Tensor  # [N] long, 0..I-1
     names: list[str]  # [I] what the identities are called in the data
     record: dict[str, Any]  # config.json
+    tests: list[ReIDData]  # every --test
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -82,8 +83,12 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
             f"--data was given {len(specs)} times: one data set can be trained on; use --test for the others"
         )
     data = load_data(specs[0], pattern=config.pattern, noun=config.noun)
-    tests = config.test or (("synthetic:new-cameras",) if specs[0] == "synthetic" else ())
-    config = replace(config, data=specs, test=tests)
+    further = config.test or (("synthetic:new-cameras",) if specs[0] == "synthetic" else ())
+    config = replace(config, data=specs, test=further)
+    tests = [load_data(spec) for spec in further]
+    for test in tests:
+        if not {"query", "gallery"} <= test.splits.keys():
+            raise UserError(f"--test {test.name} has no query and gallery, only {', '.join(test.splits)}")
     if config.validate and "val" not in data.splits:
         raise UserError(f"--validate: {data.name} has no val split, only {', '.join(data.splits)}")
     backbone = load_backbone(
@@ -96,7 +101,12 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     values = _fit_batch(values, tune, split.identities)
     check_trainable(data, values.identities_per_batch if tune else 2, values.pictures_per_identity)
     folder = choose_folder(config.output)
-    accelerator = make_accelerator(config, folder, asdict(values))
+    accelerator = make_accelerator(config)
+    if tune and values.identities_per_batch % accelerator.num_processes:
+        if tune.identities_per_batch is not None:
+            process_slice(torch.zeros(1, values.identities_per_batch), 0, accelerator.num_processes, K=1)  # refuses it
+        whole = values.identities_per_batch // accelerator.num_processes * accelerator.num_processes
+        values = replace(values, identities_per_batch=whole)
     if accelerator.num_processes > 1 and config.output is None:  # all processes take the main one's number
         folder = Path(broadcast_object_list([str(folder)])[0])
     config = replace(config, output=folder)
@@ -108,10 +118,23 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     if len(names) < values.identities_per_batch and tune:
         check_trainable(data, values.identities_per_batch, values.pictures_per_identity)
     run = Run(
-        config, values, folder, accelerator, Log(folder, accelerator), backbone, data, labels, names, {}, mean, std
+        config,
+        values,
+        folder,
+        accelerator,
+        Log(folder, accelerator),
+        backbone,
+        data,
+        labels,
+        names,
+        {},
+        tests,
+        mean,
+        std,
     )
     run.record = _record(run, prompts, tune)
     claim(folder, run.record, config, tune is not None, accelerator)
+    start_tracking(accelerator, config, asdict(values))
     run.log.say(data.summary())
     if cache.bad:
         path, reason = cache.bad[0]
@@ -200,7 +223,13 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
             data, model.embed_parts, model.image_size, model.config.interpolation,
             accelerator=run.accelerator, skip_bad=run.config.skip_bad,
         )  # fmt: skip
-        entries[data.name] = found.entry(found.best(ZERO_SHOT) if name == "zero-shot" else "concat")
+        feature = found.best(ZERO_SHOT) if name == "zero-shot" else "concat"
+        entries[data.name] = found.entry(feature)
+        notes = list(found.reports[feature].notes)
+        if found.bad:
+            notes.append(f"{found.bad} test pictures left out (--skip-bad)")
+        for note in notes if name == "zero-shot" else ():
+            run.log.say(f"{data.name}  note: {note}")
     if run.accelerator.is_main_process:
         add_metrics(run.folder, name, entries)
     run.accelerator.wait_for_everyone()
@@ -210,6 +239,6 @@ def _tests(run: Run) -> list[ReIDData]:
     """What is scored: the run's own test split and every --test; or its val split alone."""
     if not run.config.validate:
         own = [run.data] if "query" in run.data.splits else []
-        return own + [load_data(spec) for spec in run.config.test]
+        return own + run.tests
     val = run.data.splits["val"]
     return [replace(run.data, name=f"{run.data.name} (val)", splits={"query": val, "gallery": val})]

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import torch
 import tyro
-from PIL import Image
+from torchvision.utils import save_image
 
 from clipreid.data.synthetic.people import differences
 from clipreid.data.synthetic.street import SETS, Shot, paint, person
@@ -25,16 +25,16 @@ class Sheet:
 
 def main(config: Sheet) -> None:
     home, new = "synthetic", "synthetic:new-cameras"
-    rows = []
+    crops = []
     for number in range(config.first, config.first + config.people):
         shots = [Shot(name, "gallery", number, camera, 0) for name in (home, new) for camera in range(6)]
-        rows.append(np.concatenate([paint(shot)[0] for shot in shots], axis=1))
+        crops += [torch.from_numpy(paint(shot)[0]).permute(2, 0, 1) for shot in shots]  # [3, 128, 64]
         head = number - number % 3
         unlike = "a stranger"
         if head % 6 == 0:
             unlike = ", ".join(differences(person(head), person(number))) or "the head of a family"
         print(f"{number:04d}  {unlike:24s}  {paint(shots[0])[1]}")
-    Image.fromarray(np.concatenate(rows, axis=0)).save(config.sheet)
+    save_image(torch.stack(crops).float() / 255, config.sheet, nrow=12, padding=2)
     print(f"{config.sheet}: {config.people} people x 6 cameras of {home!r}, then 6 of {new!r}; sets: {', '.join(SETS)}")
 
 
