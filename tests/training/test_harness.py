@@ -112,10 +112,10 @@ class Recorder:
 
     def __init__(self, is_main: bool = True) -> None:
         self.is_main_process = is_main
-        self.sent: list[tuple[dict[str, float], int]] = []
+        self.sent: list[dict[str, float]] = []
 
-    def log(self, values: dict[str, float], step: int) -> None:
-        self.sent.append((values, step))
+    def log(self, values: dict[str, float]) -> None:
+        self.sent.append(values)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -128,7 +128,8 @@ def test_log_appends_json_lines_and_sends_numbers(tmp_path: Path, capsys: pytest
         log = Log(tmp_path, recorder)  # type: ignore[arg-type]
         log.write("stage 1", step, loss=0.5, note="text")
     assert lines(tmp_path) == [{"stage": "stage 1", "step": step, "loss": 0.5, "note": "text"} for step in (1, 2)]
-    assert recorder.sent == [({"stage 1/loss": 0.5}, step) for step in (1, 2)]
+    # no common step: stages count theirs from 1, and a tracker drops what lies behind its last step
+    assert recorder.sent == [{"stage 1/loss": 0.5, "stage 1/step": step} for step in (1, 2)]
     log.say("hello")
     assert capsys.readouterr().out == "hello\n"
 
