@@ -34,7 +34,7 @@ def main(config: Sheet) -> None:
         if head % 6 == 0:
             unlike = ", ".join(differences(person(head), person(number))) or "the head of a family"
         print(f"{number:04d}  {unlike:24s}  {paint(shots[0])[1]}")
-    save_image(torch.stack(crops).float() / 255, config.sheet, nrow=12, padding=2)
+    save_image(torch.stack(crops).float() / 255, config.sheet, nrow=12, padding=0)
     print(f"{config.sheet}: {config.people} people x 6 cameras of {home!r}, then 6 of {new!r}; sets: {', '.join(SETS)}")
 
 
