@@ -111,6 +111,7 @@ class Values:
     warmup: float  # epochs
     warmup_factor: float
     milestones: tuple[int, ...] = ()
+    least_steps: int = 0  # small data gets more epochs than `epochs`, until there are so many optimiser steps
     identities_per_batch: int = 16
     pictures_per_identity: int = 4
     smoothing: float = 0.1
@@ -153,7 +154,7 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "default": {
         "prompt_epochs": 15, "prompt_warmup": 1, "prompt_rate": 3.5e-3,
-        "epochs": 4, "warmup": 0.5,
+        "epochs": 4, "least_steps": 180, "warmup": 0.5,
         "rate": {"full": 1e-4, "lora": 4e-4, "head": 3.5e-3}, "head_rate": 3.5e-3,
     },
 }  # fmt: skip

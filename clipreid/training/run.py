@@ -15,7 +15,7 @@ from torch import Tensor
 
 import clipreid
 from clipreid.backbones import Backbone, load_backbone
-from clipreid.data import ReIDData, check_trainable, load_data, pixel_cache, process_slice, relabel
+from clipreid.data import ReIDData, check_trainable, load_data, pixel_cache, pk_indices, process_slice, relabel
 from clipreid.data.cache import PixelCache
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
@@ -117,6 +117,9 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     labels, names = relabel(data.splits["train"].identities)
     if len(names) < values.identities_per_batch and tune:
         check_trainable(data, values.identities_per_batch, values.pictures_per_identity)
+    if tune and tune.epochs is None and values.least_steps:
+        steps = len(pk_indices(labels, values.identities_per_batch, values.pictures_per_identity, config.seed, 0))
+        values = replace(values, epochs=max(values.epochs, -(-values.least_steps // steps)))
     run = Run(
         config,
         values,

@@ -161,3 +161,10 @@ def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
         tyro.cli(recipe("clipreid_stage2").Stage2, args=["--bakbone", "x"], config=(tyro.conf.OmitArgPrefixes,))
     assert ended.value.code != 0
     assert "--backbone" in capsys.readouterr().err  # what may have been meant
+
+
+def test_small_data_gets_more_epochs_unless_told_otherwise(street: Path, tmp_path: Path) -> None:
+    """One batch an epoch: 180 epochs make the 180 steps that the tiny backbones want."""
+    assert open_run(config(street, tmp_path), PromptConfig(), P8).values.epochs == 180
+    asked = TuneConfig(identities_per_batch=8, epochs=2)
+    assert open_run(config(street, tmp_path / "b"), PromptConfig(), asked).values.epochs == 2

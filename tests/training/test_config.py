@@ -26,7 +26,7 @@ def test_the_paper_preset_is_what_was_published() -> None:
         "schedule": "steps", "warmup": 10, "warmup_factor": 0.1, "milestones": (30, 50), "identities_per_batch": 16,
         "pictures_per_identity": 4, "smoothing": 0.1, "margin": 0.3, "weight_id": 0.25, "weight_triplet": 1.0,
         "weight_i2t": 1.0, "pad": 10, "flip": 0.5, "erase": 0.5, "pixels": "half", "positions": "bilinear",
-        "train_interpolation": "bicubic", "test_interpolation": "bilinear",
+        "train_interpolation": "bicubic", "test_interpolation": "bilinear", "least_steps": 0,
     }  # fmt: skip
     found = dataclasses.asdict(settle(preset="paper"))
     assert found["rate"]["full"] == 5e-6
