@@ -4,7 +4,7 @@
     python benchmarks/tunings.py --data folder:/my/crops --csv mine.csv
 
 Writes one row a run and data set to the CSV, and prints the means over seeds as Markdown. Every variant gets the
-preset of its kind, whose rates were chosen on `val` alone. Finished runs in --runs are not run again.
+preset of its kind (how far that was tuned: `clipreid/training/config.py`). Finished runs in --runs are not run again.
 """
 
 from __future__ import annotations

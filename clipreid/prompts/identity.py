@@ -28,7 +28,7 @@ class IdentityPrompts(nn.Module):
         generator: draws the initial tokens (normal, std 0.02).
 
     Raises:
-        ValueError: the tokenizer does not give each placeholder one token (UserError: too many for the context).
+        UserError: no tokenizer, one that does not give each placeholder one token, or more than the context holds.
     """
 
     def __init__(
