@@ -265,7 +265,8 @@ import sys, time
 from clipreid.data import Split, cache, pixel_cache, to_pixels
 count = int(sys.argv[2])
 def slow(*arguments):
-    print("decoding", flush=True)
+    sys.stdout.write("decoding\\n")  # in one piece: several threads write
+    sys.stdout.flush()
     time.sleep(float(sys.argv[3]))
     return to_pixels(*arguments)
 cache.to_pixels = slow
