@@ -1,7 +1,8 @@
 """Language-aligned backbones: one image tower, one text tower, and the loaders that fill them."""
 
 from clipreid.backbones.backbone import Backbone
-from clipreid.backbones.load import load_backbone
+from clipreid.backbones.imageonly import ImageBackbone, ImageTower, check_fits
+from clipreid.backbones.load import is_image_only, load_backbone
 from clipreid.backbones.positions import resize_positions, square_positions
 from clipreid.backbones.save import save_backbone, square_backbone
 from clipreid.backbones.text import TextConfig, TextTower
@@ -11,11 +12,15 @@ from clipreid.backbones.vision import Tokens, VisionConfig, VisionTower
 __all__ = [
     "Backbone",
     "FastTokenizer",
+    "ImageBackbone",
+    "ImageTower",
     "TextConfig",
     "TextTower",
     "Tokens",
     "VisionConfig",
     "VisionTower",
+    "check_fits",
+    "is_image_only",
     "load_backbone",
     "resize_positions",
     "save_backbone",

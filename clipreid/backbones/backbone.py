@@ -33,7 +33,11 @@ class Backbone(nn.Module):
         logit_scale: the weights' exp(temperature parameter); logit_bias: SigLIP's bias, 0 for CLIP.
         raw_logits: True only for OpenAI's CLIP weights: image-text logits are raw dot products there,
             elsewhere cosine x logit_scale.
+
+    `family` is "clip", "siglip" or "image-only" (`ImageBackbone`); `interpolation` is what resizes its pictures.
     """
+
+    interpolation = "bicubic"
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class Backbone(nn.Module):
             raise ValueError(f"the towers' embeddings differ: {image.embed_dim} (image), {text.embed_dim} (text)")
         self.image, self.text = image, text
         self.name, self.tokenizer = name, tokenizer
-        self.family: Literal["clip", "siglip"] = "clip" if image.has_cls else "siglip"
+        self.family: Literal["clip", "siglip", "image-only"] = "clip" if image.has_cls else "siglip"
         self.mean = mean or (CLIP_MEAN if image.has_cls else SIGLIP_MEAN)
         self.std = std or (CLIP_STD if image.has_cls else SIGLIP_STD)
         self.logit_scale, self.logit_bias = logit_scale, logit_bias

@@ -73,11 +73,12 @@ def build(
 
 
 def _size(image_size: int | tuple[int, int] | None, source: Source) -> tuple[int, int]:
-    if image_size is None:
-        image_size = source.image_size
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < source.vision.patch_size:
-        patch = source.vision.patch_size
+    patch = source.vision.patch_size
+    if image_size is None:  # whole patches: what is left over at the edge, no patch would see
+        height, width = (side - side % patch for side in source.image_size)
+    else:
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < patch:
         raise UserError(f"image_size {height}x{width} is smaller than one {patch}x{patch} patch")
     return int(height), int(width)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +32,36 @@ WANTED_FILES = [
     "model.safetensors",
     "model-*.safetensors",
 ]
+OPENAI = "openai/clip-"  # the repositories whose weights need QuickGELU, and whose logits are raw
+CONVERT = (
+    "write it again with transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) makes "
+    "model.safetensors"
+)
 
 
 def read_hf(name: str) -> Source:
     """Read `name`: a local folder or a Hub id ("openai/clip-vit-base-patch16").
 
+    The activation is the one that config.json names. It is checked where the weights are known to be OpenAI's: by the
+    Hub id, or by the `_name_or_path` that transformers 4 wrote. Of other folders nothing is known: logits are
+    cosines there, also of OpenAI's weights saved locally.
+
     Raises:
         UserError: no such folder or repository, no network, an architecture other than CLIP and SigLIP,
-            weights that are missing.
+            OpenAI's weights with another activation than QuickGELU, weights that are missing.
     """
     folder, is_hub = _find_folder(name)
     source = read_folder(folder)
-    if is_hub and name.lower().startswith("openai/clip-"):
-        source.raw_logits = True
+    origin = name if is_hub else str(_read_json(folder / "config.json").get("_name_or_path", ""))
+    if not origin.lower().startswith(OPENAI):
+        return source
+    for tower, config in (("vision_config", source.vision), ("text_config", source.text)):
+        if config.activation != "quick_gelu":
+            raise UserError(
+                f"hf:{name}: {tower} in config.json says {config.activation}, but the weights of {origin} were trained "
+                'with QuickGELU, so the features would be wrong; set "hidden_act": "quick_gelu" there'
+            )
+    source.raw_logits = source.raw_logits or is_hub
     return source
 
 
@@ -54,8 +73,7 @@ def read_folder(folder: Path) -> Source:
     for state, what in ((image_state, "image"), (text_state, "text")):
         if not state:
             raise UserError(f"{folder} has no weights for the {what} tower; a folder with both is needed")
-    preprocessor_file = folder / "preprocessor_config.json"
-    preprocessor = _read_json(preprocessor_file) if preprocessor_file.is_file() else {}
+    preprocessor = _preprocessor(folder)
     ours = config.get("clipreid", {})
     return Source(
         vision,
@@ -70,6 +88,14 @@ def read_folder(folder: Path) -> Source:
         raw_logits=bool(ours.get("raw_logits", False)),
         image_size=tuple(ours.get("image_size", DEFAULT_SIZE)),
     )
+
+
+def _preprocessor(folder: Path) -> dict[str, Any]:
+    """Settings of the pictures: in a file of their own, or (transformers 5) inside the processor's; {} without."""
+    own, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if own.is_file():
+        return _read_json(own)
+    return _read_json(whole).get("image_processor", {}) if whole.is_file() else {}
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -107,6 +133,11 @@ def _configs(config: dict[str, Any], folder: Path) -> tuple[VisionConfig, TextCo
         raise UserError(
             f"{folder} is a NaFlex SigLIP2 (variable resolution), which is not supported: take a "
             "fixed-resolution one such as hf:google/siglip2-base-patch16-256"
+        )
+    if re.fullmatch(r"(clip|siglip|siglip2)_(vision|text)_model", str(kind)):
+        raise UserError(
+            f"{folder} holds one tower alone (model_type {kind!r}), and both are needed: take the folder of the whole "
+            "CLIPModel or SiglipModel (for an image tower without language there is timm:NAME)"
         )
     if kind not in ("clip", "siglip"):
         raise UserError(f"{folder}/config.json has model_type {kind!r}; supported: clip, siglip")
@@ -190,14 +221,22 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                 raise UserError(f"{folder / shard} is missing, though {index.name} names it")
             state.update(load_file(folder / shard))
         return state
-    if (folder / "pytorch_model.bin").is_file():
-        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    old = folder / "pytorch_model.bin"  # tensors only: what could run code is refused
+    if old.is_file():
+        try:
+            return torch.load(old, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise UserError(f"{old} holds more than tensors, or is damaged, and is not opened; {CONVERT}") from error
+    if (folder / f"{old.name}.index.json").is_file():
+        raise UserError(f"{folder}: weights in several {old.stem}-*.bin files are not read; {CONVERT}")
     raise UserError(f"{folder} has no weights: model.safetensors (or shards with {index.name}) is needed")
 
 
 def _read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(f"{file} is missing; a transformers-format folder is needed")
+        hint = f": this is a folder of open_clip's, open_clip:{file.parent}"
+        hint = hint if (file.parent / "open_clip_config.json").is_file() else ""
+        raise UserError(f"{file} is missing; a transformers-format folder is needed{hint}")
     try:
         return json.loads(file.read_text())
     except json.JSONDecodeError as error:

@@ -9,11 +9,15 @@ from clipreid.backbones.positions import PositionMode
 from clipreid.errors import UserError
 
 TINY = ("tiny-clip", "tiny-siglip2")
+IMAGE_ONLY = ("timm", "osnet")  # sources of image towers that have no text tower
 WEIGHTS = Path(__file__).parent.parent / "weights"  # inside the package
 VALID_NAMES = """\
   tiny-clip                          in this package
   open_clip:MODEL/TAG or MODEL/FILE  as open_clip:ViT-B-16-quickgelu/openai
-  hf:OWNER/NAME or hf:FOLDER         as hf:openai/clip-vit-base-patch16, hf:google/siglip2-base-patch16-256"""
+  open_clip:FOLDER                   with open_clip_config.json and the weights
+  hf:OWNER/NAME or hf:FOLDER         as hf:openai/clip-vit-base-patch16, hf:google/siglip2-base-patch16-256
+  timm:NAME or timm:NAME/FILE        image only, as timm:vit_small_patch14_dinov2.lvd142m
+  osnet:WIDTH/FILE                   image only, as osnet:x1_0/osnet_x1_0_market.pth"""
 
 
 def load_backbone(
@@ -28,9 +32,11 @@ def load_backbone(
 
     Args:
         name: `tiny-clip`, `tiny-siglip2`, `open_clip:MODEL/TAG` (or a weights file after the slash),
-            `hf:OWNER/NAME`, `hf:FOLDER`.
+            `open_clip:FOLDER`, `hf:OWNER/NAME`, `hf:FOLDER`; image only: `timm:NAME`, `timm:NAME/FILE`,
+            `osnet:WIDTH/FILE`.
         image_size: (height, width) of the pictures in pixels, one number for a square; None takes what the
-            weights recommend, (256, 128) for those that say nothing.
+            weights recommend, (256, 128) for those that say nothing; rounded down to whole patches, so that the
+            whole crop is seen: (252, 126) for patches of 14.
         positions: how the position table is resized to the crop's grid: "bicubic" (as transformers'
             `interpolate_pos_encoding`) or "bilinear" (as CLIP-ReID).
         stride: of the patches in pixels; None is the patch size, smaller means overlapping patches.
@@ -39,6 +45,10 @@ def load_backbone(
     Raises:
         UserError: unknown name, weights that cannot be had or do not fit, impossible size or stride.
     """
+    if is_image_only(name):
+        if stride is not None:
+            raise UserError(f"stride={stride}: {name} is wrapped as it is, with its own stride: leave it out")
+        return _wrap(name, image_size, positions, gradient_checkpointing)
     source = _read(name)
     return build(
         source,
@@ -48,6 +58,25 @@ def load_backbone(
         stride=stride,
         gradient_checkpointing=gradient_checkpointing,
     )
+
+
+def is_image_only(name: str) -> bool:
+    """Whether a backbone's name means an image tower without text: timm's, or OSNet."""
+    kind, _, rest = name.partition(":")
+    return kind in IMAGE_ONLY and bool(rest)
+
+
+def _wrap(
+    name: str, image_size: int | tuple[int, int] | None, positions: PositionMode, gradient_checkpointing: bool
+) -> Backbone:
+    kind, _, rest = name.partition(":")
+    if kind == "timm":
+        from clipreid.backbones.timm_towers import load_timm
+
+        return load_timm(rest, image_size, positions, gradient_checkpointing)
+    from clipreid.backbones.osnet import load_osnet
+
+    return load_osnet(rest, image_size, gradient_checkpointing)
 
 
 def _read(name: str) -> Source:
@@ -69,8 +98,6 @@ def _read(name: str) -> Source:
         from clipreid.backbones.hf import read_hf
 
         return read_hf(rest)
-    if kind == "timm" and rest:
-        raise UserError(f"{name}: timm towers are not supported yet; valid names:\n{VALID_NAMES}")
     close = _closest(name)
     hint = f" (did you mean {close}?)" if close else ""
     raise UserError(f"unknown backbone {name!r}{hint}; valid names:\n{VALID_NAMES}")
@@ -80,7 +107,7 @@ def _closest(name: str) -> str | None:
     """What may have been meant: a misspelt prefix, a name that lacks one, a misspelt tiny name."""
     kind, colon, rest = name.partition(":")
     if colon:
-        prefix = get_close_matches(kind, ("open_clip", "hf", "timm"), n=1)
+        prefix = get_close_matches(kind, ("open_clip", "hf", *IMAGE_ONLY), n=1)
         return f"{prefix[0]}:{rest or 'NAME'}" if prefix else None
     if name.startswith("ViT-"):
         return f"open_clip:{name}" if "/" in name else f"open_clip:{name}/TAG"

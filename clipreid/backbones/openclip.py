@@ -2,21 +2,25 @@
 
 import re
 import warnings
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import torch
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clipreid.backbones.backbone import SIGLIP_MEAN, SIGLIP_STD
 from clipreid.backbones.blocks import ACTIVATIONS
 from clipreid.backbones.build import POSITIONS, Source
+from clipreid.backbones.openclip_checks import check_config, check_folder, check_name, unsupported
 from clipreid.backbones.text import TextConfig
 from clipreid.backbones.tokenizer import OpenClipTokenizer
 from clipreid.backbones.vision import VisionConfig
 from clipreid.errors import UserError
 
+OPENAI = "open_clip:ViT-B-16-quickgelu/openai"
+LOCAL = "local-dir:"  # open_clip's own prefix of a folder
 # open_clip's names -> ours, applied in this order
 CLIP_NAMES = (
     (r"^conv1\.", "embeddings.patch_embedding."),
@@ -50,35 +54,57 @@ TIMM_NAMES = (
 
 
 def read_open_clip(spec: str) -> Source:
-    """Read `MODEL/TAG` or `MODEL/FILE`, e.g. "ViT-B-16-quickgelu/openai".
+    """Read `MODEL/TAG` ("ViT-B-16-quickgelu/openai"), `MODEL/FILE`, or `FOLDER` as open_clip itself writes them.
+
+    What needs QuickGELU is known of every tag (a mismatch is refused) and of a folder (its open_clip_config.json
+    says so), but not of a file: whoever gives OpenAI's weights as a file names the -quickgelu model himself.
 
     Raises:
         UserError: unknown model or tag, QuickGELU mismatch, weights that cannot be downloaded or do not
-            fit, or a model that is not a plain CLIP or SigLIP ViT.
+            fit, or a model that is not a plain CLIP or SigLIP ViT (said before anything is downloaded).
     """
-    import open_clip
-
     name, _, weights = spec.partition("/")
-    _check_name(name, weights)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            model = open_clip.create_model(name, pretrained=weights, device="cpu", precision="fp32")
-    except Exception as error:  # open_clip, torch, the hub and the network each raise their own
-        reason = "; ".join(str(error).strip().splitlines()[:2])
-        todo = (
-            f"is {weights} really a checkpoint of {name}?"
-            if Path(weights).is_file()
-            else "check the network, or download the file elsewhere and give open_clip:MODEL/FILE"
-        )
-        raise UserError(f"open_clip:{spec}: the weights cannot be loaded ({reason}): {todo}") from error
-    source = convert(model, name)
+    folder = Path(spec).expanduser()
+    if folder.is_dir() and name not in open_clip.list_models():
+        config = check_folder(folder)
+        return _load(f"{LOCAL}{folder}", "", config, f"is there a checkpoint in {folder}, and of that config?")
+    check_name(name, weights)
+    config = open_clip.get_model_config(name)
     if Path(weights).is_file():
+        source = _load(name, weights, config, f"is {weights} really a checkpoint of {name}?")
         if source.vision.pooling == "attention":  # open_clip knows SigLIP's mean and std by tag only
             source.mean, source.std = SIGLIP_MEAN, SIGLIP_STD
-    else:
-        source.raw_logits = weights.lower() == "openai"
+        return source
+    advice = "check the network, or download the file elsewhere and give open_clip:MODEL/FILE"
+    source = _load(name, weights, config, advice)
+    source.raw_logits = weights.lower() == "openai"
     return source
+
+
+def _load(name: str, weights: str, config: dict[str, Any], advice: str) -> Source:
+    """Refuse the architecture if need be, then read the weights (of a folder when `weights` is empty)."""
+    try_out(name, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model = open_clip.create_model(name, weights or None, device="cpu", require_pretrained=True)
+        except Exception as error:  # open_clip, torch, the hub and the network each raise their own
+            reason = "; ".join(str(error).strip().splitlines()[:2])
+            if "TorchScript" in reason:
+                reason, advice = "a TorchScript archive, which can run code", f"take a tag such as {OPENAI}"
+            given = f"{name}/{weights}" if weights else name.removeprefix(LOCAL)
+            raise UserError(f"open_clip:{given}: the weights cannot be loaded ({reason}): {advice}") from error
+    return convert(model, name)
+
+
+def try_out(name: str, config: dict[str, Any]) -> tuple[VisionConfig, TextConfig]:
+    """The towers' shapes, from an open_clip model without weights; `UserError` where our towers have no such shape."""
+    check_config(config, name)
+    with warnings.catch_warnings(), torch.device("meta"):
+        warnings.simplefilter("ignore")
+        model = open_clip.create_model(name, load_weights=False, device="meta")
+    vision, _, text, _ = _towers(model, name)
+    return vision, text
 
 
 def convert(model: nn.Module, name: str) -> Source:
@@ -87,29 +113,35 @@ def convert(model: nn.Module, name: str) -> Source:
     Raises:
         UserError: not a plain CLIP ViT or SigLIP (ResNets, CoCa, other text towers, ...).
     """
-    visual: Any = model.visual
-    vision, image_state = _timm_image(visual, name) if hasattr(visual, "trunk") else _clip_image(visual, name)
-    text, text_state = _text(model, name)
+    vision, image_state, text, text_state = _towers(model, name)
     bias: Any = getattr(model, "logit_bias", None)
     scale: Any = model.logit_scale
+    preprocessing: Any = model.visual.preprocess_cfg  # type: ignore[union-attr]
     return Source(
         vision,
         text,
         image_state,
         text_state,
         tokenizer=OpenClipTokenizer(name, text),
-        mean=tuple(visual.preprocess_cfg["mean"]),
-        std=tuple(visual.preprocess_cfg["std"]),
+        mean=tuple(preprocessing["mean"]),
+        std=tuple(preprocessing["std"]),
         logit_scale=scale.exp().item(),
         logit_bias=0.0 if bias is None else bias.item(),
     )
 
 
+def _towers(model: nn.Module, name: str) -> tuple[VisionConfig, dict[str, Tensor], TextConfig, dict[str, Tensor]]:
+    """Configs and weights of both towers."""
+    visual: Any = model.visual
+    image = _timm_image(visual, name) if hasattr(visual, "trunk") else _clip_image(visual, name)
+    return *image, *_text(model, name)
+
+
 def _clip_image(visual: Any, name: str) -> tuple[VisionConfig, dict[str, Tensor]]:
     if not hasattr(visual, "class_embedding") or visual.attn_pool is not None or visual.pool_type != "tok":
-        raise _unsupported(name, "its image tower is not a ViT that pools at the CLS token")
+        raise unsupported(name, "its image tower is not a ViT that pools at the CLS token")
     state = {key: value for key, value in visual.state_dict().items() if key != "proj"}
-    state = _translate(state, CLIP_NAMES)
+    state = translate(state, CLIP_NAMES)
     state["visual_projection.weight"] = visual.proj.T
     block = visual.transformer.resblocks[0]
     config = VisionConfig(
@@ -129,9 +161,11 @@ def _clip_image(visual: Any, name: str) -> tuple[VisionConfig, dict[str, Tensor]
 def _timm_image(visual: Any, name: str) -> tuple[VisionConfig, dict[str, Tensor]]:
     trunk = visual.trunk
     pool: Any = getattr(trunk, "attn_pool", None)
-    if not hasattr(pool, "latent") or getattr(trunk, "cls_token", None) is not None:
-        raise _unsupported(name, "its timm image tower is not SigLIP's (patch tokens and attention pooling)")
-    state = _translate(visual.state_dict(), TIMM_NAMES)
+    if type(trunk) is not VisionTransformer or any(type(block) is not Block for block in trunk.blocks):
+        raise unsupported(name, f"its image tower is timm's {type(trunk).__name__}, not SigLIP's ViT")
+    if trunk.num_prefix_tokens or trunk.pos_embed is None or not hasattr(pool, "latent") or pool.pool != "token":
+        raise unsupported(name, "its timm ViT is not SigLIP's (patch tokens with positions, attention pooling)")
+    state = translate(visual.state_dict(), TIMM_NAMES)
     for part in ("weight", "bias"):
         pair = [state.pop(f"attn_pool.{key}.{part}") for key in ("q", "kv")]
         state[f"head.attention.in_proj_{part}"] = torch.cat(pair)
@@ -155,19 +189,19 @@ def _timm_image(visual: Any, name: str) -> tuple[VisionConfig, dict[str, Tensor]
 def _text(model: Any, name: str) -> tuple[TextConfig, dict[str, Tensor]]:
     tower = getattr(model, "text", model)  # CustomTextCLIP keeps the tower apart, CLIP spreads it out
     if not hasattr(tower, "token_embedding"):
-        raise _unsupported(name, "its text tower is not CLIP's or SigLIP's")
+        raise unsupported(name, "its text tower is not CLIP's or SigLIP's")
     causal = tower.attn_mask is not None
     pool = getattr(tower, "pool_type", None) or model.text_pool_type
     if pool not in (("argmax", "eos") if causal else ("last",)):
-        raise _unsupported(name, f"its {'causal' if causal else 'bidirectional'} text tower pools {pool!r}")
+        raise unsupported(name, f"its {'causal' if causal else 'bidirectional'} text tower pools {pool!r}")
     kept = ("token_embedding", "positional_embedding", "transformer", "ln_final", "cls_emb")
     state = {key: value for key, value in tower.state_dict().items() if key.split(".")[0] in kept}
-    state = _translate(state, CLIP_NAMES)
+    state = translate(state, CLIP_NAMES)
     projection = tower.text_projection
-    if projection is None:
-        raise _unsupported(name, "its text tower has no projection")
-    weight = projection.weight if isinstance(projection, nn.Linear) else projection.T  # [E, W]
-    bias = projection.bias if isinstance(projection, nn.Linear) else None
+    if projection is None:  # as SigLIP So400m i18n: the token's own features
+        projection = torch.eye(tower.token_embedding.embedding_dim)
+    is_linear = isinstance(projection, nn.Linear)
+    weight, bias = (projection.weight, projection.bias) if is_linear else (projection.T, None)  # weight [E, W]
     layer = "text_projection" if causal else "head"
     state[f"{layer}.weight"] = weight
     if bias is not None or not causal:
@@ -190,7 +224,7 @@ def _text(model: Any, name: str) -> tuple[TextConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _translate(state: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
+def translate(state: dict[str, Tensor], names: tuple[tuple[str, str], ...]) -> dict[str, Tensor]:
     """Rename keys and split each fused query-key-value projection in three."""
     result: dict[str, Tensor] = {}
     for key, tensor in state.items():
@@ -210,7 +244,7 @@ def _activation(module: nn.Module, name: str) -> str:
     for ours, function in ACTIVATIONS.items():
         if torch.allclose(module(x.clone()), function(x), rtol=0, atol=1e-6):
             return ours
-    raise _unsupported(name, f"activation {type(module).__name__}")
+    raise unsupported(name, f"activation {type(module).__name__}")
 
 
 def _norms(module: nn.Module) -> list[nn.LayerNorm]:
@@ -225,52 +259,9 @@ def _same(values: Any, name: str) -> Any:
     """The one value that all modules share."""
     found = set(values)
     if len(found) != 1:
-        raise _unsupported(name, f"its blocks differ from each other: {sorted(found)}")
+        raise unsupported(name, f"its blocks differ from each other: {sorted(found)}")
     return found.pop()
 
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _unsupported(name: str, why: str) -> UserError:
-    return UserError(
-        f"open_clip model {name} cannot be converted: {why}; use a plain CLIP ViT such as "
-        "open_clip:ViT-B-16-quickgelu/openai or a SigLIP such as open_clip:ViT-B-16-SigLIP2-256/webli"
-    )
-
-
-def _check_name(name: str, weights: str) -> None:
-    """Refuse what open_clip would refuse with a long list, or accept with a mere warning."""
-    import open_clip
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    models = open_clip.list_models()
-    if name not in models:
-        close = get_close_matches(name, models, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(close)}?" if close else "see open_clip.list_models()"
-        raise UserError(f"open_clip has no model {name!r}: {hint}")
-    if Path(weights).is_file():
-        return
-    tags = list_pretrained_tags_by_model(name)
-    known = get_pretrained_cfg(name, weights) if weights else {}
-    plain = name.removesuffix("-quickgelu")
-    if not known and weights and get_pretrained_cfg(plain, weights):
-        raise UserError(
-            f"open_clip:{name}/{weights}: these weights were trained without QuickGELU; use open_clip:{plain}/{weights}"
-        )
-    if not known:
-        listed = ", ".join(tags) or "(none)"
-        given = f"{weights!r} is neither a tag of {name} nor a file" if weights else f"no weights given for {name}"
-        raise UserError(f"open_clip:{name}/{weights}: {given}; its tags: {listed}")
-    wanted, has = known.get("quick_gelu", False), open_clip.get_model_config(name).get("quick_gelu", False)
-    if wanted and not has:
-        raise UserError(
-            f"open_clip:{name}/{weights}: these weights were trained with QuickGELU, but {name} has GELU, so "
-            f"the features would be wrong; use open_clip:{name}-quickgelu/{weights}"
-        )
-    if has and not wanted:
-        raise UserError(
-            f"open_clip:{name}/{weights}: these weights were trained without QuickGELU, but {name} has it; "
-            "choose a model name without it"
-        )

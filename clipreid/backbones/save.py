@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipreid.backbones.backbone import Backbone
 from clipreid.backbones.build import POSITIONS
+from clipreid.backbones.imageonly import HOOKABLE
 from clipreid.backbones.positions import square_positions
 from clipreid.backbones.tokenizer import FastTokenizer
 from clipreid.backbones.vision import VisionTower
@@ -39,6 +40,7 @@ def save_backbone(
             None: the backbone's own square.
 
     Raises:
+        NotImplementedError: an image-only backbone.
         ValueError: positions that are not square, an unmerged adapter, an EOT id or a pair of towers or a
             tokenizer that the format cannot express.
     """
@@ -69,6 +71,8 @@ def square_backbone(backbone: Backbone, image_size: int) -> Backbone:
 
 
 def _check(backbone: Backbone) -> None:
+    if backbone.family == "image-only":
+        raise NotImplementedError(f"{backbone.name} has no folder format of transformers; {HOOKABLE}")
     image, text = backbone.image, backbone.text
     height, width = backbone.image_size
     if height != width or image.stride != image.patch_size:

@@ -71,8 +71,9 @@ class FastTokenizer:
             "padding_side": "right",
             "pad_token": self.tokenizer.id_to_token(self.pad_id),
         }
+        config["add_eos_token"] = self.eot_id is not None
         if self.eot_id is not None:
-            config |= {"eos_token": self.tokenizer.id_to_token(self.eot_id), "add_eos_token": True}
+            config["eos_token"] = self.tokenizer.id_to_token(self.eot_id)
         if self.never_first is not None:
             config |= {"bos_token": self.tokenizer.id_to_token(self.never_first), "add_bos_token": False}
         if self.strip_punctuation:
@@ -98,37 +99,42 @@ class FastTokenizer:
 def read_tokenizer(folder: Path, config: TextConfig, pad_id: int | None) -> FastTokenizer | None:
     """The tokenizer of a transformers-format folder; None where it has none.
 
+    The rules of the family hold, whatever the files leave open. CLIP: rows as in the files, EOT kept when a text is
+    cut. SigLIP (2) was trained on lower-cased texts closed by EOS, without BOS, padded on the right to the context
+    length (64), SigLIP 1 also without punctuation (big_vision; transformers' `SiglipTokenizer` and
+    `Siglip2Tokenizer`); `add_eos_token: false` and `add_bos_token: true` in tokenizer_config.json are obeyed.
+
     Args:
         config: of the text tower that the ids are for.
         pad_id: from the model's config, used when the tokenizer files name no padding token.
 
     Raises:
-        UserError: an unreadable tokenizer.json, or no end-of-text token for a causal tower.
+        UserError: an unreadable tokenizer.json, or no end-of-text token.
     """
-    tokenizer = _read_rust_tokenizer(folder)
-    if tokenizer is None:
-        return None
     settings_file = folder / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+    kind = settings.get("tokenizer_class", "")
+    tokenizer = _read_rust_tokenizer(folder, kind)
+    if tokenizer is None:
+        return None
     eos_id = _token_id(tokenizer, settings.get("eos_token"))
     named_pad = _token_id(tokenizer, settings.get("pad_token"))
     if named_pad is None and tokenizer.padding:
         named_pad = tokenizer.padding["pad_id"]
     pad_id = pad_id if named_pad is None else named_pad
+    found = (config.eot_id, eos_id, tokenizer.token_to_id(END)) if config.causal else (eos_id,)
+    eot_id = next((i for i in found if i is not None), None)
+    if not config.causal and settings.get("add_eos_token") is False:
+        eot_id = None
+    elif eot_id is None:
+        raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
     if config.causal:
-        found = (config.eot_id, eos_id, tokenizer.token_to_id("<|endoftext|>"))
-        eot_id = next((i for i in found if i is not None), None)
-        if eot_id is None:
-            raise UserError(f"{folder}: no end-of-text token: set eos_token in tokenizer_config.json")
         return FastTokenizer(tokenizer, config.context_length, causal=True, eot_id=eot_id, pad_id=pad_id or 0)
-    kind = settings.get("tokenizer_class", "")
-    add_eos = settings.get("add_eos_token", kind.startswith("Siglip"))
-    add_eos = add_eos or tokenizer.encode("a").ids[-1:] == [eos_id]  # the file itself may see to it
     return FastTokenizer(
         tokenizer,
         config.context_length,
         causal=False,
-        eot_id=eos_id if add_eos else None,
+        eot_id=eot_id,
         pad_id=pad_id or 0,
         lower=True,
         strip_punctuation=settings.get("strip_punctuation", kind.startswith("SiglipTokenizer")),
@@ -136,7 +142,8 @@ def read_tokenizer(folder: Path, config: TextConfig, pad_id: int | None) -> Fast
     )
 
 
-def _read_rust_tokenizer(folder: Path) -> RustTokenizer | None:
+def _read_rust_tokenizer(folder: Path, kind: str) -> RustTokenizer | None:
+    """The tokenizer of the `tokenizers` library, made by transformers where the folder has older files only."""
     file = folder / "tokenizer.json"
     if file.is_file():
         try:
@@ -145,14 +152,16 @@ def _read_rust_tokenizer(folder: Path) -> RustTokenizer | None:
             raise UserError(f"{file} is not a tokenizer of the `tokenizers` library: {error}") from error
     if not any((folder / name).is_file() for name in ("vocab.json", "spiece.model", "tokenizer.model")):
         return None
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, T5TokenizerFast
 
     try:
+        if kind.startswith("SiglipTokenizer"):  # has no fast form of its own; with clean texts T5's is the same
+            return T5TokenizerFast.from_pretrained(str(folder), extra_ids=0).backend_tokenizer
         return AutoTokenizer.from_pretrained(str(folder)).backend_tokenizer
     except Exception as error:
         raise UserError(
-            f"{folder}: no tokenizer.json, and transformers cannot make one of the other files ({error}); "
-            "save a fast tokenizer there"
+            f"{folder}: no tokenizer.json, and transformers cannot make one of the other files ({error}); save a fast "
+            "tokenizer there, or install sentencepiece and protobuf, which spiece.model and tokenizer.model need"
         ) from error
 
 
@@ -176,7 +185,7 @@ class OpenClipTokenizer:
         self._tokenizer: Any = None
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """n texts to ids [n, L]. Raises `UserError` when the tokenizer cannot be had."""
+        """n texts to ids [n, L]. Raises `UserError` when the tokenizer cannot be had, or breaks SigLIP's rules."""
         if self._tokenizer is None:
             import open_clip
 
@@ -187,11 +196,28 @@ class OpenClipTokenizer:
                     f"the tokenizer of open_clip model {self.model} is not at hand ({_first_line(error)}); "
                     "connect once so that it is downloaded, or use an hf: folder that contains tokenizer.json"
                 ) from error
+            self._check_rows()
         return self._tokenizer(list(texts)).long()
 
     def eot(self, ids: Tensor) -> Tensor:
         """Pool positions [n] of ids [n, L]: the first EOT when causal, else the last token."""
         return pool_positions(ids, self.config.causal, self.config.eot_id)
+
+    def _check_rows(self) -> None:
+        """SigLIP's rows are text, EOS, pads: which depends on the version of transformers that reads its tokenizer."""
+        inner = getattr(self._tokenizer, "tokenizer", None)  # transformers', wrapped
+        if self.config.causal or inner is None:
+            return
+        row: list[int] = self._tokenizer(["a"])[0].tolist()
+        length = self.config.context_length
+        end = row.index(inner.eos_token_id) if inner.eos_token_id in row else 0
+        fits = len(row) == length and 0 < end < length - 1 and row[0] != inner.bos_token_id
+        if not fits or set(row[end + 1 :]) != {inner.pad_token_id}:
+            raise UserError(
+                f"the tokenizer of open_clip model {self.model} gives {len(row)} tokens {row[:3]} ... {row[-3:]} for "
+                f"'a', but the weights know {length}: the text, EOS, pads; take another version of transformers, or "
+                "the same model as an hf: folder"
+            )
 
 
 def _first_line(error: Exception) -> str:

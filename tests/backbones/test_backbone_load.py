@@ -225,13 +225,8 @@ def test_unknown_names_list_the_valid_forms(name: str, suggestion: str | None) -
         load_backbone(name)
     message = str(caught.value)
     assert message.startswith(f"unknown backbone {name!r}")
-    for form in ("tiny-clip ", "open_clip:MODEL/TAG", "hf:OWNER/NAME or hf:FOLDER"):
+    for form in ("tiny-clip ", "open_clip:MODEL/TAG", "open_clip:FOLDER", "hf:OWNER/NAME or hf:FOLDER"):
         assert form in message
     assert ("did you mean" in message) == (suggestion is not None)
     if suggestion:
         assert f"(did you mean {suggestion}?)" in message
-
-
-def test_timm_comes_later() -> None:
-    with pytest.raises(UserError, match="timm:vit_base: timm towers are not supported yet; valid names:"):
-        load_backbone("timm:vit_base")

@@ -64,12 +64,96 @@ def test_open_clip_weights_that_do_not_fit(tiny_open_clip: Any, tmp_path: Path) 
         load_backbone(f"open_clip:{name}/{folder}/code.pt")
 
 
+def test_open_clip_torchscript_archive_is_refused(tiny_open_clip: Any) -> None:
+    name, folder, _ = tiny_open_clip
+    torch.jit.save(torch.jit.script(nn.Linear(2, 2)), folder / "ViT-B-16.pt")
+    with pytest.raises(
+        UserError, match=r"loaded \(a TorchScript archive, .*\): take a tag such as .*-quickgelu/openai"
+    ):
+        load_backbone(f"open_clip:{name}/{folder}/ViT-B-16.pt")
+
+
+def write_folder(folder: Path, model: nn.Module, **changes: Any) -> None:
+    """What open_clip's `push_to_hf_hub` writes: config with preprocessing, and the weights."""
+    import open_clip
+
+    folder.mkdir()
+    config = {**open_clip.get_model_config("ViT-tiny-test"), **changes}
+    content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(content))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_open_clip_folder(tiny_open_clip: Any, quick: bool) -> None:
+    """Its config names the activation, mean and std."""
+    import open_clip
+
+    _, folder, model = tiny_open_clip
+    write_folder(folder / "mine", model, quick_gelu=quick)
+    backbone = load_backbone(f"open_clip:{folder}/mine", image_size=64)
+    assert backbone.image.config.activation == backbone.text.config.activation == ("quick_gelu" if quick else "gelu")
+    assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    pixels, texts = torch.randn(2, 3, 64, 64), ["a photo of a person", "hat"]
+    theirs: Any = open_clip.create_model(f"local-dir:{folder}/mine")
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.encode_image(pixels), theirs.encode_image(pixels))
+        expected = theirs.encode_text(open_clip.tokenize(texts))
+        torch.testing.assert_close(backbone.encode_text(texts), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_folders_that_do_not_load(tiny_open_clip: Any) -> None:
+    _, folder, model = tiny_open_clip
+    with pytest.raises(
+        UserError, match=r"open_clip_config.json is missing; .* is hf:.*; a weights file is open_clip:MOD"
+    ):
+        load_backbone(f"open_clip:{folder}")
+    write_folder(folder / "captions", model, multimodal_cfg={})
+    with pytest.raises(UserError, match=r"cannot be converted: it is a captioning model \(CoCa\); supported are plain"):
+        load_backbone(f"open_clip:{folder}/captions")
+    write_folder(folder / "empty", model)
+    (folder / "empty" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"open_clip:/.*/empty: the weights cannot .*is there a checkpoint in /.*/empty"
+    ):
+        load_backbone(f"open_clip:{folder}/empty")
+    for content in ("{", "{}"):
+        (folder / "empty" / "open_clip_config.json").write_text(content)
+        with pytest.raises(UserError, match=r"open_clip_config.json is not a config of open_clip's"):
+            load_backbone(f"open_clip:{folder}/empty")
+
+
+def test_open_clip_text_without_projection(tiny_open_clip: Any) -> None:
+    """As SigLIP So400m i18n: the features are the tower's own."""
+    import open_clip
+
+    from clipreid.backbones.build import build
+    from clipreid.backbones.openclip import convert
+
+    config = open_clip.get_model_config("ViT-tiny-test")
+    text = {**config["text_cfg"], "proj_type": "none"}
+    model: Any = randomise(open_clip.create_model("ViT-tiny-test", text_cfg=text, embed_dim=32))
+    backbone = build(convert(model, "odd"), "odd")
+    ids = open_clip.tokenize(["a photo of a person", "hat"])
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.text.encode(ids), model.encode_text(ids), atol=1e-5, rtol=1e-5)
+
+
+def test_open_clip_refuses_before_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    from open_clip import factory
+
+    monkeypatch.setattr(factory, "download_pretrained", lambda *_, **__: pytest.fail("downloads"))
+    for spec in ("EVA02-B-16/merged2b_s8b_b131k", "RN50-quickgelu/openai", "coca_ViT-B-32/laion2b_s13b_b90k"):
+        with pytest.raises(UserError, match="cannot be converted"):
+            load_backbone(f"open_clip:{spec}")
+
+
 def test_open_clip_tag_openai_means_raw_logits(tiny_open_clip: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 
     from clipreid.backbones import openclip
 
-    monkeypatch.setattr(openclip, "_check_name", lambda name, weights: None)
+    monkeypatch.setattr(openclip, "check_name", lambda name, weights: None)
     monkeypatch.setattr(open_clip, "create_model", lambda *_, **__: tiny_open_clip[2])
     assert load_backbone("open_clip:ViT-tiny-test/openai").raw_logits
     assert not load_backbone("open_clip:ViT-tiny-test/laion2b").raw_logits
@@ -101,12 +185,12 @@ def test_open_clip_quickgelu_advice_is_good_for_every_published_tag() -> None:
     """Each of open_clip's (model, tag) pairs passes, or is refused with a name that passes."""
     import open_clip
 
-    from clipreid.backbones.openclip import _check_name
+    from clipreid.backbones.openclip_checks import check_name
 
     refused = {}
     for name, tag in open_clip.list_pretrained():
         try:
-            _check_name(name, tag)
+            check_name(name, tag)
         except UserError as error:
             refused[name] = str(error)
     assert "without QuickGELU, but roberta-ViT-B-32 has it; choose" in refused.pop("roberta-ViT-B-32")
@@ -114,7 +198,7 @@ def test_open_clip_quickgelu_advice_is_good_for_every_published_tag() -> None:
     for message in refused.values():
         advice = re.search(r"use open_clip:(\S+)/(\S+)$", message)
         assert advice, message
-        _check_name(*advice.groups())
+        check_name(*advice.groups())
 
 
 def test_open_clip_download_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +224,6 @@ def test_open_clip_architectures_that_are_refused() -> None:
         (resnet, text, "its image tower is not a ViT that pools at the CLS token"),
         ({**vision, "pool_type": "avg"}, text, "its image tower is not a ViT that pools at the CLS token"),
         (vision, {**text, "pool_type": "first"}, "its causal text tower pools 'first'"),
-        (vision, {**text, "proj_type": "none"}, "its text tower has no projection"),
     ]
     for vision_config, text_config, message in cases:
         model = open_clip.model.CLIP(24, vision_config, text_config)
@@ -161,7 +244,7 @@ def test_open_clip_architectures_that_are_refused() -> None:
         with pytest.raises(UserError, match=message):
             convert(model, "odd")
     timm_vision = {"timm_model_name": "test_vit", "timm_pool": "token", "image_size": 160}
-    with pytest.raises(UserError, match="its timm image tower is not SigLIP's"):
+    with pytest.raises(UserError, match="its timm ViT is not SigLIP's"):
         convert(open_clip.model.CLIP(24, timm_vision, text), "odd")
 
 
