@@ -7,10 +7,8 @@ import os
 import shutil
 import sys
 import zlib
-from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +18,16 @@ from filelock import FileLock, Timeout
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
+from clipreid.data.blocks import BLOCK, in_blocks
 from clipreid.data.crops import Split
 from clipreid.data.pictures import check_interpolation, to_pixels
 from clipreid.errors import UserError
 
 VERSION = 1  # of the decoding and of the file; raise it when pixels change
-BLOCK = 64  # pictures decoded together, and checked together
 CHECKED = 40  # blocks whose checksum is verified when a cache is opened (all of them in small caches)
 PATIENCE = 2.0  # seconds of waiting for another process before saying so
 SHOWN = 10  # bad pictures that an error names
-PIXELS, RECORD = "pixels.u8", "cache.json"
+PIXELS, RECORD, JOURNAL = "pixels.u8", "cache.json", "journal.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +60,8 @@ def pixel_cache(
     The file lies in `cache_dir`, else $CLIPREID_CACHE, else ~/.cache/clipreid, under a name made of the
     pictures (paths, sizes and times of files; the bytes themselves when the table holds them), size and
     interpolation: when a file changes, it is made anew and the stale one removed. Of several processes one
-    decodes, with all cores, and the others wait. Memory use does not grow with the number of pictures.
+    decodes, with all cores, and the others wait. What a killed process has decoded is checked and kept, and the
+    next one continues there. Memory use does not grow with the number of pictures.
 
     Raises `UserError` naming the pictures that cannot be decoded or have a side under 8 pixels, unless
     `skip_bad`; when no picture is left; and when the folder is full or not writable.
@@ -142,78 +141,115 @@ def _intact(file: Path, blocks: list[tuple[int, int]]) -> bool:
 
 def _mended(split: Split, cache: PixelCache, size: tuple[int, int], interpolation: str) -> bool:
     """Whether a picture that was bad can be decoded by now (permissions leave no trace in size and time)."""
-    if not cache.bad:
-        return False
-    left_out = sorted(set(range(len(split))) - set(cache.kept.tolist()))
-    images = [image for batch in split.select(left_out).images(BLOCK) for image in batch]
+    left_out = sorted(set(range(len(split))) - set(cache.kept.tolist())) if cache.bad else []
+    return _any_usable(split, left_out, size, interpolation)
+
+
+def _any_usable(split: Split, rows: list[int], size: tuple[int, int], interpolation: str) -> bool:
+    """Whether one of these pictures can be decoded."""
+    images = (image for batch in split.select(rows).images(BLOCK) for image in batch) if rows else ()
     return any(isinstance(_decode(image, size, interpolation), np.ndarray) for image in images)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Up to BLOCK pictures of a build, one line of its journal."""
+
+    rows: tuple[int, int]  # the pictures of the split that it covers: first, and one after the last
+    bad: list[tuple[int, str, str]]  # (row, path, reason)
+    bytes: int  # in the file of pixels
+    crc: int
+
+    def kept(self) -> list[int]:
+        return sorted(set(range(*self.rows)) - {row for row, _, _ in self.bad})
+
+
 def _build(split: Split, size: tuple[int, int], interpolation: str, folder: Path, progress: bool) -> None:
-    """Decodes everything into a folder of another name, then renames it: what has the name is complete."""
+    """Decodes everything into a folder of another name, then renames it: what has the name is complete.
+
+    A build that was killed is continued behind its last whole block; one of files that have changed since is removed.
+    """
     scratch = folder.with_name(f"{folder.name}.building")
-    for remains in (scratch, folder):
+    source = folder.name.partition("-")[0]
+    for remains in {folder, *folder.parent.glob(f"{source}-*.building")} - {scratch}:
         shutil.rmtree(remains, ignore_errors=True)
-    needed, free = len(split) * 3 * size[0] * size[1], shutil.disk_usage(folder.parent).free
+    scratch.mkdir(exist_ok=True)
+    blocks = _resume(split, size, interpolation, scratch)
+    done = blocks[-1].rows[1] if blocks else 0
+    needed, free = (len(split) - done) * 3 * size[0] * size[1], shutil.disk_usage(folder.parent).free
     if needed > free:
         raise UserError(
             f"decoding {split.name!r} needs {needed / 1e9:.1f} GB in {folder.parent}, where {free / 1e9:.1f} "
             "GB are free: make room, or set CLIPREID_CACHE to a folder on another disk"
         )
-    scratch.mkdir()
     try:
-        record = _write(split, size, interpolation, scratch / PIXELS, progress)
-        (scratch / RECORD).write_text(json.dumps({"split": split.name, "size": size, **record}))
+        blocks += _write(split, size, interpolation, scratch, done, progress)
+        record = {
+            "kept": [row for block in blocks for row in block.kept()],
+            "bad": [(path, reason) for block in blocks for _, path, reason in block.bad],
+            "blocks": [(block.bytes, block.crc) for block in blocks if block.bytes],
+        }
+        (scratch / RECORD).write_text(json.dumps(record))
+        (scratch / JOURNAL).unlink()
         scratch.rename(folder)
-    finally:
+    except OSError:  # a full disk, say: nothing is left in the way
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
-def _write(split: Split, size: tuple[int, int], interpolation: str, file: Path, progress: bool) -> dict[str, Any]:
-    """Decodes the split into a file, block after block; returns what is in it, and its checksums."""
-    kept: list[int] = []
-    bad: list[tuple[str, str]] = []
-    blocks: list[tuple[int, int]] = []
-    done = 0
-    title = f"decoding {split.name}"
-    bar = tqdm(total=len(split), desc=title, unit=" pictures", disable=not progress, delay=1)
-    with open(file, "wb") as handle, bar:
-        for block in _decode_blocks(split, size, interpolation):
-            good = []
-            for row, (path, result) in enumerate(block, start=done):
-                if isinstance(result, str):
-                    bad.append((path or f"picture {row}", result))
-                else:
-                    good.append(result)
-                    kept.append(row)
-            done += len(block)
-            if good:
-                data = np.stack(good).tobytes()
-                blocks.append((len(data), zlib.crc32(data)))
-                handle.write(data)
-            bar.update(len(block))
-        handle.flush()
-        os.fsync(handle.fileno())
-    return {"kept": kept, "bad": bad, "blocks": blocks}
+def _resume(split: Split, size: tuple[int, int], interpolation: str, scratch: Path) -> list[_Block]:
+    """The whole blocks of an interrupted build; what lies behind them is cut off.
+
+    A block is whole when its line stands in the journal, its pixels have their checksum, and the pictures that were
+    bad still are.
+    """
+    blocks: list[_Block] = []
+    journal, pixels = scratch / JOURNAL, scratch / PIXELS
+    pixels.touch()
+    lines = journal.read_text().splitlines() if journal.exists() else []
+    with open(pixels, "r+b") as handle:
+        for line in lines:
+            try:
+                block = _Block(**json.loads(line))
+                data = handle.read(block.bytes)
+                whole = (len(data), zlib.crc32(data)) == (block.bytes, block.crc)
+                if not whole or _any_usable(split, [row for row, _, _ in block.bad], size, interpolation):
+                    break
+            except (ValueError, TypeError):
+                break
+            blocks.append(block)
+        handle.truncate(sum(block.bytes for block in blocks))
+    journal.write_text("".join(line + "\n" for line in lines[: len(blocks)]))
+    return blocks
 
 
-def _decode_blocks(
-    split: Split, size: tuple[int, int], interpolation: str
-) -> Iterator[list[tuple[str, np.ndarray | str]]]:
-    """Blocks of (path, pixels or the reason why there are none), in order; a few per core are in memory."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _write(
+    split: Split, size: tuple[int, int], interpolation: str, scratch: Path, done: int, progress: bool
+) -> list[_Block]:
+    """Decodes the pictures from row `done` on, block after block: first the pixels, then the journal's line."""
+    blocks: list[_Block] = []
+    title, total = f"decoding {split.name}", len(split)
+    bar = tqdm(total=total, initial=done, desc=title, unit=" pictures", disable=not progress, delay=1)
 
-    def work(images: list[dict[str, Any]]) -> list[tuple[str, np.ndarray | str]]:
-        return [(image["path"] or "", _decode(image, size, interpolation)) for image in images]
+    def work(image: dict[str, Any]) -> tuple[str, np.ndarray | str]:
+        return image["path"] or "", _decode(image, size, interpolation)
 
-    waiting: deque[Future[list[tuple[str, np.ndarray | str]]]] = deque()
-    with ThreadPoolExecutor(workers) as pool:  # Pillow decodes and resizes without the interpreter lock
-        for images in split.images(BLOCK):
-            waiting.append(pool.submit(work, images))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    rest = split.select(np.arange(done, total)) if done else split
+    with open(scratch / PIXELS, "ab") as pixels, open(scratch / JOURNAL, "a") as journal, bar:
+        for found in in_blocks(rest, work):
+            named = [(row, path or f"picture {row}", result) for row, (path, result) in enumerate(found, start=done)]
+            bad = [(row, path, result) for row, path, result in named if isinstance(result, str)]
+            data = b"".join(result.tobytes() for _, _, result in named if not isinstance(result, str))
+            block = _Block((done, done + len(found)), bad, len(data), zlib.crc32(data))
+            pixels.write(data)
+            pixels.flush()
+            journal.write(json.dumps(asdict(block)) + "\n")
+            journal.flush()
+            blocks.append(block)
+            done += len(found)
+            bar.update(len(found))
+        os.fsync(pixels.fileno())
+    return blocks
 
 
 def _decode(image: dict[str, Any], size: tuple[int, int], interpolation: str) -> np.ndarray | str:

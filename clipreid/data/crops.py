@@ -22,7 +22,8 @@ SCHEMA = datasets.Features(
     camera=datasets.Value("int32"),  # -1 = unknown
     view=datasets.Value("int32"),  # -1 = unknown
     split=datasets.Value("string"),
-    caption=datasets.Value("string"),  # "" = none
+    caption=datasets.Value("string"),  # "" = none; several are parted by line breaks
+    clothes=datasets.Value("string"),  # which outfit, different for different people; "" = unknown
 )
 
 
@@ -42,6 +43,7 @@ class Split:
         camera: Sequence[int] | None = None,
         view: Sequence[int] | None = None,
         caption: Sequence[str] | None = None,
+        clothes: Sequence[str] | None = None,
     ) -> "Split":
         """Builds a split from columns of equal length N.
 
@@ -56,6 +58,7 @@ class Split:
             "view": [-1] * count if view is None else [int(value) for value in view],
             "split": [name] * count,
             "caption": [""] * count if caption is None else list(caption),
+            "clothes": [""] * count if clothes is None else [str(value) for value in clothes],
         }
         return cls(name, datasets.Dataset.from_dict(columns, features=SCHEMA))
 
@@ -79,8 +82,13 @@ class Split:
 
     @cached_property
     def captions(self) -> np.ndarray:
-        """str [N], "" = none."""
+        """str [N], "" = none; a query has one caption, other pictures may have several, parted by line breaks."""
         return np.array(self._column("caption").tolist(), dtype=str)
+
+    @cached_property
+    def clothes(self) -> np.ndarray:
+        """str [N], "" = unknown."""
+        return np.array(self._column("clothes").tolist(), dtype=str)
 
     @cached_property
     def paths(self) -> np.ndarray:
@@ -112,8 +120,14 @@ class Split:
         return Split(self.name, self.table.select(rows, keep_in_memory=True))
 
     def metadata(self) -> dict[str, np.ndarray]:
-        """identity [N] str, camera [N] int32, view [N] int32, path [N] str: what a protocol looks at."""
-        return {"identity": self.identities, "camera": self.cameras, "view": self.views, "path": self.paths}
+        """identity [N] str, camera [N] int32, view [N] int32, clothes, path [N] str: what a protocol looks at."""
+        return {
+            "identity": self.identities,
+            "camera": self.cameras,
+            "view": self.views,
+            "clothes": self.clothes,
+            "path": self.paths,
+        }
 
     def _column(self, name: str) -> np.ndarray:
         if not len(self):
@@ -126,8 +140,8 @@ class Split:
 class ReIDData:
     """A data set: its splits, the protocol, what to call the individuals, and what the reader noticed.
 
-    splits: those of train, val, query, gallery that exist. protocol: market1501 | cross-camera | no-cameras
-    (`clipreid.evaluation`). noun: for the prompt template. notes: sentences for the user, not errors.
+    splits: those of train, val, query, gallery that exist. protocol: one of `clipreid.evaluation`, by name. noun: for
+    the prompt template. notes: sentences for the user, not errors.
     """
 
     name: str

@@ -12,10 +12,11 @@ import numpy as np
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.folders import describe_folder, find_places, read_splits
 from clipreid.data.patterns import PATTERNS, choose_pattern
+from clipreid.data.problems import tolerate
 from clipreid.errors import UserError
 
 SPLITS = ("train", "val", "query", "gallery", "test")
-COLUMNS = ("image", "identity", "camera", "view", "split", "caption")
+COLUMNS = ("image", "identity", "camera", "view", "split", "caption", "clothes")
 VEHICLES = re.compile(r"(?:car|truck|bus|motorcycle|motorbike|van|vehicle|suv|sedan|taxi|lorry|scooter)s?")
 
 
@@ -27,17 +28,17 @@ def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | N
     """
     folders, ignored = _split_folders(root, spec)
     places = find_places(root, folders)
-    chosen = choose_pattern([place for group in places.values() for place in group], pattern)
+    chosen = choose_pattern(list(dict.fromkeys(place for group in places.values() for place in group)), pattern)
     splits, notes = read_splits(root, folders, places, chosen)
     how = f"read by the pattern {chosen.name!r}: {_example(root, next(iter(splits.values())))}"
     if ignored:
         notes.append(f"not read: {', '.join(f'{folder}/' for folder in ignored)}")
     doubled = "query" in folders and folders["query"] == folders["gallery"]
-    return _custom(spec, splits, doubled, noun, [how, *notes])
+    return custom_data(spec, splits, doubled, noun, [how, *notes])
 
 
 def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
-    """A table with the columns image (path relative to the file) and identity; camera, view, split, caption.
+    """A table with the columns image (path relative to the file) and identity; camera, view, split, caption, clothes.
 
     split is one of train, val, query, gallery, test (= query and gallery at once); without it all is train.
     Empty cameras and views are unknown. Raises `UserError` naming the line.
@@ -60,8 +61,10 @@ def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
                 camera=[int(row["camera"]) for row in chosen],
                 view=[int(row["view"]) for row in chosen],
                 caption=[row["caption"] for row in chosen],
+                clothes=[row["clothes"] for row in chosen],
             )
-    return _custom(spec, splits, "test" in names, noun, [f"columns not read: {', '.join(ignored)}"] if ignored else [])
+    notes = [f"columns not read: {', '.join(ignored)}"] if ignored else []
+    return custom_data(spec, splits, "test" in names, noun, notes)
 
 
 def guess_noun(identities: Iterable[str]) -> str | None:
@@ -71,7 +74,7 @@ def guess_noun(identities: Iterable[str]) -> str | None:
     return "vehicle" if 2 * sum(found) > len(names) else None
 
 
-def _custom(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
+def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
     """Protocol, noun and notes of data that no paper describes."""
     protocol, about_cameras = custom_protocol(splits, doubled)
     notes = [*notes, *about_cameras, *overlap_notes(splits)]
@@ -138,7 +141,10 @@ def _split_folders(root: Path, spec: str) -> tuple[dict[str, str], list[str]]:
 
 def _subfolders(folder: Path) -> dict[str, str]:
     """Lower-case name -> name."""
-    found = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    try:
+        found = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be read ({error.strerror})") from error
     return {name.lower(): name for name in found}
 
 
@@ -173,9 +179,14 @@ def _csv_rows(file: Path) -> tuple[list[dict[str, str]], list[str]]:
                 raise UserError(
                     f"{file}, line 1: no column {' and '.join(lacking)}; "
                     f"found: {', '.join(columns) or 'nothing'}. "
-                    "Needed: image,identity; known: camera,view,split,caption; separated by commas"
+                    "Needed: image,identity; known: camera,view,split,caption,clothes; separated by commas"
                 )
-            rows = [_csv_row(file, reader.line_num, row) for row in reader]
+            rows = []
+            for row in reader:
+                try:
+                    rows.append(_csv_row(file, reader.line_num, row))
+                except UserError as error:
+                    tolerate(error, "unusable line", [str(error)])
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not rows:

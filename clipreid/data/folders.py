@@ -1,22 +1,29 @@
 """The engine under every reader of folders: which folders are which splits, and what their paths say."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipreid.data.crops import ReIDData, Split
-from clipreid.data.patterns import Crop, Pattern, Place, read_paths
+from clipreid.data.listings import Listing
+from clipreid.data.patterns import Crop, Pattern, Place, fitting, read_paths
 from clipreid.data.pictures import SUFFIXES
+from clipreid.data.problems import notice, tolerate
 from clipreid.errors import UserError
+
+Counts = tuple[int | None, int | None, int | None]  # pictures, identities, cameras; None = nowhere published
+Adjust = Callable[[str, Crop], Crop]  # (split, what the pattern read) -> what is meant
 
 
 @dataclass(frozen=True)
 class Layout:
     """An official data set on disk, declared: a reader is one of these.
 
-    folders: split -> folder below the root. official: split -> (pictures, identities) after junk is dropped,
-    the fingerprint; a copy that differs is read all the same, with a note.
+    folders: split -> folder below the root. listing: the files that say which of its pictures belong to the split;
+    None = all. adjust: for what a pattern cannot say, such as a view that follows from the camera.
+    official: split -> (pictures, identities, cameras) after junk is dropped, the fingerprint; a copy that differs is
+    read all the same, with a note. notice: what everyone who reads the set must know, the first of the notes.
     """
 
     name: str
@@ -24,47 +31,92 @@ class Layout:
     pattern: Pattern
     protocol: str
     noun: str = "person"
-    official: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    official: Mapping[str, Counts] = field(default_factory=dict)
+    listing: Listing | None = None
+    adjust: Adjust | None = None
+    notice: str = ""
+
+    @property
+    def needed(self) -> list[str]:
+        """What must lie below the root: folders with a slash at the end, then files."""
+        folders = [f"{folder}/" for folder in dict.fromkeys(self.folders.values())]
+        return folders + list(self.listing.needed if self.listing else ())
+
+    def fits(self, root: Path) -> bool:
+        """Whether everything needed lies below `root`; nothing is read."""
+        return not _missing(root, self.needed)
 
 
-def read_layout(layout: Layout, root: Path, spec: str) -> ReIDData:
-    """Reads a declared data set. Raises `UserError` for missing folders, no pictures and wrong file names."""
-    root, notes = _descend(root, tuple(layout.folders.values()), spec)
-    places = find_places(root, layout.folders)
-    splits, more = read_splits(root, layout.folders, places, layout.pattern)
-    counts = {name: (len(split), len(set(split.identities))) for name, split in splits.items()}
-    differing = [
-        f"{layout.name}: {name} has {counts[name][0]:,d} pictures of {counts[name][1]:,d} identities, "
-        f"officially {pictures:,d} of {identities:,d}: figures will not compare with published ones"
-        for name, (pictures, identities) in layout.official.items()
-        if counts[name] != (pictures, identities)
-    ]
-    return ReIDData(spec, splits, layout.protocol, layout.noun, (*notes, *more, *differing))
+def read_layout(layout: Layout, root: Path, spec: str, known: Iterable[Layout] = ()) -> ReIDData:
+    """Reads a declared data set.
+
+    known: layouts to name when this one does not fit but another does. Raises `UserError` for missing folders and
+    files, no pictures, wrong file names and wrong entries of lists.
+    """
+    root, notes = _descend(layout, root, spec, known)
+    if layout.listing is None:
+        places = find_places(root, layout.folders)
+    else:
+        places = layout.listing.read(root, layout.folders)
+    splits, more = read_splits(root, layout.folders, places, layout.pattern, layout.adjust)
+    notice = [f"{layout.name}: {layout.notice}"] if layout.notice else []
+    return ReIDData(spec, splits, layout.protocol, layout.noun, (*notice, *notes, *more, *differences(layout, splits)))
+
+
+def differences(layout: Layout, splits: Mapping[str, Split]) -> list[str]:
+    """A sentence for each split whose counts are not the official ones."""
+    notes = []
+    for name, official in layout.official.items():
+        found = count(splits[name])
+        if any(theirs not in (None, ours) for ours, theirs in zip(found, official, strict=True)):
+            notes.append(
+                f"{layout.name}: {name} has {_say(found)}; officially {_say(official)}: "
+                "figures will not compare with published ones"
+            )
+    return notes
+
+
+def count(split: Split) -> tuple[int, int, int]:
+    """Pictures, identities and known cameras."""
+    cameras = split.cameras[split.cameras >= 0]
+    return len(split), len(set(split.identities.tolist())), len(set(cameras.tolist()))
+
+
+def _say(counts: Counts) -> str:
+    named = zip(counts, ("pictures", "identities", "cameras"), strict=True)
+    return ", ".join(f"{number:,d} {what}" for number, what in named if number is not None)
 
 
 def find_places(root: Path, folders: Mapping[str, str]) -> dict[str, list[Place]]:
-    """All pictures by folder; folders: split -> folder below root, where query and gallery may share one."""
-    return {
+    """All pictures by split; folders: split -> folder below root, where query and gallery may share one."""
+    found = {
         folder: [Place(folder, path) for path in list_pictures(root / folder)]
         for folder in dict.fromkeys(folders.values())
     }
+    return {split: found[folder] for split, folder in folders.items()}
 
 
 def read_splits(
-    root: Path, folders: Mapping[str, str], places: Mapping[str, Sequence[Place]], pattern: Pattern
+    root: Path,
+    folders: Mapping[str, str],
+    places: Mapping[str, Sequence[Place]],
+    pattern: Pattern,
+    adjust: Adjust | None = None,
 ) -> tuple[dict[str, Split], list[str]]:
-    """Reads what the paths say, with one pattern for all folders; returns the splits and notes.
+    """Reads what the paths say, with one pattern for all splits; returns the splits and notes.
 
     Junk is dropped everywhere, distractors from the query. Raises `UserError` for paths that do not fit.
     """
-    read = {folder: read_paths(pattern, group) for folder, group in places.items()}
     splits, notes = {}, []
     for name, folder in folders.items():
         unwanted = pattern.junk | pattern.distractors if name == "query" else pattern.junk
-        pairs = list(zip(places[folder], read[folder], strict=True))
+        fit = fitting(pattern, places[name])
+        pairs = list(zip(fit, read_paths(pattern, fit), strict=True))
         kept = [(place, crop) for place, crop in pairs if crop.identity not in unwanted]
         if not kept:
             raise UserError(f"{root / folder} holds only pictures that the pattern {pattern.name!r} leaves out")
+        if adjust is not None:
+            kept = [(place, adjust(name, crop)) for place, crop in kept]
         splits[name] = _split(name, root, kept)
         if len(kept) < len(pairs):
             left_out = "junk and distractors" if name == "query" else "junk"
@@ -84,15 +136,17 @@ def list_pictures(folder: Path) -> list[str]:
     def walk(here: Path, below: str, above: tuple[str, ...]) -> None:
         real = os.path.realpath(here)
         if real in above:
+            notice("symlink loop", [str(here)])
             return
         try:
             entries = sorted(os.scandir(here), key=lambda entry: entry.name)
         except OSError as error:
-            raise UserError(f"the folder {here} cannot be read ({error.strerror})") from error
+            refusal = UserError(f"the folder {here} cannot be read ({error.strerror})")
+            return tolerate(refusal, f"unreadable folder ({error.strerror})", [str(here)])
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 walk(here / entry.name, f"{below}{entry.name}/", (*above, real))
             else:
                 is_picture = os.path.splitext(entry.name)[1].lower() in SUFFIXES
@@ -105,28 +159,51 @@ def list_pictures(folder: Path) -> list[str]:
     return sorted(found)
 
 
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        notice("symlink loop", [entry.path])
+        return False
+
+
 def _split(name: str, root: Path, pairs: Sequence[tuple[Place, Crop]]) -> Split:
     base = os.path.abspath(root)
     return Split.from_columns(
         name,
-        image=[{"path": os.path.join(base, *str(place).split("/"))} for place, _ in pairs],
+        image=[{"path": os.path.join(base, *f"{place.folder}/{place.path}".split("/"))} for place, _ in pairs],
         identity=[crop.identity for _, crop in pairs],
         camera=[crop.camera for _, crop in pairs],
         view=[crop.view for _, crop in pairs],
+        caption=[place.caption for place, _ in pairs],
+        clothes=[crop.clothes for _, crop in pairs],
     )
 
 
-def _descend(root: Path, folders: Sequence[str], spec: str) -> tuple[Path, list[str]]:
-    """The root itself, or the one folder inside it that holds everything (archives unpack with a folder)."""
-    if all((root / folder).is_dir() for folder in folders):
+def _missing(root: Path, needed: Sequence[str]) -> list[str]:
+    """Those of `needed` that do not lie below root; a slash at the end marks folders, wildcards are allowed."""
+    missing = []
+    for entry in needed:
+        test = Path.is_dir if entry.endswith("/") else Path.is_file
+        if not any(test(path) for path in root.glob(entry.rstrip("/"))):
+            missing.append(entry)
+    return missing
+
+
+def _descend(layout: Layout, root: Path, spec: str, known: Iterable[Layout]) -> tuple[Path, list[str]]:
+    """The root itself; the one folder inside that holds everything (archives unpack with a folder); the one above."""
+    if layout.fits(root):
         return root, []
-    inside = [path for path in sorted(root.iterdir()) if all((path / folder).is_dir() for folder in folders)]
+    inside = [path for path in sorted(root.iterdir()) if path.is_dir() and layout.fits(path)]
     if len(inside) == 1:
         return inside[0], [f"read from {inside[0].name}/ below {root}"]
-    missing = [folder for folder in folders if not (root / folder).is_dir()]
+    if layout.fits(root.parent):
+        return root.parent, [f"read from {root.parent}, above {root}"]
+    fitting = [f"{other.name}:{root}" for other in known if other.fits(root)]
     raise UserError(
-        f"{spec}: {root} lacks {', '.join(f'{folder}/' for folder in missing)}. "
-        f"Expected below it: {', '.join(f'{folder}/' for folder in folders)}. Found: {describe_folder(root)}"
+        f"{spec}: {root} lacks {', '.join(_missing(root, layout.needed))}. "
+        f"Expected below it: {', '.join(layout.needed)}. Found: {describe_folder(root)}"
+        + (f". It fits {' or '.join(fitting)}" if fitting else "")
     )
 
 

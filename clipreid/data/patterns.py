@@ -1,7 +1,8 @@
-"""File-name patterns: what a path below a split's folder says about identity, camera and view.
+"""File-name patterns: what a path below a split's folder says about identity, camera, view and clothes.
 
-A pattern is a regular expression with the named groups identity, camera and view (the last two optional); it
-is searched for in the path below the split's folder, written with forward slashes.
+A pattern is a regular expression with the named groups identity, camera, view and clothes (all but the first
+optional); it is searched for in the path below the split's folder, written with forward slashes, or in the line
+of a list that names the picture. Cameras and views are whole numbers or single letters, A = 1.
 """
 
 import difflib
@@ -10,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from clipreid.data.problems import tolerate
 from clipreid.errors import UserError
 
-GROUPS = ("identity", "camera", "view")
+GROUPS = ("identity", "camera", "view", "clothes")
+MISFIT = "wrong file name"
 SHOWN = 10  # how many offending files an error lists
 
 
@@ -28,21 +31,28 @@ class Pattern:
 
 
 class Place(NamedTuple):
-    """Where a picture lies: the split's folder (below the root), and the path below it, for patterns."""
+    """Where a picture lies: the split's folder (below the root), and the path below it, for patterns.
+
+    text: what patterns read where that is not the path: an entry of a list. where: its file and line.
+    """
 
     folder: str
     path: str
+    text: str = ""
+    where: str = ""
+    caption: str = ""
 
     def __str__(self) -> str:
-        return f"{self.folder}/{self.path}"
+        return f"{self.where}: {self.text}" if self.where else f"{self.folder}/{self.path}"
 
 
 class Crop(NamedTuple):
-    """What one path says: -1 is an unknown camera or view."""
+    """What one path says: -1 is an unknown camera or view, "" unknown clothes."""
 
     identity: str
     camera: int = -1
     view: int = -1
+    clothes: str = ""
 
 
 MARKET = Pattern(
@@ -85,11 +95,13 @@ def choose_pattern(places: Sequence[Place], wanted: str | None = None) -> Patter
     if wanted is not None:
         named = [pattern for pattern in PATTERNS if pattern.name == wanted]
         return named[0] if named else _from_regex(wanted)
-    fitting = {pattern.name: pattern for pattern in PATTERNS if not unmatched(pattern, places)}
-    if not fitting:
+    misfits = {pattern.name: unmatched(pattern, places) for pattern in PATTERNS}
+    chosen = min(PATTERNS, key=lambda pattern: len(misfits[pattern.name]))  # the first one that fits all
+    if 2 * len(misfits[chosen.name]) > len(places):
         raise UserError(_explain_misfit(places))
-    chosen = next(iter(fitting.values()))
-    if chosen.name in (MARKET.name, CLASS_CAM.name) and FOLDER.name in fitting:
+    if misfits[chosen.name]:
+        tolerate(UserError(_explain_misfit(places)), MISFIT, list(map(str, misfits[chosen.name])))
+    elif chosen.name in (MARKET.name, CLASS_CAM.name) and not misfits[FOLDER.name]:
         _refuse_ambiguity(chosen, places)
     return chosen
 
@@ -97,36 +109,45 @@ def choose_pattern(places: Sequence[Place], wanted: str | None = None) -> Patter
 def unmatched(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
     """The paths that the pattern does not fit."""
     regex = re.compile(pattern.regex)
-    return [place for place in places if regex.search(place.path) is None]
+    return [place for place in places if regex.search(place.text or place.path) is None]
 
 
-def read_paths(pattern: Pattern, places: Sequence[Place]) -> list[Crop]:
-    """Identity, camera and view of every picture. Raises `UserError` naming the pictures that do not fit."""
+def fitting(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
+    """The places that the pattern fits. Raises `UserError` naming the others (`clipreid.data.problems`: notes them)."""
     misfits = unmatched(pattern, places)
     if misfits:
-        raise UserError(
+        refusal = UserError(
             f"{len(misfits):,d} of {len(places):,d} pictures do not fit the pattern {pattern.name!r} "
             f"(such as {pattern.example}):\n{_listing(misfits)}\nRename or move them. With folder:ROOT "
             f"there is --pattern, a regular expression with a group (?P<identity>...) or one of {_names()}"
         )
+        tolerate(refusal, MISFIT, list(map(str, misfits)))
+    left_out = set(misfits)
+    return [place for place in places if place not in left_out]
+
+
+def read_paths(pattern: Pattern, places: Sequence[Place]) -> list[Crop]:
+    """Identity, camera, ... of pictures that the pattern fits."""
     regex = re.compile(pattern.regex)
     return [_crop(pattern, place, regex) for place in places]
 
 
 def _crop(pattern: Pattern, place: Place, regex: re.Pattern[str]) -> Crop:
-    match = regex.search(place.path)
+    match = regex.search(place.text or place.path)
     found: Mapping[str, str | None] = match.groupdict() if match else {}
     if not found.get("identity"):
         raise UserError(f"pattern {pattern.name!r} reads an empty identity from {place}")
     camera, view = (_number(group, found.get(group), place) for group in ("camera", "view"))
-    return Crop(str(found["identity"]), camera, view)
+    return Crop(str(found["identity"]), camera, view, found.get("clothes") or "")
 
 
 def _number(group: str, text: str | None, place: Place) -> int:
     if not text:
         return -1
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        return ord(text.upper()) - ord("A") + 1
     if not text.isdecimal():
-        raise UserError(f"the pattern reads {group} {text!r} from {place}: it must be a whole number, such as 2")
+        raise UserError(f"the pattern reads {group} {text!r} from {place}: it must be a whole number or one letter")
     return int(text)
 
 

@@ -46,6 +46,61 @@ def pk_indices(
     return torch.from_numpy(pictures[np.stack(rows)].reshape(len(rows), P * K))
 
 
+def set_shares(identities: Sequence[int], P: int, balance: str) -> list[int]:
+    """How many of the P identities of a batch come from each of several data sets, at least 1 from each.
+
+    identities: what each set has. balance: "proportional" to these numbers, or "equal". One by one the P places
+    go to the set that lacks most of its due, never more to a set than it has identities. Raises `UserError`
+    where P is smaller than the number of sets or larger than all identities together.
+    """
+    count = len(identities)
+    if not count <= P <= sum(identities):
+        raise UserError(
+            f"P={P} identities a batch from {count} data sets with {' + '.join(map(str, identities))} identities: "
+            f"choose a P from {count} to {sum(identities)}"
+        )
+    weights = np.array(identities if balance == "proportional" else [1] * count, dtype=np.float64)
+    due, shares = P * weights / weights.sum(), np.ones(count, dtype=np.int64)
+    for _ in range(P - count):
+        shares[np.where(shares < identities, due - shares, -np.inf).argmax()] += 1
+    return [int(share) for share in shares]
+
+
+def mixed_pk_indices(
+    labels: torch.Tensor | np.ndarray | Sequence[int],
+    groups: torch.Tensor | np.ndarray | Sequence[int],
+    P: int,
+    K: int,
+    seed: int,
+    epoch: int,
+    balance: str = "proportional",
+) -> torch.Tensor:
+    """`pk_indices` over several data sets, each with its share of every batch (`set_shares`): int64 [steps, P*K].
+
+    groups: [N] the data set of each picture, 0..n-1. Each set's batches are drawn by `pk_indices`; an epoch ends
+    when the set with the most batches has been passed through, the others begin again, shuffled anew. With one
+    set this is `pk_indices` itself. Raises `UserError` as both of these do.
+    """
+    label, group = np.asarray(labels).reshape(-1), np.asarray(groups).reshape(-1)
+    count = int(group.max()) + 1
+    if count == 1:
+        return pk_indices(label, P, K, seed, epoch)
+    places = [np.flatnonzero(group == nth) for nth in range(count)]
+    shares = set_shares([len(np.unique(label[place])) for place in places], P, balance)
+
+    def lap(nth: int, number: int) -> torch.Tensor:
+        """The batches of one set [steps, share*K]; its `number`-th passing in this epoch."""
+        rows = pk_indices(label[places[nth]], shares[nth], K, seed_for(seed, 0, number, nth + 1), epoch)
+        return torch.from_numpy(places[nth])[rows]
+
+    laps = [[lap(nth, 0)] for nth in range(count)]
+    steps = max(len(parts[0]) for parts in laps)
+    for nth, parts in enumerate(laps):
+        while sum(map(len, parts)) < steps:
+            parts.append(lap(nth, len(parts)))
+    return torch.cat([torch.cat(parts)[:steps] for parts in laps], dim=1)
+
+
 def process_slice(rows: torch.Tensor, rank: int, world: int, *, K: int) -> torch.Tensor:
     """The columns of one process, [steps, P*K/world]: whole identities, contiguous, in the order of ranks.
 

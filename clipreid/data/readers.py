@@ -8,33 +8,23 @@ from pathlib import Path
 
 from clipreid.data.crops import ReIDData
 from clipreid.data.custom import read_csv, read_folder
-from clipreid.data.folders import Layout, read_layout
-from clipreid.data.patterns import MARKET
+from clipreid.data.folders import read_layout
+from clipreid.data.hub import read_hub
+from clipreid.data.layouts import LAYOUTS, plain_names, variants
+from clipreid.data.mapping import Columns
 from clipreid.errors import UserError
 
-# Official data sets: a new one is one more declaration.
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        Layout(
-            "market1501",  # Zheng et al., "Scalable Person Re-identification: A Benchmark", ICCV 2015
-            {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"},
-            MARKET,
-            protocol="market1501",
-            # 19,732 files in the gallery folder, 3,819 of them junk; its 751st "identity" are the distractors
-            official={"train": (12_936, 751), "query": (3_368, 750), "gallery": (15_913, 751)},
-        ),
-    )
-}
-VALID = ("synthetic", "synthetic:SET", *(f"{name}:ROOT" for name in LAYOUTS), "folder:ROOT", "csv:FILE.csv")
+# and NAME:ROOT for the names of LAYOUTS
+VALID = ("synthetic", "synthetic:SET", "folder:ROOT", "csv:FILE.csv", "hub:OWNER/NAME", "hub:FOLDER")
 
 
-def load_data(spec: str, pattern: str | None = None, noun: str | None = None) -> ReIDData:
-    """Reads `synthetic`, `synthetic:SET`, `market1501:ROOT`, `folder:ROOT` or `csv:FILE.csv`.
+def load_data(spec: str, pattern: str | None = None, noun: str | None = None, columns: Columns = None) -> ReIDData:
+    """Reads `synthetic[:SET]`, `folder:ROOT`, `csv:FILE.csv`, `hub:...`, or `NAME:ROOT` with a NAME of `LAYOUTS`.
 
     pattern: for `folder:` only, a built-in pattern's name or a regular expression with the groups identity,
-    camera, view (`clipreid.data.patterns`). noun: what an individual is called in prompts; None = the data
-    set's own. Nothing is decoded. Raises `UserError` for an unknown name, a missing root, no pictures, and
+    camera, view, clothes (`clipreid.data.patterns`). noun: what an individual is called in prompts; None = the data
+    set's own. columns: for `hub:` only, `identity=pid,camera=camid` or a dict (`clipreid.data.hub`, `.mapping`).
+    Nothing is decoded. Raises `UserError` for an unknown name, a missing root, no pictures, and
     wrong contents.
     """
     name, _, place = spec.partition(":")
@@ -42,16 +32,22 @@ def load_data(spec: str, pattern: str | None = None, noun: str | None = None) ->
         raise UserError("the noun is empty: give a word such as person or vehicle")
     if pattern is not None and name != "folder":
         raise UserError(f"--pattern reads file names and works with folder:ROOT only, not with {spec!r}")
+    if columns and name != "hub":
+        raise UserError(f"--columns names columns of tables and works with hub: only, not with {spec!r}")
     if name == "synthetic":
         from clipreid.data.synthetic import load_synthetic
 
         data: ReIDData = load_synthetic(spec)
     elif name in LAYOUTS:
-        data = read_layout(LAYOUTS[name], _root(spec, place), spec)
+        data = read_layout(LAYOUTS[name], _root(spec, place), spec, [LAYOUTS[known] for known in plain_names()])
     elif name == "folder":
         data = read_folder(_root(spec, place), spec, pattern, noun)
     elif name == "csv":
         data = read_csv(_file(spec, place), spec, noun)
+    elif name == "hub" and place:
+        data = read_hub(place, spec, columns, noun)
+    elif name == "hub":
+        raise UserError(f"--data {spec} lacks its name: write hub:OWNER/NAME or hub:FOLDER")
     else:
         raise UserError(_unknown(spec, name))
     return data if noun is None else dataclasses.replace(data, noun=noun)
@@ -80,13 +76,21 @@ def _existing(spec: str, place: str, what: str, test: Callable[[Path], bool], ki
 
 
 def _unknown(spec: str, name: str) -> str:
-    valid = f"valid names: {', '.join(VALID)}"
+    official = [known + _numbers(variants(known)) for known in plain_names()]
+    valid = f"valid names: {', '.join(VALID)}, or NAME:ROOT with NAME one of {', '.join(official)}"
     path = Path(spec).expanduser()
     if path.is_dir():
         return f"unknown data {spec!r}: a folder needs its reader in front, folder:{spec}; {valid}"
     if path.is_file() and path.suffix.lower() == ".csv":
         return f"unknown data {spec!r}: a table needs its reader in front, csv:{spec}; {valid}"
-    heads = {entry.partition(":")[0]: entry for entry in VALID[::-1]}
+    heads = {known: f"{known}:ROOT" for known in LAYOUTS} | {entry.partition(":")[0]: entry for entry in VALID[::-1]}
     close = difflib.get_close_matches(name.lower(), heads, n=1, cutoff=0.5)
     hint = f"did you mean {heads[close[0]]!r}? " if close else ""
     return f"unknown data {spec!r}; {hint}{valid}"
+
+
+def _numbers(names: list[str]) -> str:
+    """`[-1600|-2400]` for the variants of a name; of many only the first and the last."""
+    numbers = [f"-{name.rpartition('-')[2]}" for name in names]
+    shown = numbers if len(numbers) < 7 else [numbers[0], "...", numbers[-1]]
+    return f"[{'|'.join(shown)}]" if shown else ""

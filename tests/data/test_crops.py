@@ -17,13 +17,14 @@ def encoded(colour: int) -> bytes:
     return buffer.getvalue()
 
 
-def small(count: int = 5) -> Split:
+def small(count: int = 5, plain: bool = True) -> Split:
     return Split.from_columns(
         "train",
         image=[{"path": f"{i}.png" if i else None, "bytes": encoded(10 * i)} for i in range(count)],
         identity=[f"p{i // 2}" for i in range(count)],
         camera=list(range(count)),
         caption=[f"caption {i}" for i in range(count)],
+        clothes=None if plain else [f"p{i // 2} red" for i in range(count)],
     )
 
 
@@ -38,7 +39,8 @@ def test_split_columns_and_pictures() -> None:
     assert split.path(0) == ""
     assert split.path(3) == "3.png"
     assert split.picture(3).getpixel((0, 0)) == (30, 0, 0)
-    assert split.metadata().keys() == {"identity", "camera", "view", "path"}
+    assert split.clothes.tolist() == [""] * 5
+    assert split.metadata().keys() == {"identity", "camera", "view", "clothes", "path"}
     assert split.metadata()["path"].tolist() == ["", "1.png", "2.png", "3.png", "4.png"]
 
 
@@ -52,6 +54,11 @@ def test_select_keeps_the_given_order_everywhere(indices: list[int]) -> None:
     assert part.paths.tolist() == ["4.png", "1.png"]
     assert [image["path"] for batch in part.images(1) for image in batch] == ["4.png", "1.png"]
     assert part.select([1]).picture(0).getpixel((0, 0)) == (10, 0, 0)
+
+
+def test_clothes_are_metadata() -> None:
+    part = small(plain=False).select([4, 0])
+    assert part.clothes.tolist() == part.metadata()["clothes"].tolist() == ["p2 red", "p0 red"]
 
 
 def test_empty_split() -> None:

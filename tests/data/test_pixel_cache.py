@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,7 +263,8 @@ def test_unknown_interpolation(tmp_path: Path, home: Path) -> None:
 
 OTHER_PROCESS = """
 import sys, time
-from clipreid.data import Split, cache, pixel_cache, to_pixels
+from clipreid.data import Split, blocks, cache, pixel_cache, to_pixels
+blocks.cores = lambda: 2  # with more, all blocks would be finished at once
 count = int(sys.argv[2])
 def slow(*arguments):
     sys.stdout.write("decoding\\n")  # in one piece: several threads write
@@ -303,14 +305,131 @@ def test_of_two_processes_one_decodes(
     assert output.splitlines()[-1] == f"done {built.pixels.sum().item()}"
 
 
-def test_a_killed_process_leaves_nothing_that_is_taken_for_finished(
-    tmp_path: Path, home: Path, decoded: list[str]
-) -> None:
-    split = split_of(tmp_path / "p", 80)
-    other = start_other(tmp_path / "p", 80, 0.05)
-    assert any(name.endswith(".building") for name in folders(home))
+def kill_after(folder: Path, home: Path, count: int, blocks: int) -> Path:
+    """Kills another process once it has finished so many blocks; returns the folder of its build."""
+    other = start_other(folder, count, 0.02)
+    (building,) = [home / "pixels" / name for name in folders(home) if name.endswith(".building")]
+    journal, patience = building / cache.JOURNAL, time.monotonic() + 60
+    while journal.read_text().count("\n") < blocks:
+        assert time.monotonic() < patience
+        time.sleep(0.01)
     other.send_signal(signal.SIGKILL)
     other.wait()
-    assert_right(pixel_cache(split, SIZE), split)
-    assert len(decoded) == 80
+    return building
+
+
+def test_a_killed_build_is_continued_and_not_taken_for_finished(
+    tmp_path: Path, home: Path, decoded: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = split_of(tmp_path / "p", 200)
+    building = kill_after(tmp_path / "p", home, 200, 1)
+    before = (building / cache.JOURNAL).read_text().count("\n")
+    assert_all_right(pixel_cache(split, SIZE), split)
+    assert len(decoded) == 200 - 64 * before
     assert len(folders(home)) == 1
+    assert sorted(path.name for path in (home / "pixels" / folders(home)[0]).iterdir()) == [cache.RECORD, cache.PIXELS]
+
+
+def assert_all_right(built: PixelCache, split: Split) -> None:
+    whole = np.stack([to_pixels(split.path(row), SIZE) for row in range(len(split))])
+    np.testing.assert_array_equal(built.pixels, whole)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, home: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Split, Path]:
+    """A build of 200 pictures, 7 and 70 of them bad, that was stopped (Ctrl-C) behind its third block of 64."""
+    split = split_of(tmp_path / "p", 200)
+    for row in (7, 70):
+        (tmp_path / "p" / f"{row:03d}.png").write_bytes(b"spoilt")
+    bars = 0
+
+    class Bar(cache.tqdm):  # type: ignore[misc, name-defined]
+        def update(self, n: float = 1) -> None:
+            nonlocal bars
+            bars += 1
+            if bars == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "tqdm", Bar)
+        with pytest.raises(KeyboardInterrupt):
+            pixel_cache(split, SIZE, skip_bad=True)
+    decoded.clear()
+    (folder,) = (home / "pixels" / name for name in folders(home))
+    assert folder.name.endswith(".building")
+    return split, folder
+
+
+def test_an_interrupted_build_ends_as_an_uninterrupted_one(
+    interrupted: tuple[Split, Path], tmp_path: Path, decoded: list[str]
+) -> None:
+    split, _ = interrupted
+    built = pixel_cache(split, SIZE, skip_bad=True)
+    assert len(decoded) == (200 - 192) + 2  # the rest, and the bad ones once more
+    whole = pixel_cache(split, SIZE, skip_bad=True, cache_dir=tmp_path / "other")
+    assert torch.equal(built.pixels, whole.pixels)
+    assert built.kept.tolist() == whole.kept.tolist() == [row for row in range(200) if row not in (7, 70)]
+    assert built.bad == whole.bad
+
+
+def cut_pixels(folder: Path) -> None:
+    os.truncate(folder / cache.PIXELS, 100 * 3 * SIZE[0] * SIZE[1])
+
+
+def cut_journal(folder: Path) -> None:
+    os.truncate(folder / cache.JOURNAL, (folder / cache.JOURNAL).read_bytes().index(b"\n") + 9)
+
+
+def spoil_second_block(folder: Path) -> None:
+    with open(folder / cache.PIXELS, "r+b") as handle:
+        handle.seek(100 * 3 * SIZE[0] * SIZE[1])
+        handle.write(b"spoilt")
+
+
+@pytest.mark.parametrize("damage", [cut_pixels, cut_journal, spoil_second_block])
+def test_of_an_interrupted_build_only_whole_blocks_are_kept(
+    interrupted: tuple[Split, Path], tmp_path: Path, decoded: list[str], damage: Callable[[Path], None]
+) -> None:
+    split, folder = interrupted
+    damage(folder)
+    built = pixel_cache(split, SIZE, skip_bad=True)
+    assert len(set(decoded)) == 200 - 64 + 1  # one block is left; its one bad picture is tried again
+    whole = pixel_cache(split, SIZE, skip_bad=True, cache_dir=tmp_path / "other")
+    assert torch.equal(built.pixels, whole.pixels)
+
+
+def test_a_picture_mended_during_the_interruption_is_noticed(
+    interrupted: tuple[Split, Path], tmp_path: Path, decoded: list[str]
+) -> None:
+    split, _ = interrupted
+    file = tmp_path / "p" / "070.png"
+    status = file.stat()
+    image = io.BytesIO()
+    Image.new("L", (20, 20)).save(image, "PNG")
+    file.write_bytes(image.getvalue())
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    again = pixel_cache(split, SIZE, skip_bad=True)
+    assert [path for path, _ in again.bad] == [str(tmp_path / "p" / "007.png")]
+
+
+def test_a_picture_changed_during_the_interruption_starts_anew(
+    interrupted: tuple[Split, Path], home: Path, tmp_path: Path, decoded: list[str]
+) -> None:
+    split, _ = interrupted
+    save(tmp_path / "p" / "020.png", 999)
+    built = pixel_cache(split, SIZE, skip_bad=True)
+    assert len(set(decoded)) == 200
+    np.testing.assert_array_equal(built.pixels[19], to_pixels(split.path(20), SIZE))
+    assert len(folders(home)) == 1  # what was begun is gone
+
+
+def test_a_disk_that_fails_while_writing_leaves_nothing(
+    tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
+        pixel_cache(split_of(tmp_path / "p", 3), SIZE)
+    assert folders(home) == []

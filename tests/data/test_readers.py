@@ -156,6 +156,10 @@ def test_user_pattern(tmp_path: Path) -> None:
     assert data.splits["train"].views.tolist() == [9, 1]
     assert load_data(spec, pattern="identity/").splits["train"].identities.tolist() == ["shop", "shop"]
 
+    lettered = load_data(spec, pattern=r"(?P<identity>(?P<camera>[ab])[a-z]+)-.*-(?P<clothes>[a-z]+)").splits["train"]
+    assert rows(lettered) == [("anna", 1), ("ben", 2)]
+    assert lettered.clothes.tolist() == ["front", "front"]
+
     misfit = fails(spec, pattern=r"(?P<identity>ann)")
     assert "1 of 2 pictures do not fit" in misfit
     assert "train/shop/ben--front1.jpg" in misfit
@@ -165,7 +169,7 @@ def test_user_pattern(tmp_path: Path) -> None:
     assert "is not a regular expression" in fails(spec, pattern="(?P<identity>")
     assert "Did you mean 'market1501'?" in fails(spec, pattern="market")
     assert "has no group (?P<identity>...)" in fails(spec, pattern=r"\d+")
-    assert "known groups are identity, camera, view" in fails(spec, pattern=r"(?P<identity>\w)(?P<cam>\d)")
+    assert "known groups are identity, camera, view, clothes" in fails(spec, pattern=r"(?P<identity>\w)(?P<cam>\d)")
     assert "reads an empty identity from train/shop" in fails(spec, pattern=r"(?P<identity>\d*)")
     assert "works with folder:ROOT only" in fails("synthetic", pattern="identity/")
 
@@ -265,9 +269,9 @@ def test_csv(tmp_path: Path) -> None:
     data = load_data(
         table(
             tmp_path,
-            "\ufeffimage,identity,camera,view,split,caption,colour\n"
-            'p/a.jpg,7,1,,train,"a man, walking",red\n\n'
-            f"{tmp_path}/p/b.jpg,7, 2,0,Test,,blue\np/a.jpg,9,1,,test,,\n",
+            "\ufeffimage,identity,camera,view,split,caption,clothes,colour\n"
+            'p/a.jpg,7,1,,train,"a man, walking",coat,red\n\n'
+            f"{tmp_path}/p/b.jpg,7, 2,0,Test,,,blue\np/a.jpg,9,1,,test,,shirt,\n",
         )
     )
     assert list(data.splits) == ["train", "query", "gallery"]
@@ -275,6 +279,7 @@ def test_csv(tmp_path: Path) -> None:
     assert data.splits["train"].captions.tolist() == ["a man, walking"]
     assert rows(data.splits["query"]) == rows(data.splits["gallery"]) == [("7", 2), ("9", 1)]
     assert data.splits["query"].views.tolist() == [0, -1]
+    assert (data.splits["train"].clothes.tolist(), data.splits["query"].clothes.tolist()) == (["coat"], ["", "shirt"])
     assert data.protocol == "cross-camera"
     assert "columns not read: colour" in data.notes
     assert data.splits["train"].picture(0).size == (16, 32)
@@ -333,8 +338,11 @@ def test_market1501(tmp_path: Path) -> None:
         assert (data.protocol, data.noun, data.name) == ("market1501", "person", spec)
         differing = [note for note in data.notes if "officially" in note]
         assert len(differing) == 3
-        assert "train has 1 pictures of 1 identities, officially 12,936 of 751" in differing[0]
-        assert "officially 15,913 of 751" in differing[2]
+        assert (
+            "train has 1 pictures, 1 identities, 1 cameras; officially 12,936 pictures, 751 identities, 6"
+            in differing[0]
+        )
+        assert "officially 15,913 pictures, 751 identities, 6 cameras" in differing[2]
     assert "read from Market-1501-v15.09.15/ below" in data.notes[0]
     assert load_data(f"market1501:{root}", noun="pedestrian").noun == "pedestrian"
 
@@ -357,7 +365,8 @@ def test_market1501_lacking_a_folder(tmp_path: Path) -> None:
         ("fodler:/x", "unknown data 'fodler:/x'; did you mean 'folder:ROOT'?"),
         ("market:/x", "did you mean 'market1501:ROOT'?"),
         ("sinthetic", "did you mean 'synthetic'?"),
-        ("qqqq", "valid names: synthetic, synthetic:SET, market1501:ROOT, folder:ROOT, csv:FILE.csv"),
+        ("qqqq", "valid names: synthetic, synthetic:SET, folder:ROOT, csv:FILE.csv"),
+        ("qqqq", "NAME:ROOT with NAME one of market1501, msmt17, msmt17-v2, cuhk03-np-labeled"),
         ("folder", "lacks its folder: write folder:ROOT"),
         ("csv:", "lacks its file: write csv:FILE.csv"),
         ("folder:/no/such/place", "/no/such/place does not exist"),

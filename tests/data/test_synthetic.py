@@ -187,7 +187,7 @@ def test_pictures_are_painted_once(few: pytest.MonkeyPatch, tmp_path: Path) -> N
     few.setattr(street, "_build", refuse)
     again = load_data("synthetic:occluded").splits["query"]
     assert again.table[0] == first.table[0]
-    kept = tmp_path / "cache" / f"synthetic-v{street.VERSION}" / "synthetic-occluded"
+    kept = tmp_path / "cache" / f"synthetic-v{street.VERSION}-{len(SCHEMA)}" / "synthetic-occluded"
     assert {p.name for p in kept.iterdir() if p.is_dir()} == {"query", "gallery"}  # and no scratch folder
 
 

@@ -21,7 +21,7 @@ from filelock import FileLock
 from PIL import Image
 from tqdm import tqdm
 
-from clipreid.data.crops import ReIDData, Split
+from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.synthetic.camera import Camera, draw_pose, make_camera, render
 from clipreid.data.synthetic.people import Person, caption, draw_family, draw_person
 from clipreid.data.synthetic.scenes import HOME_SCENES, NEW_SCENES
@@ -52,6 +52,7 @@ class NamedSet:
     parts: dict[str, Part]
     new_cameras: bool = False
     look_alikes: bool = True
+    protocol: str = field(default="market1501", kw_only=True)
     about: str = field(default="", kw_only=True)
 
 
@@ -74,6 +75,7 @@ SETS: dict[str, NamedSet] = {
     "synthetic:captions": NamedSet(
         {"train": Part(2100, 300, shots=2), "val": Part(2400, 50)} | _test(2500, 200),
         look_alikes=False,
+        protocol="text-to-image",
         about="people whose captions all differ, for text-to-image",
     ),
 }
@@ -169,9 +171,9 @@ def load_synthetic(name: str = "synthetic", progress: bool = True) -> ReIDData:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise UserError(f"no synthetic set {name!r}: {hint}the sets are {', '.join(SETS)}")
     home = Path(os.environ.get("CLIPREID_CACHE") or "~/.cache/clipreid").expanduser()
-    folder = home / f"synthetic-v{VERSION}" / name.replace(":", "-")
+    folder = home / f"synthetic-v{VERSION}-{len(SCHEMA)}" / name.replace(":", "-")  # more columns: another table
     splits = {split: _kept(folder / split, partial(_build, name, split, progress)) for split in SETS[name].parts}
-    return ReIDData(name, splits, "market1501", "person")
+    return ReIDData(name, splits, SETS[name].protocol, "person")
 
 
 def _kept(folder: Path, build: Callable[[], Split]) -> Split:

@@ -1,0 +1,130 @@
+"""`clipreid data check` and `clipreid data convert`: the flags; the work is in `clipreid.data`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import OmitSubcommandPrefixes, Positional, arg
+
+from clipreid.errors import UserError
+
+if TYPE_CHECKING:
+    from clipreid.data import ReIDData
+    from clipreid.data.findings import CheckReport, Finding
+
+
+@dataclass(frozen=True)
+class Check:
+    """Find what is wrong with a data set, all of it; exit status 0 only when it is fit for its protocol.
+
+    Undecodable files, wrong names, copies within and across splits, people in train and test, queries without a
+    match, counts other than the official ones, odd formats. Every picture is decoded once.
+    """
+
+    data: Annotated[Positional[str], arg(metavar="NAME[:ROOT]")]
+    """market1501:ROOT, folder:ROOT, csv:FILE.csv, hub:OWNER/NAME, hub:FOLDER, synthetic, ..."""
+    pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
+    """For file names of folder data: groups identity, camera, view"""
+    columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
+    """For hub: data whose columns have other names, such as identity=pid,camera=camid"""
+    sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
+    """Draw some individuals of every split, one a row, as the cameras saw them"""
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Also write everything into FILE, every file name included"""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Threads that decode (default: all cores)"""
+
+    def __call__(self) -> None:
+        sys.exit(0 if check(self) else 1)
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Write a data set as parquet shards, which hub:DIR, and anybody's datasets.load_dataset, load back."""
+
+    data: Annotated[Positional[str], arg(metavar="NAME[:ROOT]")]
+    """market1501:ROOT, folder:ROOT, csv:FILE.csv, hub:OWNER/NAME, hub:FOLDER, synthetic, ..."""
+    output: Annotated[Path, arg(metavar="DIR")]
+    """Folder to make"""
+    pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
+    """For file names of folder data: groups identity, camera, view"""
+    columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
+    """For hub: data whose columns have other names, such as identity=pid,camera=camid"""
+    noun: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None
+    """What the individuals are (default: from the data)"""
+    overwrite: bool = False
+    """Replace the converted set in DIR"""
+
+    def __call__(self) -> None:
+        from clipreid.data import load_data
+        from clipreid.data.convert import convert
+
+        data = load_data(self.data, pattern=self.pattern, columns=self.columns, noun=self.noun)
+        print(data.summary(), flush=True)
+        convert(data, self.output, overwrite=self.overwrite)
+        print(f"\nwritten: {self.output}; read it with --data hub:{self.output}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """Check a data set, or convert it to parquet."""
+
+    command: OmitSubcommandPrefixes[Check | Convert]
+
+    def __call__(self) -> None:
+        self.command()
+
+
+def check(flags: Check) -> bool:
+    """`clipreid data check`: prints the report; returns whether the data set is fit for its protocol.
+
+    Raises:
+        UserError: a name that means nothing, or files that cannot be written.
+    """
+    from clipreid.data.check import read_and_check
+
+    for file in (flags.sheet, flags.json):
+        if file is not None and not file.absolute().parent.is_dir():
+            raise UserError(f"{file}: the folder {file.absolute().parent} does not exist")
+    if flags.threads is not None and flags.threads < 1:
+        raise UserError(f"--threads {flags.threads}: must be at least 1")
+    told = _progress if sys.stderr.isatty() else None
+    report, data = read_and_check(flags.data, flags.pattern, flags.columns, flags.threads, told)
+    if data is not None:
+        report = report.with_findings(_from_protocol(data, report))
+    print(report)
+    if flags.json is not None:
+        flags.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        print(f"written: {flags.json}")
+    if flags.sheet is not None and data is not None:
+        from clipreid.data.sheet import draw_sheet
+
+        draw_sheet(data, flags.sheet)
+        print(f"written: {flags.sheet}")
+    return report.fit
+
+
+def _from_protocol(data: ReIDData, report: CheckReport) -> list[Finding]:
+    """What only the protocol knows: queries that find nothing, and why. No fault where they were published so."""
+    from clipreid.data.findings import Finding
+    from clipreid.evaluation.unmatched import unmatched
+
+    if not {"query", "gallery"} <= data.splits.keys():
+        return []
+    query, gallery = data.splits["query"], data.splits["gallery"]
+    try:
+        lost = unmatched(query, gallery, data.protocol)
+    except UserError as error:
+        return [Finding("fault", "cannot be scored", str(error))]
+    items = tuple(f"{query.path(row).removeprefix(f'{report.root}/') or f'row {row}'}: {why}" for row, why in lost)
+    why = f"{len(lost):,d} of {len(query):,d} queries, protocol {data.protocol}: they are not scored"
+    return [Finding("note" if report.official else "fault", "query without a match", why, items)] if lost else []
+
+
+def _progress(done: int, total: int) -> None:
+    end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
+    print(f"  {done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)

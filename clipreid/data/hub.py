@@ -1,0 +1,223 @@
+"""Data sets in the formats of the Hugging Face Hub: from the Hub, or from a folder on disk.
+
+hub:OWNER/NAME, hub:OWNER/NAME/CONFIG     `datasets.load_dataset`; code of a repository is never run
+hub:FOLDER                                parquet files (split by name), or metadata.csv / .jsonl beside pictures
+hub:FOLDER of `clipreid data convert`     as it was before: protocol and noun are in its clipreid.json
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub
+import pyarrow.parquet as pq
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+
+from clipreid.data.crops import SCHEMA, ReIDData, Split
+from clipreid.data.custom import custom_data
+from clipreid.data.folders import describe_folder
+from clipreid.data.mapping import Columns, Tables, split_of, to_splits
+from clipreid.errors import UserError
+
+RECORD = "clipreid.json"  # of a converted set: protocol, noun, notes, and the files with their sizes
+UNFINISHED = ".writing"  # ends the name of a folder that is being converted
+METADATA = ("metadata.csv", "metadata.jsonl")
+NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
+ABSENT = (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError)
+
+
+def read_hub(place: str, spec: str, columns: Columns = None, noun: str | None = None) -> ReIDData:
+    """Reads `hub:PLACE`: a folder, else a name on the Hub (offline: what was downloaded before).
+
+    columns: `identity=pid,camera=camid` or a dict, where they have other names (`clipreid.data.mapping`). Protocol and
+    noun are found as for `folder:`, but for converted sets, which remember them. Nothing is decoded.
+
+    Raises `UserError` for what cannot be found or reached, columns that are not there, and values that make no sense.
+    """
+    folder = Path(place).expanduser()
+    if folder.is_dir():
+        folder = Path(os.path.abspath(folder))
+        if folder.name.endswith(UNFINISHED):
+            raise UserError(f"{spec} was left by an interrupted `clipreid data convert`: convert the data set again")
+        if (folder / RECORD).is_file():
+            return _converted(_local_parquet(folder, spec, _check_files), _read_record(folder / RECORD), spec, columns)
+        if any(folder.rglob("*.parquet")):
+            return _foreign(_local_parquet(folder, spec), spec, columns, noun)
+        if any((home / name).is_file() for home in _homes(folder) for name in METADATA):
+            return _foreign(_metadata(folder, spec), spec, columns, noun)
+        raise UserError(
+            f"{spec}: {folder} holds neither parquet files nor a {' or '.join(METADATA)} beside pictures. "
+            f"Found: {describe_folder(folder)}. Folders of pictures alone are read by folder:{place}"
+        )
+    if not NAME.fullmatch(place) or place[0] in ".~":
+        raise UserError(f"{spec}: no such folder, and no name on the Hub, which is written hub:OWNER/NAME")
+    raw = _download(place, spec)
+    record = _download_record(place)
+    return _foreign(raw, spec, columns, noun) if record is None else _converted(raw, record, spec, columns)
+
+
+def _foreign(raw: Tables, spec: str, columns: Columns, noun: str | None) -> ReIDData:
+    splits, doubled, notes = to_splits(raw, spec, columns)
+    return custom_data(spec, splits, doubled, noun, notes)
+
+
+def _converted(raw: Tables, record: dict[str, Any], spec: str, columns: Columns) -> ReIDData:
+    raw = {name: raw[name] for name in record["splits"] if name in raw}
+    if raw.keys() != record["splits"].keys():
+        raise UserError(f"{spec}: {RECORD} names the splits {', '.join(record['splits'])}, found: {', '.join(raw)}")
+    if all(table.features == SCHEMA for table in raw.values()):
+        splits = {name: Split(name, table) for name, table in raw.items()}
+    else:  # of a version that had fewer columns
+        splits, _, _ = to_splits(raw, spec, names_stand=True)
+    notes = [
+        *record["notes"],
+        *(["--columns is not for this set: `clipreid data convert` wrote it"] if columns else []),
+    ]
+    return ReIDData(spec, splits, record["protocol"], record["noun"], tuple(notes))
+
+
+# Parquet and the Hub --------------------------------------------------------------------------------------
+
+
+def _local_parquet(folder: Path, spec: str, check: Callable[[Path, str], None] | None = None) -> Tables:
+    if check is not None:
+        check(folder, spec)
+    files: dict[str, list[str]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        below = path.relative_to(folder)
+        if not any(part.startswith(".") for part in below.parts):
+            try:
+                pq.read_schema(path)
+            except Exception as error:  # pyarrow raises several kinds
+                raise UserError(f"{spec}: {path} is no parquet file, or damaged ({error})") from error
+            names = (split_of(part) for part in (path.stem, *reversed(below.parts[:-1])))
+            files.setdefault(next((name for name in names if name), ""), []).append(str(path))
+    if "" in files:  # where no name says anything, it is one table, by the custom of `datasets` called train
+        files = {"train": files[""]} if len(files) == 1 else {k or "unnamed": v for k, v in files.items()}
+    return _encoded(lambda: datasets.load_dataset("parquet", data_files=files), f"{spec} cannot be loaded")
+
+
+def _download(place: str, spec: str) -> Tables:
+    owner, name, *config = place.split("/")
+    failed = f"{spec} is no folder here, and cannot be loaded from the Hub"
+    return _encoded(lambda: datasets.load_dataset(f"{owner}/{name}", *config), failed)
+
+
+def _encoded(load: Callable[[], Any], failed: str) -> Tables:
+    """What `load` gives, with pictures left encoded. Raises `UserError` beginning with `failed`, and what to do."""
+    try:
+        raw = load()
+    except Exception as error:  # of the network, the Hub, the files
+        raise UserError(f"{failed}: {_reason(error)}") from error
+    for name, table in raw.items():
+        pictures = {c: datasets.Image(decode=False) for c, f in table.features.items() if isinstance(f, datasets.Image)}
+        for column, feature in pictures.items():
+            table = table if table.features[column] == feature else table.cast_column(column, feature)
+        raw[name] = table
+    return dict(raw)
+
+
+def _reason(error: Exception) -> str:
+    """One sentence, and what to do."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    text = " / ".join(dict.fromkeys(str(e).strip().splitlines()[0] for e in chain if str(e).strip()))
+    lower = text.lower()
+    if "gated" in lower or "401" in lower or "403" in lower:
+        return f"no access ({text}). Accept its terms on its page, and give a token with `hf auth login` or HF_TOKEN"
+    if isinstance(error, ABSENT):
+        return f"{text}. Check the name; a private data set needs a token, given with `hf auth login` or HF_TOKEN"
+    if any(isinstance(e, ConnectionError | OfflineModeIsEnabled | TimeoutError) for e in chain) or "reach" in lower:
+        return (f"{text}. Offline only what was downloaded before can be read: connect, unset HF_HUB_OFFLINE, "
+                "or copy the data set here and give hub:FOLDER")  # fmt: skip
+    if "script" in lower:
+        return f"{text}. It needs code of its repository, which is never run: look for its parquet files on the Hub"
+    if "config name is missing" in lower or "builderconfig" in lower:
+        return f"{str(error).strip()}. Name one: hub:OWNER/NAME/CONFIG"
+    return f"{text or type(error).__name__}. If the files are damaged, download or convert them again"
+
+
+# Converted sets -------------------------------------------------------------------------------------------
+
+
+def _read_record(file: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(file.read_text())
+        kinds = {"protocol": str, "noun": str, "notes": list, "splits": dict}
+        if all(isinstance(record[key], kind) for key, kind in kinds.items()):
+            return record
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{file} is damaged: convert the data set again")
+
+
+def _check_files(folder: Path, spec: str) -> None:
+    """Raises `UserError` when files of a converted set are missing or have another size: an incomplete copy."""
+    for split in _read_record(folder / RECORD)["splits"].values():
+        for name, size in split["files"].items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                what = "has another size" if path.is_file() else "is missing"
+                raise UserError(f"{spec} is incomplete: {path} {what}; copy it again, or convert it again")
+
+
+def _download_record(place: str) -> dict[str, Any] | None:
+    """The record of a converted set that was uploaded; None where the repository has none."""
+    try:
+        file = huggingface_hub.hf_hub_download("/".join(place.split("/")[:2]), RECORD, repo_type="dataset")
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
+    return _read_record(Path(file))
+
+
+# metadata.csv and metadata.jsonl --------------------------------------------------------------------------
+
+
+def _homes(folder: Path) -> list[Path]:
+    """Where metadata may lie: in the folder, or in those of its splits."""
+    return [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and split_of(path.name))]
+
+
+def _metadata(folder: Path, spec: str) -> Tables:
+    """The lines of every metadata file as tables by split: the folder's own name, or the first part of file_name."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for home in _homes(folder):
+        file = next((home / name for name in METADATA if (home / name).is_file()), None)
+        for number, row in _lines(file) if file else ():
+            name = row.pop("file_name", None)
+            if not name:
+                raise UserError(f"{file}, line {number}: no file_name; found: {', '.join(map(str, row)) or 'nothing'}")
+            picture = os.path.abspath(home / str(name))
+            if not os.path.isfile(picture):
+                raise UserError(f"{file}, line {number}: no such picture: {picture} (paths are relative to the file)")
+            part = home.name if home != folder else Path(str(name)).parts[0]
+            row.setdefault("image", {"path": picture, "bytes": None})
+            rows.setdefault(split_of(part) or "train", []).append(row)
+    if not rows:
+        raise UserError(f"{spec}: the metadata has no lines: no pictures")
+    names = list(dict.fromkeys(name for each in rows.values() for row in each for name in row))
+    tables = {}
+    for part, each in rows.items():
+        columns = {name: datasets.table.pa.array([row.get(name) for row in each]) for name in names}
+        table = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns))
+        tables[part] = table.cast_column("image", datasets.Image(decode=False))
+    return tables
+
+
+def _lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
+    try:
+        with open(file, newline="", encoding="utf-8-sig") as handle:
+            if file.suffix == ".csv":
+                reader = csv.DictReader(handle)
+                return [(reader.line_num, dict(row)) for row in reader]
+            return [(n, dict(json.loads(line))) for n, line in enumerate(handle, start=1) if line.strip()]
+    except (UnicodeDecodeError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read ({error}): one JSON object a line, in UTF-8, is expected") from error

@@ -1,0 +1,45 @@
+"""Read on past mistakes: `clipreid data check` wants all of them, everybody else the first one, as an error."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from clipreid.errors import UserError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of mistake that a reader met: what it is, and the files it left out because of it."""
+
+    kind: str
+    files: tuple[str, ...]
+
+
+_collection: ContextVar[list[Problem] | None] = ContextVar("problems", default=None)
+
+
+@contextmanager
+def collected() -> Iterator[list[Problem]]:
+    """Inside, readers leave out the files they cannot use and list them here instead of raising."""
+    found: list[Problem] = []
+    token = _collection.set(found)
+    try:
+        yield found
+    finally:
+        _collection.reset(token)
+
+
+def tolerate(error: UserError, kind: str, files: Sequence[str]) -> None:
+    """Raises `error`; inside `collected()` it is noted instead, and the reader is to go on without these files."""
+    found = _collection.get()
+    if found is None:
+        raise error
+    found.append(Problem(kind, tuple(files)))
+
+
+def notice(kind: str, files: Sequence[str]) -> None:
+    """What is no error, but what `clipreid data check` mentions: a link that leads in a circle."""
+    found = _collection.get()
+    if found is not None and files:
+        found.append(Problem(kind, tuple(files)))

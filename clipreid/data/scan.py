@@ -1,0 +1,116 @@
+"""One look at every picture of a data set: can it be decoded, what is it, and two fingerprints to compare it by."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from clipreid.data.blocks import in_blocks
+from clipreid.data.crops import ReIDData
+from clipreid.data.pictures import MIN_SIDE, read_picture
+
+THUMB = (16, 8)  # height, width
+SAME = {("JPEG", "MPO"), ("PPM", "PGM")}  # formats of one family: (by its name, by its contents)
+
+
+class Seen(NamedTuple):
+    """What decoding one picture has shown. kind: "" when it can be used, else what is wrong with it."""
+
+    kind: str
+    reason: str = ""
+    width: int = 0
+    height: int = 0
+    mode: str = ""  # Pillow's, or "16-bit"
+    format: str = ""
+    misnamed: str = ""  # "PNG named .jpg"
+    exact: int = 0  # 64 bits of a hash of the RGB pixels and the size
+    dhash: int = 0  # 64 bits: is a point brighter than its left neighbour, 8 x 8
+    thumb: bytes = b""  # uint8 [16, 8, 3]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Every picture once, whatever splits it is in. U pictures."""
+
+    names: list[str]  # [U] below `root`, or the name of encoded bytes
+    root: str  # the folder that holds all files, "" without files
+    seen: list[Seen]  # [U]
+    index: dict[str, np.ndarray]  # by split: the number of each row's picture, int64 [N]
+    rows: list[tuple[str, int]]  # [U] a split and row where the picture is
+
+
+def scan(data: ReIDData, threads: int | None = None, progress: Callable[[int, int], None] | None = None) -> Scan:
+    """Decodes every picture of every split once, in threads. progress: called as progress(pictures done, U)."""
+    number: dict[str, int] = {}
+    index: dict[str, np.ndarray] = {}
+    rows: list[tuple[str, int]] = []
+    for name, split in data.splits.items():
+        keys = [path or f"{name} {row}" for row, path in enumerate(split.paths.tolist())]  # the nameless all differ
+        for row, key in enumerate(keys):
+            if key not in number:
+                number[key] = len(number)
+                rows.append((name, row))
+        index[name] = np.array([number[key] for key in keys], dtype=np.int64)
+    seen: list[Seen] = []
+    for name, split in data.splits.items():
+        new = [row for part, row in rows if part == name]
+        for block in in_blocks(split.select(new), look, threads) if new else ():
+            seen += block
+            if progress is not None:
+                progress(len(seen), len(rows))
+    files = [key for key in number if os.path.isabs(key)]
+    root = os.path.commonpath(list({os.path.dirname(file) for file in files})) if files else ""
+    names = [os.path.relpath(key, root) if os.path.isabs(key) else key for key in number]
+    return Scan(names, root, seen, index, rows)
+
+
+def look(image: dict[str, Any]) -> Seen:
+    """Reads and decodes one {"path", "bytes"}."""
+    try:
+        data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
+    except OSError as error:
+        return Seen("unreadable file", error.strerror or str(error))
+    if not data:
+        return Seen("zero-byte file", "nothing in it")
+    try:
+        return _examine(data, image["path"] or "")
+    except UnidentifiedImageError:
+        return Seen("not a picture", "not a picture, or of an unknown format")
+    except Exception as error:  # on a broken file Pillow's plugins raise nearly everything
+        return Seen("truncated or damaged picture", str(error) or type(error).__name__)
+
+
+def _examine(data: bytes, path: str) -> Seen:
+    with Image.open(io.BytesIO(data)) as image:
+        kind, mode = image.format or "", _mode(image)
+        rgb = read_picture(image)
+    suffix = os.path.splitext(path)[1].lower()
+    expected = Image.registered_extensions().get(suffix, kind)
+    misnamed = "" if expected == kind or (expected, kind) in SAME else f"{kind} named {suffix}"
+    pixels = hashlib.blake2b(f"{rgb.size}".encode() + rgb.tobytes(), digest_size=8)
+    thumb = rgb.resize(THUMB[::-1], Image.Resampling.BOX)
+    problem = f"{rgb.width}x{rgb.height} pixels, each side needs {MIN_SIDE}" if min(rgb.size) < MIN_SIDE else ""
+    return Seen(
+        "too small" if problem else "", problem, rgb.width, rgb.height, mode, kind, misnamed,
+        int.from_bytes(pixels.digest(), "little"), difference_hash(rgb), thumb.tobytes(),
+    )  # fmt: skip
+
+
+def difference_hash(image: Image.Image) -> int:
+    """The 64-bit "dHash": 9 x 8 grey points, each compared with its right neighbour, row by row."""
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX))  # [8, 9]
+    return int.from_bytes(np.packbits(grey[:, 1:] > grey[:, :-1]).tobytes(), "little")
+
+
+def _mode(image: Image.Image) -> str:
+    """Pillow's mode; "16-bit" also where Pillow halves the bits of colour pictures while it reads them."""
+    raw = [str(part) for tile in getattr(image, "tile", ()) for part in np.ravel(np.array(tile[3], dtype=object))]
+    return "16-bit" if image.mode.startswith("I") or any("16" in part for part in raw) else image.mode

@@ -1,0 +1,45 @@
+"""Which queries have no valid match under a protocol, and what became of the pictures of their identity."""
+
+from __future__ import annotations
+
+import torch
+
+from clipreid.evaluation.columns import Table, code_columns, read_table
+from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
+
+_CHUNK = 2**24  # pairs of query and gallery in memory at once
+
+
+def unmatched(query: Table, gallery: Table, protocol: str | Protocol | Predicate) -> list[tuple[int, str]]:
+    """(query row, why) for every query that the protocol asks and that has nothing to be found. No features needed.
+
+    query, gallery: metadata as for `evaluate`. Raises UserError for tables that cannot be scored at all.
+    """
+    rules = get_protocol(protocol)
+    query_table, gallery_table = read_table(query, "query"), read_table(gallery, "gallery")
+    q, g = code_columns(query_table, gallery_table)
+    found, chunk = [], max(1, _CHUNK // len(g["identity"]))
+    for start in range(0, len(q["identity"]), chunk):
+        rows = q.rows(start, start + chunk)
+        relevant = rows["identity"][:, None] == g["identity"]  # [c, G]
+        by_rule, own = find_junk(rules, rows, g)
+        asked = torch.ones(len(relevant), dtype=torch.bool) if rules.asks is None else rules.asks(rows)
+        lost = asked & ~(relevant & ~by_rule & ~own).any(1)  # [c]
+        for row in lost.nonzero()[:, 0].tolist():
+            values = {name: column[start + row] for name, column in query_table.items()}
+            here, ruled = int(relevant[row].sum()), int((relevant & by_rule)[row].sum())
+            found.append((start + row, _why(rules, values, here, ruled)))
+    return found
+
+
+def _why(rules: Protocol, values: dict[str, object], here: int, ruled: int) -> str:
+    who = f"identity {values['identity']}"
+    if not here:
+        return f"{who} is not in the gallery"
+    if not ruled:
+        return f"the only picture of {who} in the gallery is the query itself"
+    reason = rules.reason
+    for name, value in values.items():
+        reason = reason.replace("{" + name + "}", str(value))
+    own = " or the query itself" if ruled < here else ""
+    return f"{here} of {here} pictures of {who} in the gallery are {reason}{own} (junk = {rules.rule})"

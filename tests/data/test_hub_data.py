@@ -1,0 +1,396 @@
+"""Tables of the Hugging Face kind: columns, splits, names of pictures, and every error a user can run into."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from clipreid.data import SCHEMA, ReIDData, Split, hub, load_data
+from clipreid.errors import UserError
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH"):
+        monkeypatch.setattr(datasets.config, name, tmp_path / "hf" / name)
+
+
+def encoded(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 32), (shade % 256, 100, 50)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture(shade: int, name: str | None = None) -> dict[str, Any]:
+    return {"bytes": encoded(shade), "path": name}
+
+
+def parquet(folder: Path, rows: Rows, features: dict[str, Any], name: str = "data/train-00000-of-00001.parquet") -> str:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {key: [row[key] for row in rows] for key in features}
+    datasets.Dataset.from_dict(columns, features=datasets.Features(features)).to_parquet(path)
+    return f"hub:{folder}"
+
+
+TYPED = {
+    "photo": datasets.Image(),
+    "pid": datasets.Value("int64"),
+    "camid": datasets.Value("int64"),
+    "colour": datasets.Value("string"),
+}
+
+
+def typed(*pids: int, cameras: int = 2) -> Rows:
+    return [
+        {"photo": picture(10 * pid + c, f"{pid}_{c}.png"), "pid": pid, "camid": c, "colour": "red"}
+        for pid in pids
+        for c in range(cameras)
+    ]
+
+
+def fails(spec: str, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        load_data(spec, **options)
+    return str(caught.value)
+
+
+def rows(split: Split) -> list[tuple[str, int]]:
+    return list(zip(split.identities.tolist(), split.cameras.tolist(), strict=True))
+
+
+def images(split: Split) -> Rows:
+    return [image for batch in split.images(2) for image in batch]
+
+
+# ---- parquet -----------------------------------------------------------------------------------------------
+
+
+def test_mapped_columns_of_a_parquet_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet(tmp_path, typed(7, 8), TYPED)
+    spec = parquet(tmp_path, typed(1, 2), TYPED, "data/test-00000-of-00001.parquet")
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was decoded"))
+    data = load_data(spec, columns="identity=pid, camera=camid")
+    assert list(data.splits) == ["train", "query", "gallery"]
+    assert rows(data.splits["train"]) == [("7", 0), ("7", 1), ("8", 0), ("8", 1)]
+    assert rows(data.splits["query"]) == rows(data.splits["gallery"]) == [("1", 0), ("1", 1), ("2", 0), ("2", 1)]
+    assert (data.protocol, data.noun) == ("cross-camera", "person")
+    assert [image["bytes"] for image in images(data.splits["gallery"])] == [encoded(n) for n in (10, 11, 20, 21)]
+    assert data.splits["query"].paths.tolist() == ["1_0.png", "1_1.png", "2_0.png", "2_1.png"]
+    assert data.splits["query"].table.features == SCHEMA
+    assert set(data.splits["query"].table["split"]) == {"query"}
+    assert "columns: identity is 'pid', camera is 'camid', image is 'photo'" in data.notes
+    assert "columns not read: colour" in data.notes
+
+
+def test_without_the_mapping_the_error_shows_it(tmp_path: Path) -> None:
+    spec = parquet(tmp_path, typed(1), TYPED)
+    message = fails(spec)
+    assert f"{spec}: no column 'identity'" in message
+    assert "Columns found: photo (Image), pid (int64), camid (int64), colour (string)" in message
+    assert "--columns identity=pid,camera=camid" in message
+    assert "camera is 'camid'" not in " ".join(load_data(spec, columns={"identity": "pid"}).notes)
+    assert (
+        "columns not read: camid, colour (if wanted: --columns camera=camid)"
+        in load_data(spec, columns={"identity": "pid"}).notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ("identity=person", "--columns identity=person: no such column. Columns found: photo (Image), pid (int64)"),
+        ("person=pid", "cannot read 'person'; write FIELD=COLUMN,FIELD=COLUMN"),
+        ("identity", "cannot read 'identity'"),
+        ("identity=pid,identity=camid", "a field is given twice"),
+        ("identity=pid,image=colour", "column colour (string) holds no pictures"),
+    ],
+)
+def test_mappings_that_cannot_be(tmp_path: Path, columns: str, message: str) -> None:
+    assert message in fails(parquet(tmp_path, typed(1), TYPED), columns=columns)
+
+
+def test_columns_are_for_tables_only(tmp_path: Path) -> None:
+    assert "--columns names columns of tables and works with hub: only" in fails("synthetic", columns="identity=pid")
+
+
+CLASSES = datasets.ClassLabel(names=["anna", "ben"])
+LABELLED = {
+    "image": datasets.Image(),
+    "identity": CLASSES,
+    "camera": datasets.Value("string"),
+    "view": datasets.ClassLabel(names=["3", "4"]),
+    "caption": datasets.List(datasets.Value("string")),
+    "split": datasets.Value("string"),
+}
+
+
+def labelled(*values: tuple[int, str, int, str]) -> Rows:
+    return [
+        {"image": picture(n), "identity": who, "camera": camera, "view": view, "caption": ["a man", "red"], "split": s}
+        for n, (who, camera, view, s) in enumerate(values)
+    ]
+
+
+def test_class_labels_named_cameras_lists_of_captions_and_a_split_column(tmp_path: Path) -> None:
+    spec = parquet(
+        tmp_path,
+        labelled(
+            (0, "north", 0, "query"), (1, "east", 1, "Validation"), (1, "", 0, "train"), (0, "east", 0, "gallery")
+        ),
+        LABELLED,
+        "all.parquet",
+    )
+    data = load_data(spec)
+    assert {name: rows(split) for name, split in data.splits.items()} == {
+        "train": [("ben", -1)],
+        "val": [("ben", 0)],
+        "query": [("anna", 1)],
+        "gallery": [("anna", 0)],
+    }
+    assert data.splits["val"].views.tolist() == [4]
+    assert data.splits["query"].captions.tolist() == ["a man\nred"]
+    assert "cameras are numbered: 'east' is 0, 'north' is 1" in data.notes
+    assert data.protocol == "market1501"
+    assert images(data.splits["val"])[0]["bytes"] == encoded(1)
+    assert data.splits["gallery"].table[0]["split"] == "gallery"
+    assert fails(parquet(tmp_path / "b", labelled((0, "1", 0, "dev2")), LABELLED)).endswith(
+        "column 'split' says 'dev2' in row 0 of train; splits are train, training, val, validation, valid, dev, "
+        "query, gallery, test, testing"
+    )
+    assert "has query alone" in fails(parquet(tmp_path / "c", labelled((0, "1", 0, "query")), LABELLED))
+    both = labelled((0, "1", 0, "query"), (0, "2", 0, "test"), (0, "3", 0, "gallery"))
+    assert "has test beside gallery and query" in fails(parquet(tmp_path / "d", both, LABELLED))
+
+
+def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    plain = {"image": datasets.Image(), "identity": datasets.Value("float64"), "camera": datasets.Value("float64")}
+    spec = parquet(tmp_path / "a", [{"image": picture(1), "identity": 1.5, "camera": 1.0}], plain)
+    assert "the identity in row 0 of train (column 'identity') is 1.5" in fails(spec)
+    plain["identity"] = datasets.Value("string")
+    cells = [{"image": picture(n), "identity": who, "camera": 1.0} for n, who in enumerate(("x", None))]
+    assert "the identity in row 1 of train (column 'identity') is empty" in fails(parquet(tmp_path / "b", cells, plain))
+    cells = [{"image": picture(1), "identity": "x", "camera": 1.5}]
+    assert "says camera 1.5: whole numbers or names are needed" in fails(parquet(tmp_path / "c", cells, plain))
+    cells = [{"image": picture(n), "identity": "x", "camera": c} for n, c in enumerate((2.0, None, float("nan"), -1.0))]
+    assert load_data(parquet(tmp_path / "d", cells, plain)).splits["train"].cameras.tolist() == [2, -1, -1, -1]
+    cells = [{"image": picture(1), "identity": "x", "camera": 1}, {"image": None, "identity": "x", "camera": 1}]
+    assert "row 1 of train has no picture" in fails(parquet(tmp_path / "e", cells, plain))
+
+
+def test_junk_is_left_out_and_said(tmp_path: Path) -> None:
+    data = load_data(parquet(tmp_path, typed(-1, 3), TYPED), columns="identity=pid,camera=camid")
+    assert rows(data.splits["train"]) == [("3", 0), ("3", 1)]
+    assert "2 pictures of identity -1 left out (junk)" in data.notes
+
+
+def test_files_are_assigned_to_splits_by_their_names(tmp_path: Path) -> None:
+    layout = ["default/train/0000.parquet", "query.parquet", "market_test-gallery.parquet", "extra/0.parquet"]
+    for number, name in enumerate(layout):
+        spec = parquet(tmp_path, typed(number + 1), TYPED, name)
+    data = load_data(spec, columns="identity=pid,camera=camid")
+    assert {name: set(split.identities) for name, split in data.splits.items()} == {
+        "train": {"1"},
+        "query": {"2"},
+        "gallery": {"3"},
+    }
+    assert "not read: unnamed" in data.notes
+
+
+def test_every_picture_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """Evaluation leaves out a gallery picture of the query's name, so names must not be shared by chance."""
+    features = {"image": datasets.Image(), "identity": datasets.Value("string")}
+    cells = [("0001.png", 1), ("0002.png", 2), (None, 3)], [("0001.png", 7), ("0002.png", 2), (None, 3)]
+    for name, given in zip(("query", "gallery"), cells, strict=True):
+        made = [{"image": picture(shade, file), "identity": "x"} for file, shade in given]
+        parquet(tmp_path, made, features, f"{name}.parquet")
+    data = load_data(f"hub:{tmp_path}")
+    query, gallery = (data.splits[name].paths.tolist() for name in ("query", "gallery"))
+    assert query[0] != gallery[0]  # other bytes
+    assert query[1] == gallery[1]  # the same picture
+    assert query[1].startswith("0002.png#")
+    assert (query[2], gallery[2]) == ("query/000002", "gallery/000002")
+
+
+def test_damaged_parquet_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.parquet").write_bytes(b"PAR1 no")
+    assert f"{tmp_path / 'train.parquet'} is no parquet file, or damaged" in fails(f"hub:{tmp_path}")
+
+
+# ---- metadata beside pictures ------------------------------------------------------------------------------
+
+
+def draw(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 32)).save(folder / name)
+
+
+def test_metadata_csv_keeps_leading_zeros_and_finds_splits_in_paths(tmp_path: Path) -> None:
+    names = ["train/a.jpg", "query/b.jpg", "gallery/c.jpg"]
+    draw(tmp_path, *names)
+    with open(tmp_path / "metadata.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerows([("file_name", "pid", "camera", "text"), *((n, "0007", i, "x") for i, n in enumerate(names))])
+    data = load_data(f"hub:{tmp_path}", columns="identity=pid,caption=text")
+    assert {name: rows(split) for name, split in data.splits.items()} == {
+        "train": [("0007", 0)],
+        "query": [("0007", 1)],
+        "gallery": [("0007", 2)],
+    }
+    assert data.splits["train"].path(0) == str(tmp_path / "train/a.jpg")
+    assert data.splits["train"].captions.tolist() == ["x"]
+    assert data.splits["train"].picture(0).size == (16, 32)
+
+
+def test_metadata_jsonl_in_the_folders_of_the_splits(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        draw(tmp_path / part, "x/1.jpg", "x/2.jpg")
+        lines = [{"file_name": f"x/{n}.jpg", "identity": n, "camera": n, "view": None} for n in (1, 2)]
+        (tmp_path / part / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = load_data(f"hub:{tmp_path}")
+    assert list(data.splits) == ["train", "query", "gallery"]
+    assert rows(data.splits["query"]) == [("1", 1), ("2", 2)]
+    assert data.splits["query"].views.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file_name,identity\nno.jpg,1\n", "line 2: no such picture: "),
+        ("name,identity\na.jpg,1\n", "line 2: no file_name; found: name, identity"),
+        ("file_name,identity\n", "the metadata has no lines"),
+        ("file_name,pid\na.jpg,1\n", "no column 'identity'. Columns found: pid (string), image (Image)"),
+    ],
+)
+def test_metadata_errors(tmp_path: Path, text: str, message: str) -> None:
+    draw(tmp_path, "a.jpg")
+    (tmp_path / "metadata.csv").write_text(text)
+    assert message in fails(f"hub:{tmp_path}")
+
+
+def test_broken_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "metadata.jsonl").write_text('{"file_name"')
+    assert "metadata.jsonl cannot be read" in fails(f"hub:{tmp_path}")
+
+
+def test_other_folders_say_what_is_expected(tmp_path: Path) -> None:
+    draw(tmp_path, "train/anna/1.jpg")
+    message = fails(f"hub:{tmp_path}")
+    assert "holds neither parquet files nor a metadata.csv or metadata.jsonl beside pictures. Found: train/" in message
+    assert f"read by folder:{tmp_path}" in message
+
+
+# ---- the Hub -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("hub:", "lacks its name: write hub:OWNER/NAME or hub:FOLDER"),
+        ("hub:nowhere", "no such folder, and no name on the Hub, which is written hub:OWNER/NAME"),
+        ("hub:./no/where", "no such folder, and no name on the Hub"),
+        ("hub:/no/where", "no such folder, and no name on the Hub"),
+    ],
+)
+def test_names_that_cannot_be(spec: str, message: str) -> None:
+    assert message in fails(spec)
+
+
+def test_offline_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    message = fails("hub:nobody/nothing")
+    assert (
+        "hub:nobody/nothing is no folder here, and cannot be loaded from the Hub: Couldn't reach 'nobody/nothing'"
+        in message
+    )
+    assert "connect, unset HF_HUB_OFFLINE, or copy the data set here and give hub:FOLDER" in message
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed."),
+         "Check the name; a private data set needs a token, given with `hf auth login` or HF_TOKEN"),
+        (datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
+         "Accept its terms on its page, and give a token with `hf auth login` or HF_TOKEN"),
+        (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "which is never run"),
+        (ValueError("Config name is missing.\nPlease pick one among the available configs: ['x', 'y']"),
+         "['x', 'y']. Name one: hub:OWNER/NAME/CONFIG"),
+        (ConnectionError("Temporary failure in name resolution"), "Offline only what was downloaded before"),
+        (datasets.exceptions.DatasetGenerationError("An error occurred"), "download or convert them again"),
+    ],
+)  # fmt: skip
+def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    assert message in fails("hub:a/b")
+
+
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Rows], Path | None], list[tuple[Any, ...]]]:
+    """Makes the Hub hold one data set (and its clipreid.json); gives the list of how it was asked for."""
+
+    def publish(tables: dict[str, Rows], record: Path | None) -> list[tuple[Any, ...]]:
+        asked: list[tuple[Any, ...]] = []
+
+        def load_dataset(*args: Any, **options: Any) -> datasets.DatasetDict:
+            asked.append((args, options))
+            made = {}
+            for name, each in tables.items():
+                columns = {key: [row[key] for row in each] for key in TYPED}
+                made[name] = datasets.Dataset.from_dict(columns, features=datasets.Features(TYPED))
+            return datasets.DatasetDict(made)
+
+        def hf_hub_download(repository: str, file: str, repo_type: str) -> str:
+            assert (repository, file, repo_type) == ("a/b", "clipreid.json", "dataset")
+            if record is None:
+                raise hub.EntryNotFoundError("none")
+            return str(record)
+
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", hf_hub_download)
+        return asked
+
+    return publish
+
+
+def test_from_the_hub_no_code_is_run(online: Callable[..., list[tuple[Any, ...]]]) -> None:
+    asked = online({"train": typed(1, 2), "validation": typed(3)}, None)
+    data: ReIDData = load_data("hub:a/b", columns="identity=pid,camera=camid", noun="tiger")
+    assert (list(data.splits), data.noun, data.name) == (["train", "val"], "tiger", "hub:a/b")
+    load_data("hub:a/b/config", columns="identity=pid")
+    assert asked == [(("a/b",), {}), (("a/b", "config"), {})]  # trust_remote_code is never given
+
+
+def test_no_known_split(online: Callable[..., list[tuple[Any, ...]]]) -> None:
+    online({"one": typed(1), "two": typed(2)}, None)
+    assert "none of its splits (one, two) is one of train, training, val" in fails("hub:a/b", columns="identity=pid")
+
+
+def test_a_converted_set_from_the_hub_remembers(
+    online: Callable[..., list[tuple[Any, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = Split.from_columns("query", [picture(1, "a/1.png"), picture(2, "b/1.png")], ["7", "8"], [1, 2])
+    gallery = Split.from_columns("gallery", [picture(1, "a/1.png")], ["7"], [1])
+    record = {"protocol": "cuhk03-np", "noun": "elk", "notes": ["beware"], "splits": {"query": {}, "gallery": {}}}
+    (tmp_path / "record.json").write_text(json.dumps(record))
+    online({}, tmp_path / "record.json")
+    tables = datasets.DatasetDict(gallery=gallery.table, query=split.table)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: tables)
+    data = load_data("hub:a/b")
+    assert (data.protocol, data.noun, data.notes) == ("cuhk03-np", "elk", ("beware",))
+    assert list(data.splits) == ["query", "gallery"]
+    assert data.splits["query"].paths.tolist() == ["a/1.png", "b/1.png"]  # names as they were
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(query=split.table))
+    assert "clipreid.json names the splits query, gallery, found: query" in fails("hub:a/b")

@@ -1,0 +1,181 @@
+"""`clipreid data check` and `clipreid data convert`, as a user meets them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipreid.cli import main
+from clipreid.data import load_data
+from clipreid.data.folders import Layout
+from clipreid.data.layouts import LAYOUTS
+from clipreid.data.patterns import MARKET
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH"):
+        monkeypatch.setattr(datasets.config, name, tmp_path / "hf" / name)
+
+
+def noise(seed: int) -> Image.Image:
+    small = np.random.default_rng(seed).integers(0, 255, (8, 6, 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((32, 64), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def street(tmp_path: Path) -> Path:
+    root = tmp_path / "street"
+    for part, people in (("train", (1, 2, 3)), ("query", (4, 5)), ("gallery", (4, 5))):
+        (root / part).mkdir(parents=True)
+        for who in people:
+            for camera in (1, 2):
+                seed = 100 * who + 10 * camera + (part == "query")
+                noise(seed).save(root / part / f"{who:04d}_c{camera}s1_{seed:06d}_00.jpg")
+    return root
+
+
+def checked(*args: object) -> int:
+    """The exit status of `clipreid data check`."""
+    with pytest.raises(SystemExit) as ended:
+        main(["data", "check", *map(str, args)])
+    return int(ended.value.code or 0)
+
+
+def test_a_clean_set(street: Path, tmp_path: Path, capsys: Capture) -> None:
+    sheet, file = tmp_path / "sheet.png", tmp_path / "report.json"
+    assert checked(f"folder:{street}", "--sheet", sheet, "--json", file) == 0
+    said = capsys.readouterr().out
+    assert "fit for protocol market1501: 0 kinds of faults" in said
+    assert f"written: {sheet}" in said
+    assert f"written: {file}" in said
+    with Image.open(sheet) as drawn:
+        assert min(drawn.size) > 100
+    report = json.loads(file.read_text())
+    assert (report["fit"], report["protocol"]) == (True, "market1501")
+
+
+def plant(street: Path) -> dict[str, tuple[str, str]]:
+    """Twelve faults of ten kinds: what the report must say of each, and the file or person it must name."""
+    train, query, gallery = (street / part for part in ("train", "query", "gallery"))
+    whole = (train / "0001_c1s1_000110_00.jpg").read_bytes()
+    (train / "0001_c1s1_000110_00.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+    (train / "0001_c2s1_000120_00.jpg").write_bytes(b"")
+    noise(1).save(train / "0001_c1s1_000001_00.jpg", "PNG")
+    noise(2).convert("CMYK").save(train / "0001_c1s1_000002_00.jpg")
+    Image.fromarray(np.asarray(noise(3).convert("L")).astype(np.uint16) << 8).save(train / "0001_c1s1_000003_00.png")
+    noise(4).convert("P").save(train / "0001_c1s1_000004_00.png")
+    shutil.copy(train / "0002_c1s1_000210_00.jpg", gallery / "0009_c1s1_000005_00.jpg")
+    noise(6).save(query / "0008_c1s1_000006_00.jpg")
+    noise(7).save(gallery / "0008_c1s1_000007_00.jpg")
+    noise(8).save(train / "0005_c1s1_000008_00.jpg")
+    noise(9).save(train / "portrait.jpg")
+    (train / "locked").mkdir()
+    os.symlink(train, train / "again")
+    return {
+        "truncated JPEG": ("fault: truncated or damaged picture", "train/0001_c1s1_000110_00.jpg"),
+        "zero-byte file": ("fault: zero-byte file", "train/0001_c2s1_000120_00.jpg"),
+        "PNG named .jpg": ("note: PNG named .jpg", "train/0001_c1s1_000001_00.jpg"),
+        "CMYK": ("note: CMYK picture", "train/0001_c1s1_000002_00.jpg"),
+        "16 bit": ("note: 16-bit picture", "train/0001_c1s1_000003_00.png"),
+        "palette": ("note: palette picture", "train/0001_c1s1_000004_00.png"),
+        "duplicate across splits": (
+            "fault: duplicate across train and test",
+            "train/0002_c1s1_000210_00.jpg (train) = gallery/0009_c1s1_000005_00.jpg (gallery)",
+        ),
+        "query without match": (
+            "fault: query without a match",
+            "\n    query/0008_c1s1_000006_00.jpg: 1 of 1 pictures of identity 0008 in the gallery are from camera 1",
+        ),
+        "identity in train and test": (
+            "fault: identity in train and test",
+            "0005: train/0005_c1s1_000008_00.jpg, query/0005_c1s1_000511_00.jpg",
+        ),
+        "wrong file name": ("fault: wrong file name", "train/portrait.jpg"),
+        "unreadable directory": ("fault: unreadable folder (Permission denied)", str(train / "locked")),
+        "symlink loop": ("note: symlink loop", str(train / "again")),
+    }
+
+
+def test_every_planted_fault_is_named_at_once(street: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    planted = plant(street)
+    plain = os.scandir
+
+    def scandir(path: Path) -> object:  # permissions do not bind a test that runs as root
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr("clipreid.data.folders.os.scandir", scandir)
+    assert checked(f"folder:{street}") == 1
+    sections = {part.partition(" (")[0] if not part.startswith("fault: unreadable") else part.partition(" (1)")[0]: part
+                for part in capsys.readouterr().out.split("\n\n")}  # fmt: skip
+    for name, (heading, item) in planted.items():
+        assert heading in sections, name
+        assert item in sections[heading], name
+        assert " (1): " in sections[heading], name  # that one, and no other
+    assert "NOT fit for protocol market1501: 7 kinds of faults" in "".join(sections.values())
+
+
+def test_what_was_published_so_is_no_fault(street: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    (street / "gallery" / "0004_c2s1_000420_00.jpg").unlink()  # query 0004_c1 finds nothing now
+    folders = {"train": "train", "query": "query", "gallery": "gallery"}
+    counts = {"train": (6, 3, 2), "query": (4, 2, 2), "gallery": (3, 2, None)}
+    for pictures, status, severity in ((3, 0, "note"), (4, 1, "fault")):
+        official = {**counts, "gallery": (pictures, 2, None)}
+        monkeypatch.setitem(LAYOUTS, "mini", Layout("mini", folders, MARKET, "market1501", official=official))
+        assert checked(f"mini:{street}") == status
+        assert f"{severity}: query without a match (1): 1 of 4 queries" in capsys.readouterr().out
+
+
+def test_mistakes_in_the_flags(street: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert checked("fodler:/x") == 2
+    assert "did you mean 'folder:ROOT'?" in capsys.readouterr().err
+    assert checked(f"folder:{street}", "--json", tmp_path / "no" / "x.json") == 2
+    assert f"the folder {tmp_path / 'no'} does not exist" in capsys.readouterr().err
+    assert checked(f"folder:{street}", "--threads", "0") == 2
+    assert "--threads 0: must be at least 1" in capsys.readouterr().err
+    assert checked(f"folder:{tmp_path}") == 1  # no such layout: a finding
+    assert "fault: cannot be read: folder:" in capsys.readouterr().out
+
+
+def test_convert_and_read_back(street: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    main(["data", "convert", f"folder:{street}", "--output", str(out), "--noun", "owl"])
+    assert f"written: {out}; read it with --data hub:{out}" in capsys.readouterr().out
+    back = load_data(f"hub:{out}")
+    assert {name: len(split) for name, split in back.splits.items()} == {"train": 6, "query": 4, "gallery": 4}
+    assert back.noun == "owl"
+    assert checked(f"hub:{out}") == 0
+    with pytest.raises(SystemExit):
+        main(["data", "convert", f"folder:{street}", "--output", str(out)])
+    assert "holds a converted set: give another folder, or --overwrite" in capsys.readouterr().err
+    main(["data", "convert", f"folder:{street}", "--output", str(out), "--overwrite", "--noun", "elk"])
+    assert load_data(f"hub:{out}").noun == "elk"
+
+
+def test_columns_reach_the_reader(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "set").mkdir()
+    noise(1).save(tmp_path / "set" / "a.jpg")
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,pid\na.jpg,7\n")
+    assert checked(f"hub:{tmp_path / 'set'}") == 1
+    assert "--columns identity=pid" in capsys.readouterr().out
+    assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=pid") == 0
+
+
+def test_help_stays_quick_to_import() -> None:
+    loaded = (
+        "import sys, clipreid.cli_data; print([m for m in ('torch', 'numpy', 'datasets', 'PIL') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
