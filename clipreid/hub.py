@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from clipreid.backbones import Backbone, load_backbone
+from clipreid.backbones.imported import ImportedBackbone
 from clipreid.errors import UserError
 from clipreid.model import ModelConfig, ReIDModel
 
@@ -25,6 +26,7 @@ CONFIG, HEADS, IDENTITIES, TOWER = (
     "image_tower.safetensors",
 )
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
+PARTS = ("necks.", "maps.", "side.")  # of a model, in heads.safetensors
 
 
 def backbone_print(backbone: Backbone) -> str:
@@ -64,7 +66,7 @@ def save_model(model: ReIDModel, folder: Path) -> None:
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template
     elif model.config.tuning == "full":
         save_file(_plain(model.tower.state_dict()), folder / TOWER)
-    heads = {n: t for n, t in model.state_dict().items() if n.startswith(("necks.", "maps.")) and "classifier" not in n}
+    heads = {n: t for n, t in model.state_dict().items() if n.startswith(PARTS) and "classifier" not in n}
     save_file(_plain(heads), folder / HEADS)
 
 
@@ -110,7 +112,25 @@ def load(run: str | Path) -> ReIDModel:
         )
     values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
     settings = ModelConfig(**values)
-    source = config.get("backbone")
+    model = ReIDModel(_read_backbone(folder, config.get("backbone")), settings)
+    if settings.tuning == "lora":
+        _fill_adapter(model, folder)
+    elif settings.tuning == "full":
+        _fill(model.tower, _read(folder / TOWER), folder / TOWER)
+    heads = _read(folder / HEADS)
+    wanted = {n for n in model.state_dict() if n.startswith(PARTS)}
+    _compare(wanted, set(heads), folder / HEADS)
+    _fill(model, heads, folder / HEADS, strict=False)
+    return model.eval()
+
+
+def _read_backbone(folder: Path, source: Any) -> Backbone:
+    """The backbone of a run, the same weights as in training; of an imported run an empty tower of its shape."""
+    if isinstance(source, dict) and source.keys() == {"name", "vision"}:
+        try:
+            return ImportedBackbone.from_record(source["vision"])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{folder / CONFIG}: the shape of the imported tower is unusable ({error})") from error
     if not isinstance(source, dict) or source.keys() != {"name", "image_size", "positions", "stride", "print"}:
         raise UserError(f"{folder / CONFIG}: the backbone is not described as this version does")
     backbone = load_backbone(source["name"], image_size=tuple(source["image_size"]), positions=source["positions"],
@@ -120,16 +140,7 @@ def load(run: str | Path) -> ReIDModel:
             f"{folder} was trained on other weights of {source['name']!r} (fingerprint {source['print']}, here {now}): "
             "load it with the backbone it was made for"
         )
-    model = ReIDModel(backbone, settings)
-    if settings.tuning == "lora":
-        _fill_adapter(model, folder)
-    elif settings.tuning == "full":
-        _fill(model.tower, _read(folder / TOWER), folder / TOWER)
-    heads = _read(folder / HEADS)
-    wanted = {n for n in model.state_dict() if n.startswith(("necks.", "maps."))}
-    _compare(wanted, set(heads), folder / HEADS)
-    _fill(model, heads, folder / HEADS, strict=False)
-    return model.eval()
+    return backbone
 
 
 def _fill_adapter(model: ReIDModel, folder: Path) -> None:
@@ -186,7 +197,7 @@ def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
         "name": backbone.name,
         "image_size": list(backbone.image_size),
         "positions": positions,
-        "stride": backbone.image.config.stride,
+        "stride": None if backbone.family == "image-only" else backbone.image.config.stride,
         "print": backbone_print(backbone),
     }
 

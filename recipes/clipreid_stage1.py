@@ -30,7 +30,7 @@ def main(config: Stage1) -> None:
     text_bank(run, config.prompt)
     run.log.say(f"\nrun folder: {run.folder}\nnext, with the same --seed, --preset, ... where you gave any:")
     run.log.say(f"  accelerate launch recipes/clipreid_stage2.py --backbone {config.run.backbone} "
-                f"--data {run.config.data[0]} --output {run.folder}")  # fmt: skip
+                f"{' '.join(f'--data {spec}' for spec in run.config.data)} --output {run.folder}")  # fmt: skip
     run.accelerator.end_training()
 
 

@@ -4,6 +4,8 @@
     accelerate launch recipes/clipreid_stage2.py --data folder:/my/crops --output runs/mine
     accelerate launch recipes/clipreid_stage2.py --data market1501:/data/Market-1501 \\
         --backbone open_clip:ViT-B-16-quickgelu/openai --output runs/market
+    accelerate launch recipes/clipreid_stage2.py --data market1501:/data/Market-1501 --data msmt17:/data/MSMT17 \\
+        --test ltcc:/data/LTCC_ReID                                   # on two data sets, tested on these and a third
     accelerate launch recipes/clipreid_stage2.py --prompts none       # the control: the same recipe without text
     accelerate launch recipes/clipreid_stage2.py --preset paper       # the published settings
 
@@ -24,6 +26,7 @@ import tyro
 
 from clipreid.hub import IDENTITIES, load_identities, model_record, save_identities, save_model
 from clipreid.model import ModelConfig, ReIDModel, Tuning
+from clipreid.side import known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
 from clipreid.training.folder import results_table
 from clipreid.training.harness import launch
@@ -41,9 +44,10 @@ class Stage2:
 
 def build_model(run: Run, flags: TuneConfig) -> ReIDModel:
     """The image tower with what `--tuning` trains; its heads start the same for the same seed."""
-    values = run.values
+    values, (cameras, views) = run.values, known_numbers(flags.sie, *run.sides)
     settings = ModelConfig(cast(Tuning, values.tuning), flags.aggregation, flags.lora_rank, flags.lora_alpha,
-                           run.mean, run.std, values.test_interpolation)  # fmt: skip
+                           run.mean, run.std, values.test_interpolation, flags.sie, flags.sie_coefficient,
+                           cameras, views)  # fmt: skip
     torch.manual_seed(run.config.seed)
     return ReIDModel(run.backbone, settings, len(run.names)).to(run.accelerator.device)
 
@@ -58,8 +62,10 @@ def main(config: Stage2) -> None:
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run.log.say(f"stage 2  {run.values.tuning}: {trained:,} trained parameters")
     tune(
-        run.accelerator, run.log, model, run.crops(run.values.train_interpolation).pixels, run.labels, bank,
-        text_scale(run.backbone), run.values, seed=run.config.seed, folder=run.folder, resume=run.config.resume,
+        run.accelerator, run.log, model, run.crops(run.values.train_interpolation), run.labels, bank,
+        text_scale(run.backbone), run.values, seed=run.config.seed, folder=run.folder,
+        sides=run.sides if model.side is not None else (), groups=run.groups, balance=config.tune.balance,
+        resume=run.config.resume,
         checkpoint_every=config.tune.checkpoint_every,
     )  # fmt: skip
     report_drift(run, model)

@@ -98,7 +98,7 @@ def test_version_names_what_matters(capsys: Capture) -> None:
 
 
 def test_unknown_commands_and_options_say_what_there_is(capsys: Capture) -> None:
-    assert "evaluate, version" in refused(capsys, "evalute", "x")
+    assert "subcommands: evaluate, " in refused(capsys, "evalute", "x")
     assert "--data" in refused(capsys, "evaluate", "x", "--dat", "y")
     assert "RUN" in refused(capsys, "evaluate")
 
@@ -224,3 +224,28 @@ def test_the_report_sets_the_run_against_its_untouched_backbone(
     with Image.open(tmp_path / "report" / "ranked_lists.png") as picture:
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 50  # not an empty sheet
+
+
+def test_captions_ask_where_the_protocol_says_so(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:
+    rows = ["image,identity,camera,split,caption"]
+    for file in sorted((crops / "test").iterdir()):
+        number, camera = file.name[:4], int(file.name[6])
+        split, words = ("query", f"person number {number}") if camera == 1 else ("gallery", "")
+        rows.append(f"{file},{number},{camera},{split},{words}")
+    (tmp_path / "said.csv").write_text("\n".join(rows))
+    spec = f"csv:{tmp_path / 'said.csv'}"
+    asked = ("evaluate", str(run), "--data", spec, "--protocol", "text-to-image")
+    assert "leave it out, or score pictures" in refused(capsys, *asked, "--report", tmp_path / "report")
+    main([*asked, "--zero-shot"])
+    found = metrics(run)[f"{spec} (text-to-image)"]
+    assert found["stage2"]["feature"] == found["zero-shot"]["feature"] == "projection"
+    assert found["stage2"]["mAP"] != found["zero-shot"]["mAP"]  # the image tower was changed
+    assert "protocol  text-to-image: captions ask" in capsys.readouterr().out
+
+
+def test_zero_shot_is_scored_on_every_data_set(run: Path, crops: Path) -> None:
+    main(["evaluate", str(run), "--data", f"folder:{crops}", "--zero-shot"])
+    main(["evaluate", str(run), "--data", f"folder:{crops}", "--protocol", "no-cameras"])
+    found = metrics(run)
+    assert set(found[f"folder:{crops}"]) == {"stage2", "zero-shot"}
+    assert set(found[f"folder:{crops} (no-cameras)"]) == {"stage2"}

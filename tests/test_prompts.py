@@ -64,6 +64,21 @@ def test_the_prompt_path_equals_the_token_path(backbone: Backbone, noun: str, to
 
 
 @torch.no_grad()
+def test_every_identity_may_have_its_own_noun(backbone: Backbone) -> None:
+    """The features are those of prompts with that noun alone, whatever the length of the others."""
+    nouns = ["person", "red and blue hat", "person", "bag", "red and blue hat"]
+    mixed = IdentityPrompts(backbone, 5, nouns, 4, seeded())
+    for noun in set(nouns):
+        alone = IdentityPrompts(backbone, 5, noun, 4, seeded())
+        assert torch.equal(alone.context, mixed.context)
+        rows = torch.tensor([nth for nth, each in enumerate(nouns) if each == noun])
+        torch.testing.assert_close(mixed(rows), alone(rows), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(mixed.bank(2)[rows], alone.bank()[rows], atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="2 nouns for 3 identities"):
+        IdentityPrompts(backbone, 3, ["person", "bag"])
+
+
+@torch.no_grad()
 def test_cut_after_eot_equals_the_full_context(backbone: Backbone) -> None:
     prompts = IdentityPrompts(backbone, 5, "person", 4, seeded())
     embedded, pool = full_length(prompts, backbone, "person")

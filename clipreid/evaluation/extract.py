@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clipreid.data.mixing import ConcatPixels
 from clipreid.errors import UserError
 
 Features = Tensor | dict[str, Tensor]
+Pixels = np.ndarray | Tensor | ConcatPixels
 
 
 @torch.no_grad()
 def extract(
-    embed_batch: Callable[[Tensor], Features],
-    pixels: np.ndarray | Tensor,
+    embed_batch: Callable[..., Features],
+    pixels: Pixels,
     *,
+    sides: Sequence[Tensor] = (),
     batch_size: int = 128,
     device: torch.device | str | None = None,
     accelerator: Any = None,
@@ -28,7 +31,8 @@ def extract(
 
     embed_batch: uint8 [B, 3, H, W] on `device` -> [B, D], or a dict of such tensors. Put the model in eval
     mode first.
-    pixels: uint8 [N, 3, H, W]; a memory-mapped array is read batch by batch.
+    pixels: uint8 [N, 3, H, W]; a memory-mapped array is read batch by batch, `ConcatPixels` stay where they are.
+    sides: further values of each picture, [N] each (cameras, views), passed on: embed_batch(pixels, *sides).
     batch_size: pictures at once in each process.  device: default the accelerator's, else the CPU.
     accelerator: an `accelerate.Accelerator`; every process calls this function and gets all features. Each
     takes every num_processes-th picture; features travel with their picture's index (equal shares, padded),
@@ -47,7 +51,7 @@ def extract(
     filled = torch.zeros(n, dtype=torch.int64, device=device)
     plain = False
     for index in _shares(n, world, rank, batch_size):  # [B], -1 = padding
-        output = embed_batch(_read(pixels, index).to(device))
+        output = embed_batch(_read(pixels, index).to(device), *(side[index.clamp_min(0)].to(device) for side in sides))
         plain = isinstance(output, Tensor)
         features = {"": output} if isinstance(output, Tensor) else output
         index = _gather(accelerator, index.to(device))  # [world * B]
@@ -73,18 +77,18 @@ def _shares(n: int, world: int, rank: int, batch_size: int) -> Iterator[Tensor]:
     yield from torch.where(mine < n, mine, -1).split(batch_size)
 
 
-def _read(pixels: np.ndarray | Tensor, index: Tensor) -> Tensor:
+def _read(pixels: Pixels, index: Tensor) -> Tensor:
     index = index.clamp_min(0)  # padding embeds picture 0 again, and is dropped after the gather
-    if isinstance(pixels, Tensor):
-        return pixels[index.to(pixels.device)]
-    return torch.from_numpy(np.ascontiguousarray(pixels[index.numpy()]))
+    if isinstance(pixels, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(pixels[index.numpy()]))
+    return pixels.index_select(0, index.to(pixels.device))
 
 
 def _gather(accelerator: Any, values: Tensor) -> Tensor:
     return values if accelerator is None or accelerator.num_processes == 1 else accelerator.gather(values)
 
 
-def _check_pixels(pixels: np.ndarray | Tensor, batch_size: int) -> None:
+def _check_pixels(pixels: Pixels, batch_size: int) -> None:
     kind = str(pixels.dtype).removeprefix("torch.")
     if kind != "uint8" or pixels.ndim != 4 or pixels.shape[1] != 3 or not len(pixels):
         raise UserError(f"pixels are {kind} {list(pixels.shape)}; extract needs uint8 [N, 3, H, W] with N > 0.")

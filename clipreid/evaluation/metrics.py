@@ -24,14 +24,9 @@ from torch import Tensor
 
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import Columns, Table, code_columns, name_rows, read_table
-from clipreid.evaluation.protocols import (
-    Predicate,
-    Protocol,
-    Unscored,
-    describe_gaps,
-    find_junk,
-    get_protocol,
-)
+from clipreid.evaluation.draws import describe_draws, score_draws
+from clipreid.evaluation.gaps import Unscored, describe_gaps
+from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
 from clipreid.evaluation.report import Report
 
 Matrix = Any  # a torch tensor, numpy array or nested list of two dimensions
@@ -69,16 +64,25 @@ def evaluate(
     chunk = _chunk_size(chunk, sizes)
     blocks = _similarities(query_features, gallery_features, similarity, sizes, chunk)
 
-    scores, unscored = _score_blocks(blocks, q, g, rules)
-    total, scored = sizes[0], scores["n_positives"] > 0
     notes = describe_gaps(rules, q, g)
+
+    spread: dict[str, float] = {}
+    if rules.draws:
+        scores, unscored, metrics, spread = score_draws(blocks, q, g, rules)
+    else:
+        scores, unscored = _score_blocks(blocks, q, g, rules)
+    total, scored = sizes[0], scores["n_positives"] > 0
     if not scored.all():
         why = unscored.explain(rules, query_table, total)
         if not scored.any():
-            raise UserError(f"Nothing to score under protocol {rules.name!r}: {why}. {_advice(unscored)}")
+            raise UserError(f"Nothing to score under protocol {rules.name!r}: {why}. {unscored.advice(rules)}")
         notes = (*notes, why)
     counts = _count(q["identity"], g["identity"], int(scored.sum()))
-    return Report(_average(scores, scored), counts, scores, rules.name, rules.description, notes)
+    if rules.draws:
+        notes = (describe_draws(rules, spread), *notes)
+    else:
+        metrics = _average(scores, scored)
+    return Report(metrics, counts, scores, rules.name, rules.description, notes, spread)
 
 
 def cosine_similarity(query_features: Matrix, gallery_features: Matrix) -> Tensor:
@@ -213,7 +217,8 @@ def _score_blocks(
         lost = (counts == 0).nonzero()[:, 0]
         relevant, by_rule, own = relevant[lost], by_rule[lost], own[lost]
         facts = (relevant, relevant & by_rule, relevant & own & ~by_rule)
-        unscored.append(torch.stack([lost + start, *(fact.sum(1) for fact in facts)]).cpu().numpy())
+        asked = torch.ones_like(lost) if rules.asks is None else rules.asks(rows)[lost].long()
+        unscored.append(torch.stack([lost + start, *(fact.sum(1) for fact in facts), asked]).cpu().numpy())
         start += len(similarity)
     per_query = {name: np.concatenate([part[name] for part in scores]) for name in scores[0]}
     return per_query, Unscored(*np.concatenate(unscored, 1))
@@ -275,11 +280,3 @@ def _count(query: Tensor, gallery: Tensor, scored: int) -> dict[str, int]:
         "gallery_identities": len(gallery.unique()),
         "distractors": int((~torch.isin(gallery, query)).sum()),
     }
-
-
-def _advice(unscored: Unscored) -> str:
-    if (unscored.by_rule > 0).any():
-        return "Check the camera column; protocol='no-cameras' compares pictures whatever camera took them."
-    if (unscored.own > 0).any():
-        return "The gallery must hold other pictures of the same identities."
-    return "Check that query and gallery name identities alike."

@@ -2,12 +2,16 @@
 
 A protocol is a predicate on the metadata of queries and gallery (see `columns.py`: int64 columns, -1
 unknown). What is left of a query's ranking is a match where the identity is the query's, and a mistake
-elsewhere. In every protocol, a custom one too, the query's own picture (same known "path") is junk as well.
+elsewhere. In nearly every protocol, a custom one too, the query's own picture (same known "path") is junk
+as well.
 
     def other_clothes(query, gallery):                    # -> bool [q, G], True = junk
         return same("identity", query, gallery) & same("clothes", query, gallery)
 
     evaluate(..., protocol=other_clothes)
+
+Where the rules come from: `PROTOCOLS`, below. Testing on another data set than the training one (cross-domain)
+needs no rule of its own: each data set keeps its protocol.
 """
 
 from __future__ import annotations
@@ -15,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from clipreid.errors import UserError
-from clipreid.evaluation.columns import UNKNOWN, Columns, name_rows
+from clipreid.evaluation.columns import UNKNOWN, Columns
 
 Predicate = Callable[[Columns, Columns], Tensor]
+VIEWS = {"aerial": 0, "ground": 1, "wearable": 2}  # what the column "view" means in aerial-ground data
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,13 @@ class Protocol:
     rule: str  # completes "junk = ..."
     reason: str  # completes "all 3 pictures of identity 7 in the gallery are ..."; {camera} is the query's
     uses: tuple[str, ...] = ()  # optional columns without which the rule is off
+    needs: tuple[str, ...] = ()  # columns that must be known, or the protocol is refused
+    asks: Callable[[Columns], Tensor] | None = None  # query rows -> bool [q]: which queries are scored; None = all
+    asked: str = ""  # completes "the protocol asks ... only"
+    own_counts: bool = False  # the query's own picture may be a match
+    captions: bool = False  # the queries are the captions of the query pictures
+    draws: int = 0  # single-gallery-shot: mean over so many random galleries (`draws.py`), 0 = the whole gallery
+    seed: int = 0  # of the draws
 
 
 def same(column: str, query: Columns, gallery: Columns) -> Tensor:
@@ -44,7 +55,7 @@ def same(column: str, query: Columns, gallery: Columns) -> Tensor:
     return ours.masked_fill(ours == UNKNOWN, never)[:, None] == gallery[column]
 
 
-def _market1501(query: Columns, gallery: Columns) -> Tensor:
+def _market(query: Columns, gallery: Columns) -> Tensor:
     return same("identity", query, gallery) & same("camera", query, gallery)
 
 
@@ -52,33 +63,123 @@ def _cross_camera(query: Columns, gallery: Columns) -> Tensor:
     return same("camera", query, gallery)
 
 
-def _no_cameras(query: Columns, gallery: Columns) -> Tensor:
+def _nothing(query: Columns, gallery: Columns) -> Tensor:
     q, g = query["identity"], gallery["identity"]
     return torch.zeros(len(q), len(g), dtype=torch.bool, device=q.device)
+
+
+def _leave_one_out(query: Columns, gallery: Columns) -> Tensor:
+    strangers = ~torch.isin(query["path"], gallery["path"])
+    if strangers.any():
+        raise UserError(
+            f"protocol 'leave-one-out': {int(strangers.sum())} query pictures are not in the gallery by their path. "
+            "It asks for every picture among all others: give the same pictures as query and gallery, with paths"
+        )
+    return _nothing(query, gallery)
+
+
+def _cloth_changing(query: Columns, gallery: Columns) -> Tensor:
+    alike = same("camera", query, gallery) | same("clothes", query, gallery)
+    return same("identity", query, gallery) & alike
+
+
+def _same_clothes(query: Columns, gallery: Columns) -> Tensor:
+    ours, theirs = query["clothes"][:, None], gallery["clothes"]
+    changed = (ours != theirs) & (ours != UNKNOWN) & (theirs != UNKNOWN)
+    return same("identity", query, gallery) & (same("camera", query, gallery) | changed)
+
+
+def _same_view(query: Columns, gallery: Columns) -> Tensor:
+    return same("identity", query, gallery) & same("view", query, gallery)
+
+
+def _market_rule(name: str, of: str) -> Protocol:
+    return Protocol(
+        name, f"pictures of the query's identity from the query's own camera do not count{of}", _market,
+        "same identity and same camera as the query", "from camera {camera}", ("camera",),
+    )  # fmt: skip
+
+
+def _direction(ours: str, theirs: str) -> Protocol:
+    """Queries of one view against a gallery of one view; the market rule inside a view."""
+
+    def junk(query: Columns, gallery: Columns) -> Tensor:
+        return (gallery["view"] != VIEWS[theirs]) | _market(query, gallery)
+
+    return Protocol(
+        f"{ours}-to-{theirs}", f"{ours} queries, {theirs} gallery; the own camera's pictures do not count", junk,
+        f"every gallery picture that is not {theirs}; same identity and same camera as the query",
+        f"not {theirs}, or from camera {{camera}}", ("camera",), ("view",),
+        asks=lambda query: query["view"] == VIEWS[ours], asked=f"queries of view {VIEWS[ours]} ({ours})",
+    )  # fmt: skip
 
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
     for protocol in (
+        # Zheng et al., "Scalable person re-identification: a benchmark", ICCV 2015, section 5; also MSMT17, Duke,
+        # the "ALL" of aerial-ground sets, and the general setting of cloth-changing ones
+        _market_rule("market1501", ""),
         Protocol(
-            "market1501",
-            "pictures of the query's identity from the query's own camera do not count",
-            _market1501,
-            "same identity and same camera as the query",
-            "from camera {camera}",
-            ("camera",),
+            "cross-camera", "the gallery of each query is what the other cameras saw", _cross_camera,
+            "same camera as the query", "from camera {camera}", ("camera",),
+        ),
+        Protocol("no-cameras", "every other picture counts", _nothing, "the query picture itself", "junk"),
+        # each picture is a query once, all others are its gallery; common in animal re-identification
+        Protocol(
+            "leave-one-out", "each picture against all others", _leave_one_out, "the query picture itself", "junk",
+            needs=("path",),
+        ),
+        # Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017, section 4.1:
+        # 767/700 identities and the market rule
+        _market_rule("cuhk03-np", " (new protocol)"),
+        # Li et al., "DeepReID", CVPR 2014: single-gallery-shot. Each query is compared with one random picture of
+        # every identity as the other cameras of the test set saw it. Name cameras by their place in the pair (1, 2)
+        Protocol(
+            "cuhk03-classic", "one random picture of each identity from the other cameras, mean of 100 draws",
+            _cross_camera, "same camera as the query", "from camera {camera}", needs=("camera",), draws=100,
+        ),
+        # Liu et al., "Deep relative distance learning", CVPR 2016: of each vehicle one random picture is the gallery,
+        # all others are queries. Query and gallery are the same pictures here, and the draw parts them
+        Protocol(
+            "vehicleid", "one random picture of each vehicle is the gallery, the others ask; mean of 10 draws",
+            _nothing, "the query picture itself", "junk", needs=("path",), draws=10,
+        ),
+        # Liu et al., "A deep learning-based approach to progressive vehicle re-identification", ECCV 2016, section 5
+        _market_rule("veri", ""),
+        # Qian et al., "Long-term cloth-changing person re-identification", ACCV 2020, as Gu et al., CVPR 2022, score
+        # LTCC. PRCC (Yang et al., TPAMI 2021; gallery camera A) comes out of the two: its queries of camera B wear
+        # the gallery's clothes, those of camera C others
+        Protocol(
+            "cloth-changing", "matches in the query's own clothes or from its own camera do not count",
+            _cloth_changing, "same identity and same camera or same clothes as the query",
+            "from camera {camera} or in clothes {clothes}", ("camera",), ("clothes",),
         ),
         Protocol(
-            "cross-camera",
-            "the gallery of each query is what the other cameras saw",
-            _cross_camera,
-            "same camera as the query",
-            "from camera {camera}",
-            ("camera",),
+            "same-clothes", "matches in other clothes or from the query's own camera do not count", _same_clothes,
+            "same identity and same camera or other clothes than the query",
+            "from camera {camera} or not in clothes {clothes}", ("camera",), ("clothes",),
         ),
-        Protocol("no-cameras", "every other picture counts", _no_cameras, "the query picture itself", "junk"),
+        # Li et al., "Person search with natural language description", CVPR 2017: captions ask, every picture of the
+        # identity is a match, the one that was described too
+        Protocol(
+            "text-to-image", "captions ask, every picture of their identity counts", _nothing, "none", "junk",
+            own_counts=True, captions=True,
+        ),
+        # Zhang et al., "View-decoupled transformer", CVPR 2024, section 5 (CARGO, A<->G): views in the place of cameras
+        Protocol(
+            "aerial-ground", "pictures of the query's identity in the query's own view do not count", _same_view,
+            "same identity and same view as the query", "of view {view}", needs=("view",),
+        ),
+        # the same, A<->A and G<->G; Nguyen et al., "AG-ReID.v2", TIFS 2024: A->C, C->A, A->W, W->A
+        _direction("aerial", "ground"),
+        _direction("ground", "aerial"),
+        _direction("aerial", "aerial"),
+        _direction("ground", "ground"),
+        _direction("aerial", "wearable"),
+        _direction("wearable", "aerial"),
     )
-}
+}  # fmt: skip
 
 
 def get_protocol(protocol: str | Protocol | Predicate) -> Protocol:
@@ -97,77 +198,17 @@ def get_protocol(protocol: str | Protocol | Predicate) -> Protocol:
 def find_junk(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[Tensor, Tensor]:
     """(junk by the protocol's rule, the query's own picture), each bool [q, G].
 
-    Raises UserError when a custom predicate returns something else than bool [q, G].
+    For a query that the protocol does not ask, everything is junk. Raises UserError when a custom predicate
+    returns something else than bool [q, G].
     """
     junk = protocol.junk(query, gallery)
     shape = (len(query["identity"]), len(gallery["identity"]))
     if not isinstance(junk, Tensor) or junk.dtype != torch.bool or tuple(junk.shape) != shape:
         got = f"{junk.dtype} {list(junk.shape)}" if isinstance(junk, Tensor) else type(junk).__name__
         raise UserError(f"protocol {protocol.name!r} returned {got}; it must return a bool tensor {list(shape)}.")
+    if protocol.asks is not None:
+        junk = junk | ~protocol.asks(query)[:, None]
     known = query["path"][query["path"] != UNKNOWN]
-    if not len(known) or not torch.isin(known, gallery["path"]).any():  # the usual case, made cheap
+    if protocol.own_counts or not len(known) or not torch.isin(known, gallery["path"]).any():  # the usual case, cheap
         return junk, torch.zeros_like(junk)
     return junk, same("path", query, gallery)
-
-
-def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[str, ...]:
-    """Notes for the report: where the protocol's rule is off because a column it uses is unknown."""
-    notes = []
-    for column in protocol.uses:
-        missing = {s: int((c[column] == UNKNOWN).sum()) for s, c in (("query", query), ("gallery", gallery))}
-        sizes = {"query": len(query["identity"]), "gallery": len(gallery["identity"])}
-        off = [side for side in missing if missing[side] == sizes[side]]
-        if off:
-            notes.append(
-                f"no {column} is known in {' or '.join(off)}: the junk rule ({protocol.rule}) is off, "
-                "pictures from every camera count"
-            )
-        elif any(missing.values()):
-            where = " and ".join(f"{n} of {sizes[side]} {side} pictures" for side, n in missing.items() if n)
-            notes.append(f"the {column} of {where} is unknown: the junk rule ({protocol.rule}) spares them")
-    return tuple(notes)
-
-
-@dataclass(frozen=True)
-class Unscored:
-    """The queries without a valid match, and what became of the gallery pictures of their identity."""
-
-    queries: np.ndarray  # [u] query rows
-    same_identity: np.ndarray  # [u] gallery pictures of the identity
-    by_rule: np.ndarray  # [u] of these, removed by the protocol's rule
-    own: np.ndarray  # [u] of these, the query's own picture and not removed by the rule
-
-    def explain(self, protocol: Protocol, table: dict[str, np.ndarray], total: int) -> str:
-        """How many, which, why, and an example of each kind. `table` = query metadata."""
-        absent, ruled = self.same_identity == 0, self.by_rule > 0
-        kinds = [
-            ("their identity is not in the gallery", absent),
-            (f"every match is junk (junk = {protocol.rule})", ruled),
-            ("the only match is the query picture itself", ~absent & ~ruled),
-        ]
-        parts = []
-        for text, chosen in kinds:
-            rows = np.flatnonzero(chosen)
-            if len(rows):
-                parts.append(f"{len(rows)} because {text}: {self._example(int(rows[0]), protocol, table)}")
-        head = f"{len(self.queries)} of {total} queries have no valid match and are not scored"
-        return f"{head} ({name_rows(self.queries)}): {'; '.join(parts)}"
-
-    def _example(self, i: int, protocol: Protocol, table: dict[str, np.ndarray]) -> str:
-        row = int(self.queries[i])
-        values = {name: column[row] for name, column in table.items()}
-        shown = [name for name in ("identity", "camera") if values.get(name, UNKNOWN) not in (UNKNOWN, "")]
-        n, ruled, own = int(self.same_identity[i]), int(self.by_rule[i]), int(self.own[i])
-        query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
-        if n == 0:
-            return query
-        reasons = [_fill(protocol.reason, values)] * (ruled > 0) + ["the query picture itself"] * (own > 0)
-        subject = "the only picture" if n == 1 else f"all {n} pictures"
-        of = f"of identity {values['identity']} in the gallery {'is' if n == 1 else 'are'}"
-        return f"{query}: {subject} {of} {' or '.join(reasons)}"
-
-
-def _fill(text: str, values: dict[str, object]) -> str:
-    for name, value in values.items():
-        text = text.replace("{" + name + "}", str(value))
-    return text

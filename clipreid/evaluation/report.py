@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ class Report:
                 count); the first three are NaN and the last is 0 for queries that are not scored.
     notes:      what the reader of the figures should know: a rule that was off, queries that were not
     scored.
+    std:        protocols with random galleries only: standard deviation of each metric over the draws.
     """
 
     metrics: dict[str, float]
@@ -30,6 +31,7 @@ class Report:
     protocol: str
     description: str = ""
     notes: tuple[str, ...] = ()
+    std: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the figures for each query, ready for JSON."""
@@ -38,6 +40,7 @@ class Report:
             "counts": dict(self.counts),
             "protocol": self.protocol,
             "notes": list(self.notes),
+            **({"std": dict(self.std)} if self.std else {}),
         }
 
     def __str__(self) -> str:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from clipreid.data import ReIDData, Split, pixel_cache
+from clipreid.data import ReIDData, Split, pixel_cache, raise_known
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.metrics import evaluate
+from clipreid.evaluation.protocols import get_protocol
 from clipreid.evaluation.report import Report
 
 ZERO_SHOT = ("concat", "projection")  # the better of the two counts as zero-shot
@@ -30,23 +31,30 @@ class Scored:
     gallery: Split
     bad: int  # pictures left out because they could not be decoded
 
+    @property
+    def feature(self) -> str:
+        """The test feature: `concat`, or `projection` where captions ask, for text has no other."""
+        return "concat" if "concat" in self.reports else "projection"
+
     def best(self, usable: Sequence[str]) -> str:
         """Which of these features has the highest mAP; the first one among equals."""
-        return max(usable, key=lambda part: self.reports[part].metrics["mAP"])
+        return max((u for u in usable if u in self.reports), key=lambda part: self.reports[part].metrics["mAP"])
 
-    def entry(self, feature: str = "concat") -> dict[str, Any]:
+    def entry(self, feature: str | None = None) -> dict[str, Any]:
         """What `metrics.json` keeps: the report of `feature`, its name, and the figures of every part."""
+        feature = feature or self.feature
         parts = {part: report.metrics for part, report in self.reports.items()}
         return self.reports[feature].to_dict() | {"feature": feature, "parts": parts, "bad": self.bad}
 
-    def similarity(self, feature: str = "concat") -> Tensor:
+    def similarity(self, feature: str | None = None) -> Tensor:
         """[Q, G] dot products: cosines, where the features have unit length."""
+        feature = feature or self.feature
         return self.query_features[feature] @ self.gallery_features[feature].T
 
 
 def score(
     data: ReIDData,
-    embed_parts: Callable[[Tensor], dict[str, Tensor]],
+    embed_parts: Callable[..., dict[str, Tensor]],
     size: tuple[int, int],
     interpolation: str,
     *,
@@ -54,6 +62,8 @@ def score(
     device: torch.device | str | None = None,
     skip_bad: bool = False,
     protocol: str | None = None,
+    sides: tuple[int, int] | None = None,
+    embed_text: Callable[[list[str]], Tensor] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scored:
     """Evaluates every part that `embed_parts` returns on the query and gallery of `data`.
@@ -65,34 +75,67 @@ def score(
         accelerator: shares the pictures among its processes; every process gets the whole result.
         skip_bad: leave out pictures that cannot be decoded.
         protocol: instead of the data set's own.
+        sides: call embed_parts(crops, cameras, views), with the numbers [B] of the data, the known ones raised by
+            these two (`Mixture.offsets`); -1 = unknown.
+        embed_text: n sentences -> [n, E], for a protocol whose queries are captions (text-to-image): each caption of
+            the query split asks, compared with the gallery's `projection` alone.
         progress: called as progress("query" or "gallery", pictures done, N) after each batch.
 
     Raises:
-        UserError: no query or gallery; undecodable pictures; no query with a valid match.
+        UserError: no query or gallery; undecodable pictures; queries without a caption where captions ask; no query
+            with a valid match.
     """
     missing = [name for name in ("query", "gallery") if name not in data.splits]
     if missing:
         raise UserError(f"{data.name} has no {' and no '.join(missing)}: there is nothing to test on")
+    rules = get_protocol(protocol or data.protocol)
     features: dict[str, dict[str, Tensor]] = {}
     splits: dict[str, Split] = {}
     bad = 0
     for name in ("query", "gallery"):
         split = data.splits[name]
-        if name == "gallery" and _same_pictures(split, data.splits["query"]):  # a test folder: embedded once
+        if name == "query" and rules.captions:
+            splits[name], captions = _captions(split, data.name)
+            if embed_text is None:
+                raise UserError(f"{data.name}: protocol {rules.name!r} needs a model with a text tower")
+            features[name] = {"projection": embed_text(captions)}
+            continue
+        if name == "gallery" and not rules.captions and _same_pictures(split, data.splits["query"]):  # embedded once
             features[name], splits[name] = features["query"], splits["query"]
             continue
         cache = pixel_cache(split, size, interpolation=interpolation, skip_bad=skip_bad)
         told = partial(progress, name) if progress else None
-        found = extract(embed_parts, cache.pixels, accelerator=accelerator, device=device, progress=told)
+        split = split.select(cache.kept)
+        found = extract(embed_parts, cache.pixels, sides=_numbers(split, sides), accelerator=accelerator,
+                        device=device, progress=told)  # fmt: skip
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
-        splits[name], bad = split.select(cache.kept), bad + len(cache.bad)
+        splits[name], bad = split, bad + len(cache.bad)
     reports = {
         part: evaluate(features["query"][part], features["gallery"][part], splits["query"].metadata(),
-                       splits["gallery"].metadata(), protocol or data.protocol)
+                       splits["gallery"].metadata(), rules)
         for part in features["query"]
     }  # fmt: skip
     return Scored(reports, features["query"], features["gallery"], splits["query"], splits["gallery"], bad)
+
+
+def _numbers(split: Split, sides: tuple[int, int] | None) -> list[Tensor]:
+    """Cameras [N] and views [N], the known ones raised; none at all for a model that does not look at them."""
+    if sides is None:
+        return []
+    return [torch.from_numpy(raise_known(x, by)) for x, by in zip((split.cameras, split.views), sides, strict=True)]
+
+
+def _captions(split: Split, name: str) -> tuple[Split, list[str]]:
+    """The queries that captions make: a row of the split for each caption, and the captions."""
+    silent = int((split.captions == "").sum())
+    if silent:
+        raise UserError(
+            f"{name}: {silent} of {len(split)} query pictures have no caption, and captions ask here: add them, or "
+            "score pictures against pictures with --protocol market1501"
+        )
+    rows = [(row, words) for row, text in enumerate(split.captions.tolist()) for words in text.split("\n")]
+    return split.select([row for row, _ in rows]), [words for _, words in rows]
 
 
 def _same_pictures(a: Split, b: Split) -> bool:

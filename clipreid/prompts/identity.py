@@ -1,9 +1,11 @@
 """Per-identity prompts: "a photo of a [X]1 [X]2 [X]3 [X]4 person.", the four X learned for every identity.
 
-I identities, M learned tokens, L prompt tokens, W text width, E embedding.
+I identities, M learned tokens, L prompt tokens, W text width, E embedding; T different nouns.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,33 +25,41 @@ class IdentityPrompts(nn.Module):
     Args:
         backbone: whose text tower encodes the prompts; it is frozen here.
         identities: I.
-        noun: what the individuals are: "person", "vehicle", ...
+        noun: what the individuals are: "person", "vehicle", ...; or I nouns, one for each identity.
         tokens: M.
         generator: draws the initial tokens (normal, std 0.02).
 
     Raises:
         UserError: no tokenizer, one that does not give each placeholder one token, or more than the context holds.
+        ValueError: not as many nouns as identities.
     """
 
     def __init__(
         self,
         backbone: Backbone,
         identities: int,
-        noun: str = "person",
+        noun: str | Sequence[str] = "person",
         tokens: int = 4,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        nouns = [noun] * identities if isinstance(noun, str) else list(noun)
+        if len(nouns) != identities:
+            raise ValueError(f"{len(nouns)} nouns for {identities} identities: give one, or one for each")
+        kinds = list(dict.fromkeys(nouns))
         self.text = backbone.text.requires_grad_(False)
-        ids, start = _template(backbone, noun, tokens)  # [1, L]
-        pool = backbone.text.pool_index(ids)  # [1]
+        templates = [_template(backbone, kind, tokens) for kind in kinds]
+        ids, start = torch.cat([found for found, _ in templates]), templates[0][1]  # [T, L]
+        pool = backbone.text.pool_index(ids)  # [T]
         if self.text.causal:
-            ids = ids[:, : int(pool) + 1]
+            ids = ids[:, : int(pool.max()) + 1]
         with torch.no_grad():
-            embedded = self.text.embed(ids.to(self.text.embeddings.token_embedding.weight.device))  # [1, L, W]
+            embedded = self.text.embed(ids.to(self.text.embeddings.token_embedding.weight.device))  # [T, L, W]
+        self.kind: Tensor
         self.pool: Tensor
         self.prefix: Tensor
         self.suffix: Tensor
+        self.register_buffer("kind", torch.tensor([kinds.index(n) for n in nouns]), persistent=False)  # [I], 0..T-1
         self.register_buffer("pool", pool, persistent=False)
         self.register_buffer("prefix", embedded[:, :start], persistent=False)
         self.register_buffer("suffix", embedded[:, start + tokens :], persistent=False)
@@ -61,12 +71,13 @@ class IdentityPrompts(nn.Module):
         count, (_, tokens, width) = len(identities), self.context.shape
         # F.embedding, not indexing: its backward is deterministic
         learned = F.embedding(identities, self.context.flatten(1)).view(count, tokens, width)
-        return torch.cat([self.prefix.expand(count, -1, -1), learned, self.suffix.expand(count, -1, -1)], dim=1)
+        kind = self.kind[identities]  # [n]
+        return torch.cat([self.prefix[kind], learned, self.suffix[kind]], dim=1)
 
     def encode(self, identities: Tensor) -> Tensor:
         """Identity numbers [n] to text features [n, E], not normalised."""
         with torch.autocast(identities.device.type, enabled=False):  # the same precision in training and in the bank
-            return self.text(self.prompt(identities), self.pool.expand(len(identities)))
+            return self.text(self.prompt(identities), self.pool[self.kind[identities]])
 
     def forward(self, identities: Tensor) -> Tensor:
         """Identity numbers [n], the same in every process, to text features [n, E].

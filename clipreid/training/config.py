@@ -19,9 +19,11 @@ class RunConfig:
     """What both stages share."""
 
     backbone: str = "tiny-clip"
-    """tiny-clip | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER"""
+    """tiny-clip | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER | image only, with --prompts none:
+    timm:NAME, osnet:x1_0/FILE"""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """What to train on: synthetic | market1501:/path | folder:/path | csv:/path.csv [default: synthetic]"""
+    """What to train on, repeatable: synthetic | market1501:/path | folder:/path | csv:/path.csv | hub:OWNER/NAME |
+    hub:FOLDER [default: synthetic]"""
     test: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Further data to test on, repeatable [default: synthetic:new-cameras for synthetic, else none]"""
     validate: bool = False
@@ -41,6 +43,8 @@ class RunConfig:
     """Leave out pictures that cannot be decoded, and count them"""
     pattern: str | None = None
     """Regular expression for file names with the groups identity, camera, view (folder data)"""
+    columns: str | None = None
+    """Which column is which, where a table has other names: identity=pid,camera=camid,... (hub: data and tests)"""
     noun: str | None = None
     """What the individuals are, for the prompts [default: from the data: person, vehicle, ...]"""
     image_size: tuple[int, int] | None = None
@@ -74,6 +78,10 @@ class TuneConfig:
     """lora | full | head (a linear map on frozen features) [default: lora; full with the paper preset]"""
     aggregation: Literal["cls", "mean"] = "cls"
     """cls: the CLS token (SigLIP, which has none: mean); mean: the mean of the patches"""
+    sie: Literal["none", "camera", "view", "camera+view"] = "none"
+    """Side information embedding: tells the tower the camera or view of a picture, in training and at test"""
+    sie_coefficient: float = 1.0
+    """Factor on that embedding"""
     lora_rank: int = 8
     lora_alpha: float = 16.0
     epochs: int | None = None
@@ -84,6 +92,8 @@ class TuneConfig:
     identities_per_batch: Annotated[int | None, tyro.conf.arg(aliases=["-P"])] = None
     pictures_per_identity: Annotated[int | None, tyro.conf.arg(aliases=["-K"])] = None
     """[default: 4, or 2 where most identities have fewer than 4 pictures]"""
+    balance: Literal["proportional", "equal"] = "proportional"
+    """With several --data: each set's share of the identities of a batch, by its number of identities or equal"""
     checkpoint_every: int = 1
     """Epochs between checkpoints"""
     gradient_checkpointing: bool = False
@@ -130,7 +140,9 @@ class Values:
 
 
 PRESETS: dict[str, Values] = {
-    # the published settings (arXiv 2211.13977 and its code): ViT-B/16, person
+    # the published settings (arXiv 2211.13977 and its code): ViT-B/16, person. Published for vehicles besides:
+    # --image-size 256 256 --prompt-epochs 60; for VehicleID also --prompt-batch 256 --rate 5e-5 --head-rate 5e-5.
+    # "SIE + overlapping patches" is --sie camera --stride 12. Published in half precision, here in float32.
     "paper": Values(
         tuning="full", prompt_epochs=120, prompt_rate=3.5e-4, prompt_batch=64, prompt_warmup=5,
         optimiser="adam", epochs=60, rate={"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, head_rate=5e-6,

@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from clipreid.data import short_names
 from clipreid.errors import UserError
 from clipreid.evaluation import format_table
 from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, read_config
@@ -55,13 +56,17 @@ def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) ->
 
 
 def results_table(folder: Path, data: Sequence[str] | None = None) -> str:
-    """`metrics.json` as a table: one row for each data set (all, or these) and model."""
+    """`metrics.json` as a table: one row for each data set (all, or these) and model; long names below it."""
     metrics, keys = read_metrics(folder), ("mAP", "mINP", "rank1", "rank5", "rank10")
-    return format_table(
-        {"data": name, "model": model, **{key: found[key] for key in keys}}
-        for name in data or metrics
+    names = list(data or metrics)
+    short = dict(zip(names, short_names(names), strict=True))
+    table = format_table(
+        {"data": short[name], "model": model, **{key: found[key] for key in keys}}
+        for name in names
         for model, found in metrics[name].items()
     )
+    longer = [f"{short[name]} = {name}" for name in names if short[name] != name]
+    return "\n".join([table, "", *longer] if longer else [table])
 
 
 def choose_folder(output: Path | None) -> Path:
@@ -126,6 +131,6 @@ def _check_continuation(
 def _stage2(record: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a resumed stage 2 to end as it would have."""
     free = ("checkpoint_every", "gradient_checkpointing")  # these change neither the result nor its meaning
-    flags = {k: record["flags"].get(k) for k in ("precision", "validate", "pattern", "skip_bad", "test")}
+    flags = {k: record["flags"].get(k) for k in ("precision", "validate", "pattern", "columns", "skip_bad", "test")}
     chosen = {k: v for k, v in record.get("stage2", {}).items() if k not in free}
     return {"values": record["values"], "flags": flags, "stage2": chosen}

@@ -14,9 +14,8 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 import clipreid
-from clipreid.backbones import Backbone, load_backbone
-from clipreid.data import ReIDData, check_trainable, load_data, pixel_cache, pk_indices, process_slice, relabel
-from clipreid.data.cache import PixelCache
+from clipreid.backbones import Backbone, ImageBackbone, check_fits, is_image_only, load_backbone
+from clipreid.data import Mixture, Pixels, ReIDData, mixed_pk_indices, process_slice, relabel
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
 from clipreid.hub import (
@@ -27,9 +26,11 @@ from clipreid.hub import (
     save_identities,
 )
 from clipreid.model import ReIDModel
+from clipreid.side import check_cls, known_as, known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
 from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
+from clipreid.training.sets import VAL, check_batch, decode, read_sets
 from clipreid.training.stage1 import image_features, learn_prompts, separability, text_scale
 
 HALF = (0.5, 0.5, 0.5)
@@ -45,18 +46,27 @@ class Run:
     accelerator: Accelerator
     log: Log
     backbone: Backbone
-    data: ReIDData
+    mixture: Mixture  # every --data
     labels: Tensor  # [N] long, 0..I-1
-    names: list[str]  # [I] what the identities are called in the data
+    names: list[str]  # [I] what the identities are called in the data; "SET/IDENTITY" with several sets
     record: dict[str, Any]  # config.json
-    tests: list[ReIDData]  # every --test
+    tests: list[ReIDData]  # what is scored
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def crops(self, interpolation: str) -> PixelCache:
+    def crops(self, interpolation: str) -> Pixels:
         """The training pictures, uint8 [N, 3, H, W], memory-mapped; decoded once."""
-        return pixel_cache(self.data.splits["train"], self.backbone.image_size, interpolation=interpolation,
-                           skip_bad=self.config.skip_bad)  # fmt: skip
+        return decode(self.mixture, self.backbone.image_size, interpolation, self.config.skip_bad)[1]
+
+    @property
+    def groups(self) -> Tensor:
+        """The data set of each training picture, [N] long, 0 where there is one."""
+        return torch.from_numpy(self.mixture.groups)
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Cameras [N] and views [N] of the training pictures, -1 = unknown; no number twice in several sets."""
+        return torch.from_numpy(self.mixture.cameras), torch.from_numpy(self.mixture.views)
 
     def note(self, status: str, **more: Any) -> None:
         """Writes `config.json` with a new status: running, prompts learned, tuning, finished."""
@@ -77,29 +87,27 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     """
     set_threads(config.threads)
     values = resolve(config.preset, config.backbone, prompts, tune)
-    specs = config.data or ("synthetic",)
-    if len(specs) > 1:
+    if is_image_only(config.backbone) and (tune is None or tune.prompts != "none"):
         raise UserError(
-            f"--data was given {len(specs)} times: one data set can be trained on; use --test for the others"
+            f"--backbone {config.backbone} has no text tower to learn prompts with: train it with --prompts none "
+            "(recipes/clipreid_stage2.py), or take a backbone with text (tiny-clip, open_clip:..., hf:...)"
         )
-    data = load_data(specs[0], pattern=config.pattern, noun=config.noun)
-    further = config.test or (("synthetic:new-cameras",) if specs[0] == "synthetic" else ())
-    config = replace(config, data=specs, test=further)
-    tests = [load_data(spec) for spec in further]
-    for test in tests:
-        if not {"query", "gallery"} <= test.splits.keys():
-            raise UserError(f"--test {test.name} has no query and gallery, only {', '.join(test.splits)}")
-    if config.validate and "val" not in data.splits:
-        raise UserError(f"--validate: {data.name} has no val split, only {', '.join(data.splits)}")
+    config, mixture, tests = read_sets(config)
     backbone = load_backbone(
         config.backbone, image_size=config.image_size, positions=values.positions,  # type: ignore[arg-type]
         stride=config.stride, gradient_checkpointing=bool(tune and tune.gradient_checkpointing),
     )  # fmt: skip
-    if "train" not in data.splits:
-        check_trainable(data, 2, 2)
-    split = data.splits["train"]
-    values = _fit_batch(values, tune, split.identities)
-    check_trainable(data, values.identities_per_batch if tune else 2, values.pictures_per_identity)
+    if tune:
+        check_fits(backbone, values.tuning, tune.aggregation)
+    if values.pixels == "backbone":
+        values = replace(values, train_interpolation=backbone.interpolation, test_interpolation=backbone.interpolation)
+    if tune and tune.sie != "none":
+        check_cls(tune.sie, backbone.family, config.backbone)
+        known_numbers(tune.sie, mixture.cameras, mixture.views)  # refuses what nobody knows
+    balance = tune.balance if tune else "proportional"
+    values = _fit_batch(values, tune, mixture.identities)
+    K = values.pictures_per_identity
+    check_batch(mixture, values.identities_per_batch if tune else len(mixture.sets) + 1, K, balance)
     folder = choose_folder(config.output)
     accelerator = make_accelerator(config)
     if tune and values.identities_per_batch % accelerator.num_processes:
@@ -112,13 +120,12 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     config = replace(config, output=folder)
     half = values.pixels == "half"
     mean, std = (HALF, HALF) if half else (backbone.mean, backbone.std)
-    cache = pixel_cache(split, backbone.image_size, interpolation=values.train_interpolation, skip_bad=config.skip_bad)
-    data = replace(data, splits={**data.splits, "train": split.select(cache.kept) if cache.bad else split})
-    labels, names = relabel(data.splits["train"].identities)
-    if len(names) < values.identities_per_batch and tune:
-        check_trainable(data, values.identities_per_batch, values.pictures_per_identity)
+    mixture, _, bad = decode(mixture, backbone.image_size, values.train_interpolation, config.skip_bad)
+    labels, names = relabel(mixture.identities)
+    P = values.identities_per_batch
+    shares = check_batch(mixture, P, K, balance) if tune else None  # again: pictures may have been left out
     if tune and tune.epochs is None and values.least_steps:
-        steps = len(pk_indices(labels, values.identities_per_batch, values.pictures_per_identity, config.seed, 0))
+        steps = len(mixed_pk_indices(labels, mixture.groups, P, K, config.seed, 0, balance))
         values = replace(values, epochs=max(values.epochs, -(-values.least_steps // steps)))
     run = Run(
         config,
@@ -127,7 +134,7 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
         accelerator,
         Log(folder, accelerator),
         backbone,
-        data,
+        mixture,
         labels,
         names,
         {},
@@ -138,10 +145,10 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     run.record = _record(run, prompts, tune)
     claim(folder, run.record, config, tune is not None, accelerator)
     start_tracking(accelerator, config, asdict(values))
-    run.log.say(data.summary())
-    if cache.bad:
-        path, reason = cache.bad[0]
-        run.log.say(f"  note: {len(cache.bad)} training pictures left out (--skip-bad), such as {path}: {reason}")
+    run.log.say(mixture.summary(shares))
+    if bad:
+        path, reason = bad[0]
+        run.log.say(f"  note: {len(bad)} training pictures left out (--skip-bad), such as {path}: {reason}")
     height, width = backbone.image_size
     run.log.say(
         f"{config.backbone}: crops {height}x{width}, preset {config.preset}, {accelerator.num_processes} process(es), "
@@ -167,16 +174,18 @@ def _record(run: Run, prompts: PromptConfig, tune: TuneConfig | None) -> dict[st
     size = list(backbone.image_size)
     stage1 = {
         "backbone": config.backbone, "data": list(config.data), "preset": config.preset, "seed": config.seed,
-        "noun": run.data.noun, "image_size": size, "stride": backbone.image.stride, "pictures": len(run.labels),
+        "noun": run.mixture.noun, "image_size": size, "stride": backbone.image.stride, "pictures": len(run.labels),
         "identities": len(run.names), "epochs": values.prompt_epochs, "rate": values.prompt_rate,
         "batch": values.prompt_batch, "tokens": prompts.prompt_tokens,
     }  # fmt: skip
     flags = {k: v for k, v in asdict(config).items() if k not in ("resume", "overwrite", "output")}
     source = backbone_record(backbone, values.positions)
     record = {"clipreid": clipreid.__version__, "status": "new", "backbone": source, "stage1": stage1,
-              "flags": flags, "values": asdict(values)}  # fmt: skip
+              "flags": flags, "values": asdict(values), "offsets": run.mixture.offsets}  # fmt: skip
     if tune:
         record["stage2"] = asdict(tune)
+    if isinstance(backbone, ImageBackbone):
+        record["pooling"] = backbone.image.pooling
     return json.loads(json.dumps(record, default=str))
 
 
@@ -193,11 +202,11 @@ def text_bank(run: Run, prompts: PromptConfig) -> Tensor:
     run.note("running")
     device = run.accelerator.device
     run.backbone.to(device)
-    crops = run.crops(run.values.test_interpolation).pixels
+    crops = run.crops(run.values.test_interpolation)
     features = image_features(run.backbone, crops, (run.mean, run.std), run.accelerator)
     labels = run.labels.to(device)
     learned = learn_prompts(
-        run.accelerator, run.log, run.backbone, features, labels, run.values, noun=run.data.noun,
+        run.accelerator, run.log, run.backbone, features, labels, run.values, noun=run.mixture.nouns(run.names),
         tokens=prompts.prompt_tokens, seed=run.config.seed, folder=run.folder, resume=run.config.resume,
     )  # fmt: skip
     bank = learned.bank()
@@ -216,17 +225,24 @@ def text_bank(run: Run, prompts: PromptConfig) -> Tensor:
 def measure(run: Run, model: ReIDModel, name: str) -> None:
     """Scores `model` on every test set of the run, and adds the figures to `metrics.json`.
 
-    `zero-shot` counts the better of the projection alone and stage 2's concatenation, and says which.
+    `zero-shot` counts the better of the projection alone and stage 2's concatenation, and says which; it is taken
+    without side information, whose embedding is random before training. Later, cameras and views are passed on for
+    the data set that was trained on; another one's cameras are unknown, and take the mean embedding.
     """
+    if name == "zero-shot" and model.side is not None:
+        with model.without_side():
+            return measure(run, model, name)
     before, entries = read_metrics(run.folder), {}
-    for data in _tests(run):
+    for data in run.tests:
         if run.config.resume and name in before.get(data.name, {}):
             continue
+        known = known_as(data.name.removesuffix(VAL), run.config.data)
         found = score(
             data, model.embed_parts, model.image_size, model.config.interpolation,
-            accelerator=run.accelerator, skip_bad=run.config.skip_bad,
+            accelerator=run.accelerator, skip_bad=run.config.skip_bad, embed_text=model.embed_text,
+            sides=run.mixture.offsets[known] if model.side is not None and known else None,
         )  # fmt: skip
-        feature = found.best(ZERO_SHOT) if name == "zero-shot" else "concat"
+        feature = found.best(ZERO_SHOT) if name == "zero-shot" else found.feature
         entries[data.name] = found.entry(feature)
         notes = list(found.reports[feature].notes)
         if found.bad:
@@ -236,12 +252,3 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
     if run.accelerator.is_main_process:
         add_metrics(run.folder, name, entries)
     run.accelerator.wait_for_everyone()
-
-
-def _tests(run: Run) -> list[ReIDData]:
-    """What is scored: the run's own test split and every --test; or its val split alone."""
-    if not run.config.validate:
-        own = [run.data] if "query" in run.data.splits else []
-        return own + run.tests
-    val = run.data.splits["val"]
-    return [replace(run.data, name=f"{run.data.name} (val)", splits={"query": val, "gallery": val})]

@@ -5,6 +5,7 @@ N pictures, B batch, I identities, E embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from clipreid.backbones import Backbone
-from clipreid.data import normalise, seed_for
+from clipreid.data import Pixels, normalise, seed_for
 from clipreid.evaluation import extract
 from clipreid.losses import image_text_logits, supcon_loss
 from clipreid.prompts import IdentityPrompts
@@ -36,7 +37,7 @@ def prompt_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: float | No
     }
 
 
-def image_features(backbone: Backbone, crops: Tensor, pixels: tuple, accelerator: Accelerator) -> Tensor:
+def image_features(backbone: Backbone, crops: Pixels, pixels: tuple, accelerator: Accelerator) -> Tensor:
     """Features of all training pictures in the text space, [N, E]: computed once, without augmentation."""
     mean, std = pixels
     tower = backbone.image.eval()
@@ -53,7 +54,7 @@ def learn_prompts(
     labels: Tensor,
     values: Values,
     *,
-    noun: str,
+    noun: str | Sequence[str],
     tokens: int,
     seed: int,
     folder: Path,
@@ -61,9 +62,12 @@ def learn_prompts(
 ) -> IdentityPrompts:
     """Trains `IdentityPrompts` on cached image features.
 
+    The pictures of several data sets are shuffled together: a text is set against pictures of every set.
+
     Args:
         features, labels: [N, E] and [N] long, 0..I-1, on the training device.
         values: rates, epochs, batch.
+        noun: for the prompts; one, or one for each identity.
         folder: where checkpoints go.
         resume: continue from the last checkpoint of this stage, if there is one.
 

@@ -5,6 +5,7 @@ P identities x K pictures make the global batch G; E embedding, I identities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from clipreid.data import augment, pk_indices, process_slice, seed_for
+from clipreid.data import Pixels, augment, mixed_pk_indices, process_slice, seed_for
 from clipreid.losses import id_loss, image_text_logits, triplet_loss
 from clipreid.model import Output, ReIDModel
 from clipreid.training import checkpoint
@@ -44,20 +45,22 @@ def tuning_loss(
 
 
 def make_optimiser(model: ReIDModel, values: Values) -> torch.optim.Optimizer:
-    """At most four groups: tower and heads, each with weights and biases. LoRA is not decayed.
+    """Few groups: tower and heads, each with matrices, biases and other vectors. LoRA is not decayed.
 
-    Each group carries `base`, its rate before the schedule.
+    The embedding of side information belongs to the tower where the tower is trained (as published), elsewhere to
+    the heads. Each group carries `base`, its rate before the schedule.
     """
     tower_rate = values.rate[values.tuning]
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    tower = ("image.", "maps.", "side.") if values.tuning == "full" else ("image.", "maps.")
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_tower = name.startswith(("image.", "maps."))
-            groups.setdefault((in_tower, parameter.ndim < 2), []).append(parameter)
+            place = name.startswith(tower), name.endswith("bias"), parameter.ndim < 2
+            groups.setdefault(place, []).append(parameter)
     settings = []
-    for (in_tower, is_bias), parameters in groups.items():
+    for (in_tower, is_bias, is_vector), parameters in groups.items():
         rate = (tower_rate if in_tower else values.head_rate) * (values.bias_rate_factor if is_bias else 1.0)
-        undecayed = values.optimiser == "adamw" and (is_bias or (in_tower and values.tuning == "lora"))
+        undecayed = values.optimiser == "adamw" and (is_vector or (in_tower and values.tuning == "lora"))
         decay = 0.0 if undecayed else values.weight_decay
         settings.append({"params": parameters, "lr": rate, "base": rate, "weight_decay": decay})
     kind = torch.optim.AdamW if values.optimiser == "adamw" else torch.optim.Adam
@@ -71,7 +74,7 @@ def rate_factor(values: Values, epoch: int, step: int, per_epoch: int) -> float:
     return cosine_factor(epoch + step / per_epoch, values.epochs, values.warmup, values.warmup_factor)
 
 
-def on_device(crops: Tensor, device: torch.device) -> Tensor:
+def on_device(crops: Pixels, device: torch.device) -> Pixels:
     """The whole uint8 cache on a GPU where it fills less than half of the free memory; else as it is."""
     if device.type == "cuda" and crops.numel() < torch.cuda.mem_get_info(device)[0] / 2:
         return crops.to(device)
@@ -82,7 +85,7 @@ def tune(
     accelerator: Accelerator,
     log: Log,
     model: ReIDModel,
-    crops: Tensor,
+    crops: Pixels,
     labels: Tensor,
     bank: Tensor | None,
     scale: float | None,
@@ -90,6 +93,9 @@ def tune(
     *,
     seed: int,
     folder: Path,
+    sides: Sequence[Tensor] = (),
+    groups: Tensor | None = None,
+    balance: str = "proportional",
     resume: bool = False,
     checkpoint_every: int = 1,
 ) -> None:
@@ -100,6 +106,9 @@ def tune(
         bank, scale: the text bank [I, E] of stage 1 and the temperature of its logits; None for no text.
         values: weights, rates, epochs, batch, augmentation.
         folder: where checkpoints go.
+        sides: cameras [N] and views [N] of the pictures, for a model with side information.
+        groups, balance: [N] the data set of each picture, where there are several, and how they share a batch
+            (`set_shares`).
         resume: continue from the last checkpoint of this stage, bit for bit, if there is one.
     """
     device = accelerator.device
@@ -113,11 +122,12 @@ def tune(
     wrapped = accelerator.prepare(model)
     crops, labels = on_device(crops, device), labels.to(device)
     bank = None if bank is None else bank.to(device)
+    groups = torch.zeros(len(labels), dtype=torch.long) if groups is None else groups
     pad = round(values.pad * model.image_size[0] / 256)
     progress: Progress | None = None
     step = 0
     for epoch in range(values.epochs):
-        rows = pk_indices(labels.cpu(), P, K, seed, epoch)  # [steps, P*K]
+        rows = mixed_pk_indices(labels.cpu(), groups, P, K, seed, epoch, balance)  # [steps, P*K]
         if epoch < start:
             step += len(rows)
             continue
@@ -132,7 +142,8 @@ def tune(
             batch = crops.index_select(0, mine[nth].to(crops.device)).to(device)
             pixels = augment(batch, mean=model.config.mean, std=model.config.std, generator=drawn, flip=values.flip,
                              pad=pad, erase=values.erase, share=(rank, size))  # fmt: skip
-            losses = tuning_loss(wrapped(pixels), labels[rows[nth].to(device)], bank, scale, values)
+            told = [side[mine[nth]].to(device) for side in sides]  # [B] each
+            losses = tuning_loss(wrapped(pixels, *told), labels[rows[nth].to(device)], bank, scale, values)
             optimiser.zero_grad(set_to_none=True)
             accelerator.backward(sum(losses.values()))
             optimiser.step()

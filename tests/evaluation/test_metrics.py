@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipreid.errors import UserError
-from clipreid.evaluation import PROTOCOLS, cosine_similarity, evaluate
+from clipreid.evaluation import cosine_similarity, evaluate
 
 Table = dict[str, np.ndarray]
 
@@ -53,7 +53,7 @@ def take(table: Table, rows: np.ndarray) -> Table:
     return {name: values[rows] for name, values in table.items()}
 
 
-@pytest.mark.parametrize("protocol", list(PROTOCOLS))
+@pytest.mark.parametrize("protocol", ["market1501", "cross-camera", "no-cameras"])
 @pytest.mark.parametrize("levels", [0, 1, 5])
 @pytest.mark.parametrize("seed", range(4))
 def test_equals_the_slow_reference(seed: int, levels: int, protocol: str) -> None:

@@ -94,7 +94,7 @@ def test_an_undecodable_picture_is_named(broken: Path, tmp_path: Path) -> None:
 def test_skip_bad_continues_and_counts(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = open_run(config(broken, tmp_path, skip_bad=True), PromptConfig(), P8)
     assert len(run.labels) == 39
-    assert run.crops("bicubic").pixels.shape[0] == 39
+    assert run.crops("bicubic").shape[0] == 39
     assert "1 training pictures left out" in capsys.readouterr().out
 
 

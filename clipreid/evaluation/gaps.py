@@ -1,0 +1,100 @@
+"""What a protocol could not do: columns that are unknown, and queries without a valid match, explained by example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from clipreid.errors import UserError
+from clipreid.evaluation.columns import UNKNOWN, Columns, name_rows
+from clipreid.evaluation.protocols import Protocol
+
+
+def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[str, ...]:
+    """Notes for the report: where the protocol's rule is off because a column it uses is unknown.
+
+    Raises UserError where a column that it cannot do without is unknown everywhere.
+    """
+    notes = []
+    sizes = {"query": len(query["identity"]), "gallery": len(gallery["identity"])}
+    for column in (*protocol.needs, *protocol.uses):
+        missing = {s: int((c[column] == UNKNOWN).sum()) for s, c in (("query", query), ("gallery", gallery))}
+        off = [side for side in missing if missing[side] == sizes[side]]
+        if off and column in protocol.needs:
+            raise UserError(
+                f"protocol {protocol.name!r} needs the column {column!r}, and none is known in {' or '.join(off)}: "
+                "add it, or choose another protocol"
+            )
+        if off:
+            notes.append(
+                f"no {column} is known in {' or '.join(off)}: the junk rule ({protocol.rule}) is off, "
+                f"pictures from every {column} count"
+            )
+        elif any(missing.values()):
+            where = " and ".join(f"{n} of {sizes[side]} {side} pictures" for side, n in missing.items() if n)
+            notes.append(f"the {column} of {where} is unknown: the junk rule ({protocol.rule}) spares them")
+    return tuple(notes)
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """The queries without a valid match, and what became of the gallery pictures of their identity."""
+
+    queries: np.ndarray  # [u] query rows
+    same_identity: np.ndarray  # [u] gallery pictures of the identity
+    by_rule: np.ndarray  # [u] of these, removed by the protocol's rule
+    own: np.ndarray  # [u] of these, the query's own picture and not removed by the rule
+    asked: np.ndarray  # [u] 1 where the protocol asks this query at all, else 0
+
+    def explain(self, protocol: Protocol, table: dict[str, np.ndarray], total: int) -> str:
+        """How many, which, why, and an example of each kind. `table` = query metadata."""
+        unasked = self.asked == 0
+        absent, ruled = ~unasked & (self.same_identity == 0), ~unasked & (self.by_rule > 0)
+        itself = "the query picture itself was drawn every time" if protocol.draws else (
+            "the only match is the query picture itself"
+        )  # fmt: skip
+        kinds = [
+            (f"the protocol asks {protocol.asked} only", unasked),
+            ("their identity is not in the gallery", absent),
+            (f"every match is junk (junk = {protocol.rule})", ruled),
+            (itself, ~unasked & ~absent & ~ruled),
+        ]
+        parts = []
+        for text, chosen in kinds:
+            rows = np.flatnonzero(chosen)
+            if len(rows):
+                parts.append(f"{len(rows)} because {text}: {self._example(int(rows[0]), protocol, table)}")
+        head = f"{len(self.queries)} of {total} queries have no valid match and are not scored"
+        return f"{head} ({name_rows(self.queries)}): {'; '.join(parts)}"
+
+    def advice(self, protocol: Protocol) -> str:
+        """What to do when no query at all is scored."""
+        if not self.asked.any():
+            return f"The protocol asks {protocol.asked} only: check the column, or choose another protocol."
+        if (self.by_rule[self.asked > 0] > 0).any():
+            columns = " and ".join((*protocol.needs, *protocol.uses)) or "metadata"
+            return f"Check the {columns} column; protocol='no-cameras' compares pictures whatever camera took them."
+        if (self.own > 0).any():
+            return "The gallery must hold other pictures of the same identities."
+        return "Check that query and gallery name identities alike."
+
+    def _example(self, i: int, protocol: Protocol, table: dict[str, np.ndarray]) -> str:
+        row = int(self.queries[i])
+        values = {name: column[row] for name, column in table.items()}
+        told = dict.fromkeys(("identity", "camera", *protocol.needs, *protocol.uses))
+        shown = [name for name in told if name != "path" and values.get(name, UNKNOWN) not in (UNKNOWN, "")]
+        n, ruled, own = int(self.same_identity[i]), int(self.by_rule[i]), int(self.own[i])
+        query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
+        if n == 0 or not self.asked[i] or n > ruled + own:  # what is left over was not drawn
+            return query
+        reasons = [_fill(protocol.reason, values)] * (ruled > 0) + ["the query picture itself"] * (own > 0)
+        subject = "the only picture" if n == 1 else f"all {n} pictures"
+        of = f"of identity {values['identity']} in the gallery {'is' if n == 1 else 'are'}"
+        return f"{query}: {subject} {of} {' or '.join(reasons)}"
+
+
+def _fill(text: str, values: dict[str, object]) -> str:
+    for name, value in values.items():
+        text = text.replace("{" + name + "}", str(value))
+    return text

@@ -1,0 +1,87 @@
+"""The data sets of a run: read and checked before anything slow, then decoded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from clipreid.backbones import is_image_only
+from clipreid.data import (
+    Mixture,
+    Pixels,
+    ReIDData,
+    check_trainable,
+    join_pixels,
+    load_data,
+    pixel_cache,
+    set_shares,
+)
+from clipreid.errors import UserError
+from clipreid.evaluation import get_protocol
+from clipreid.training.config import RunConfig
+
+VAL = " (val)"  # marks figures of the val split
+
+
+def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
+    """The flags with defaults filled in, every --data to train on, and what is scored.
+
+    Scored are the sets' own query and gallery where they have them, then every --test; with --validate the sets' val
+    splits alone.
+
+    Raises:
+        UserError: data that cannot be read, trained on or tested on.
+    """
+    specs = config.data or ("synthetic",)
+    further = config.test or (("synthetic:new-cameras",) if specs == ("synthetic",) else ())
+    config = replace(config, data=specs, test=further)
+    twice = sorted({spec for spec in specs if specs.count(spec) > 1})
+    if twice:
+        raise UserError(f"--data {twice[0]} is given twice: name every data set once")
+    named = config.pattern is not None and any(spec.startswith("folder:") for spec in specs)
+    mapped = any(spec.startswith("hub:") for spec in (*specs, *further))
+    tables = {s: config.columns if s.startswith("hub:") or not mapped else None for s in (*specs, *further)}
+    sets = []
+    for spec in specs:
+        pattern = config.pattern if spec.startswith("folder:") or not named else None  # refused where nothing reads it
+        sets.append(load_data(spec, pattern=pattern, noun=config.noun, columns=tables[spec]))
+    tests = [load_data(spec, columns=tables[spec]) for spec in dict.fromkeys(further) if spec not in specs]
+    for test in tests:
+        if not {"query", "gallery"} <= test.splits.keys():
+            raise UserError(f"--test {test.name} has no query and gallery, only {', '.join(test.splits)}")
+    own = [data for data in sets if {"query", "gallery"} <= data.splits.keys()]
+    scored = [_val(data) for data in sets if "val" in data.splits] if config.validate else own + tests
+    for test in scored:
+        if get_protocol(test.protocol).captions and is_image_only(config.backbone):
+            raise UserError(
+                f"{test.name} is scored with captions ({test.protocol}), and --backbone {config.backbone} has no text "
+                "tower: take a backbone with text (tiny-clip, open_clip:..., hf:...), or other data"
+            )
+    for data in sets:
+        if config.validate and "val" not in data.splits:
+            raise UserError(f"--validate: {data.name} has no val split, only {', '.join(data.splits)}")
+        check_trainable(data, 1, 2)
+    return config, Mixture(tuple(sets)), scored
+
+
+def check_batch(mixture: Mixture, P: int, K: int, balance: str) -> list[int]:
+    """How many of the P identities of a batch each set gives. Raises UserError where they cannot be drawn."""
+    if len(mixture.sets) > 1:
+        return set_shares(mixture.counts, P, balance)
+    check_trainable(mixture.sets[0], P, K)
+    return [P]
+
+
+def decode(
+    mixture: Mixture, size: tuple[int, int], interpolation: str, skip_bad: bool
+) -> tuple[Mixture, Pixels, list[tuple[str, str]]]:
+    """The usable training pictures, their pixels uint8 [N, 3, H, W], and (path, reason) of those left out.
+
+    Each set keeps its own memory-mapped cache, decoded once; nothing is copied.
+    """
+    caches = [pixel_cache(s, size, interpolation=interpolation, skip_bad=skip_bad) for s in mixture.splits]
+    return mixture.keep(caches), join_pixels(caches), [entry for cache in caches for entry in cache.bad]
+
+
+def _val(data: ReIDData) -> ReIDData:
+    val = data.splits["val"]
+    return replace(data, name=f"{data.name}{VAL}", splits={"query": val, "gallery": val})

@@ -1,0 +1,136 @@
+"""What backbones know before any training: models x data sets, with what each costs.
+
+    python recipes/zero_shot.py                                                    # tiny-clip on synthetic
+    python recipes/zero_shot.py --data market1501:/data/Market-1501 msmt17:/data/MSMT17 --output zero_shot.csv \\
+        --backbones open_clip:ViT-B-16-quickgelu/openai hf:google/siglip2-base-patch16-256 \\
+        timm:vit_base_patch14_dinov2.lvd142m timm:vit_pe_core_base_patch16_224.fb osnet:x1_0/osnet_x1_0_msmt17.pth
+
+Each backbone gets its own mean, std and interpolation and the *whole* crop, 256x128 (252x126 for patches of 14), its
+positions resized to that; no centre crop, no square. Preparation decides such tables: the code released with a
+published one (arXiv 2601.20598) normalises the crops with ImageNet's mean and std, and its CLIP and PE wrappers then
+hand that float tensor to torchvision's ToPILImage. That multiplies by 255 and keeps the lowest byte, so whatever is
+below 0 or above 1 wraps around: less than a quarter of the grey levels come through. CLIP's own preparation then cuts
+the middle out of what is left, half of the body. SigLIP2 and DINOv2 get sound pixels there. CLIP's rows near chance in
+that table are what this gives; `tests/recipes/test_zero_shot.py` shows the effect on one and the same tower.
+
+The columns: `feature` is the better of stage 2's concatenation and the projection (for towers without text: their own
+pooling); `parameters` of the image tower; `gflops` multiply-adds per crop; `ms` per crop, see --batch-size, --threads.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+
+from clipreid.backbones import Backbone, ImageTower, load_backbone
+from clipreid.data import ReIDData, load_data
+from clipreid.errors import UserError, told_plainly
+from clipreid.evaluation import format_table
+from clipreid.evaluation.cost import gflops, latency, parameters
+from clipreid.evaluation.score import ZERO_SHOT, score
+from clipreid.model import ModelConfig, ReIDModel
+from clipreid.training.harness import set_threads
+
+Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data A B and --data A --data B are the same
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    backbones: Names = ()
+    """tiny-clip | open_clip:MODEL/TAG | hf:NAME | timm:NAME | osnet:x1_0/FILE, one or more [default: tiny-clip]"""
+    data: Names = ()
+    """synthetic | market1501:/path | folder:/path | ..., one or more [default: synthetic]"""
+    output: Path | None = None
+    """Also write the table to this CSV file"""
+    image_size: tuple[int, int] | None = None
+    """Height and width of the crops in pixels [default: each backbone's, 256 128 or nearly so]"""
+    batch_size: int = 32
+    """Crops at once, for the time per crop"""
+    threads: int | None = None
+    """CPU threads [default: all cores]"""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    seed: int = 0
+    """Of the noise that the time is taken with; nothing else is random"""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be decoded"""
+
+
+def zero_shot_model(backbone: Backbone) -> ReIDModel:
+    """The backbone as it is, its pictures prepared as its weights want them: an untrained map is the identity."""
+    own = ModelConfig(tuning="head", mean=backbone.mean, std=backbone.std, interpolation=backbone.interpolation)
+    return ReIDModel(backbone, own).eval()
+
+
+def costs(model: ReIDModel, config: ZeroShot) -> dict[str, Any]:
+    """The columns that do not depend on the data."""
+    size, tower = model.image_size, model.image
+    return {
+        "size": f"{size[0]}x{size[1]}",
+        "parameters": parameters(tower),
+        "gflops": gflops(tower, size, config.device),
+        "ms": latency(tower, size, config.batch_size, config.device),
+    }
+
+
+def scores(model: ReIDModel, data: ReIDData, config: ZeroShot) -> dict[str, Any]:
+    """The columns that do: the better feature, its mAP and rank-1."""
+    found = score(data, model.embed_parts, model.image_size, model.config.interpolation, device=config.device,
+                  skip_bad=config.skip_bad, embed_text=model.embed_text)  # fmt: skip
+    best = found.best(ZERO_SHOT)
+    feature = model.tower.pooling if isinstance(model.tower, ImageTower) else best
+    return {"feature": feature, **{key: found.reports[best].metrics[key] for key in ("mAP", "rank1")}}
+
+
+@contextmanager
+def noted(failed: list[str], what: str) -> Iterator[None]:
+    """One backbone or data set that cannot be used does not cost the others their figures."""
+    try:
+        yield
+    except UserError as error:
+        failed.append(str(error))
+        print(f"{what}: left out, see below", flush=True)
+
+
+def main(config: ZeroShot) -> None:
+    torch.manual_seed(config.seed)
+    set_threads(config.threads)
+    if config.output is not None and config.output.is_dir():
+        raise UserError(f"--output {config.output} is a folder: give a file, such as {config.output / 'zero_shot.csv'}")
+    if config.batch_size < 1:
+        raise UserError(f"--batch-size {config.batch_size}: must be at least 1")
+    names = [name for given in config.backbones for name in given] or ["tiny-clip"]
+    tests = [load_data(spec) for given in config.data for spec in given] or [load_data("synthetic")]
+    table: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for name in names:  # one backbone in memory at a time
+        with noted(failed, name):
+            model = zero_shot_model(load_backbone(name, image_size=config.image_size)).to(config.device)
+            cost = costs(model, config)
+            for data in tests:
+                with noted(failed, f"{name} on {data.name}"):
+                    table.append({"data": data.name, "backbone": name, **scores(model, data, config), **cost})
+                    print(f"{name} on {data.name}: mAP {table[-1]['mAP']:.1%}", flush=True)
+    by_data = [row for name in dict.fromkeys(data.name for data in tests) for row in table if row["data"] == name]
+    print(f"\n{format_table(by_data)}")
+    print(f"\nms: per crop, in batches of {config.batch_size}, {torch.get_num_threads()} threads, {config.device}")
+    if config.output is not None and table:
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        with config.output.open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(table)
+        print(f"written: {config.output}")
+    if failed:
+        raise UserError("left out:\n  " + "\n  ".join(failed))
+
+
+if __name__ == "__main__":
+    with told_plainly():
+        main(tyro.cli(ZeroShot, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))

@@ -1,0 +1,123 @@
+"""Captions that ask: text features, how queries are made of captions, and what is said where there is no text."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from clipreid.backbones import Backbone, load_backbone
+from clipreid.data import ReIDData, Split
+from clipreid.data.synthetic import SETS
+from clipreid.errors import UserError
+from clipreid.evaluation import evaluate
+from clipreid.evaluation.score import Scored, score
+from clipreid.model import ModelConfig, ReIDModel
+from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.training.run import open_run
+
+COLOURS = ("red", "blue", "green", "black")
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def backbone(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Backbone:
+    return load_backbone(f"hf:{tiny_folder(request.param)}")
+
+
+@pytest.fixture
+def model(backbone: Backbone) -> ReIDModel:
+    return ReIDModel(backbone, ModelConfig("head", mean=backbone.mean, std=backbone.std)).eval()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
+
+
+def captioned(folder: Path, captions: list[str], query: list[int]) -> ReIDData:
+    """Eight noisy pictures of four identities on disk; the query takes these rows with these captions."""
+    rng, files = np.random.default_rng(0), []
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        files.append({"path": str(folder / f"{i}.png")})
+    names = [str(i // 2) for i in range(8)]
+    asked = Split.from_columns("query", [files[i] for i in query], [names[i] for i in query], caption=captions)
+    return ReIDData("mine", {"query": asked, "gallery": Split.from_columns("gallery", files, names)}, "text-to-image")
+
+
+def scored(model: ReIDModel, data: ReIDData) -> Scored:
+    return score(data, model.embed_parts, model.image_size, "bicubic", embed_text=model.embed_text)
+
+
+def test_text_features_are_the_backbones_and_no_part_of_the_model(model: ReIDModel, backbone: Backbone) -> None:
+    texts = [f"a person in {colour}" for colour in COLOURS] * 3
+    with torch.no_grad():
+        expected = F.normalize(backbone.encode_text(texts), dim=1)
+    torch.testing.assert_close(model.embed_text(texts, batch_size=5), expected)
+    assert model.embed_text([]).shape == (0, expected.shape[1])
+    towers = {id(parameter) for parameter in backbone.text.parameters()}
+    assert not towers & {id(parameter) for parameter in model.parameters()}
+    assert not [name for name in model.state_dict() if "text" in name or "source" in name]
+
+
+def test_captions_are_compared_with_the_projection(model: ReIDModel, tmp_path: Path) -> None:
+    captions = [f"a person in {colour}" for colour in COLOURS]
+    data = captioned(tmp_path, captions, [0, 2, 4, 6])
+    found = scored(model, data)
+    pictures = model.embed_parts(model.crops([str(tmp_path / f"{i}.png") for i in range(8)]))["projection"]
+    gallery = {"identity": [i // 2 for i in range(8)]}
+    expected = evaluate(model.embed_text(captions), pictures, {"identity": range(4)}, gallery, protocol="no-cameras")
+    assert found.reports["projection"].metrics == pytest.approx(expected.metrics)
+    assert found.reports["projection"].per_query["n_positives"].tolist() == [2] * 4  # the described picture too
+    assert found.feature == "projection"
+    assert found.entry()["feature"] == "projection"
+    assert found.entry()["protocol"] == "text-to-image"
+    assert found.best(("concat", "projection")) == "projection"
+    assert found.similarity().shape == (4, 8)
+
+
+def test_each_caption_of_a_picture_asks(model: ReIDModel, tmp_path: Path) -> None:
+    data = captioned(tmp_path, ["a red person\na person in red", "a blue person"], [0, 5])
+    found = scored(model, data)
+    assert found.query.identities.tolist() == ["0", "0", "2"]
+    single = captioned(tmp_path, ["a red person", "a person in red", "a blue person"], [0, 0, 5])
+    assert found.reports["projection"].metrics == scored(model, single).reports["projection"].metrics
+
+
+def test_pictures_may_still_ask(model: ReIDModel, tmp_path: Path) -> None:
+    data = captioned(tmp_path, ["", ""], [0, 5])
+    found = score(data, model.embed_parts, model.image_size, "bicubic", protocol="no-cameras")
+    assert found.feature == "concat"
+
+
+def test_missing_captions_and_missing_text_towers_are_named(model: ReIDModel, tmp_path: Path) -> None:
+    data = captioned(tmp_path, ["a red person", ""], [0, 5])
+    with pytest.raises(UserError, match="mine: 1 of 2 query pictures have no caption"):
+        scored(model, data)
+    data = captioned(tmp_path, ["a red person", "a blue person"], [0, 5])
+    with pytest.raises(UserError, match="protocol 'text-to-image' needs a model with a text tower"):
+        score(data, model.embed_parts, model.image_size, "bicubic")
+    model.source[0].tokenizer = None
+    with pytest.raises(UserError, match="has no tokenizer: captions cannot be compared"):
+        scored(model, data)
+    model.source[0].text = None  # type: ignore[assignment]  # as in a wrapped image-only tower
+    with pytest.raises(UserError, match="has no text tower: captions cannot be compared"):
+        scored(model, data)
+
+
+def test_training_without_text_refuses_such_a_test_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = captioned(tmp_path, ["a red person"], [0])
+    data = replace(data, splits={**data.splits, "train": data.splits["gallery"]})
+    monkeypatch.setattr("clipreid.training.sets.load_data", lambda *_, **__: data)
+    run = RunConfig(backbone="timm:vit_tiny_patch16_224", data=("mine",), output=tmp_path / "run")
+    with pytest.raises(UserError, match=r"mine is scored with captions \(text-to-image\), and --backbone timm:"):
+        open_run(run, PromptConfig(), TuneConfig(prompts="none"))
+
+
+def test_the_captioned_street_is_asked_by_captions() -> None:
+    assert SETS["synthetic:captions"].protocol == "text-to-image"
+    assert {named.protocol for name, named in SETS.items() if name != "synthetic:captions"} == {"market1501"}

@@ -1,0 +1,139 @@
+"""Image-only backbones in a run: trained without prompts, refused with them, loaded back as they were saved."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from image_only import save_osnet, save_timm
+from launching import ROOT
+from safetensors.torch import load_file, save_file
+
+import clipreid
+from clipreid.errors import UserError
+from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.training.run import open_run
+
+Launch = Callable[..., subprocess.CompletedProcess[str]]
+SIZE = (64, 32)
+
+
+@pytest.fixture(scope="module")
+def names(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("towers")
+    return {
+        "timm": f"timm:test_vit/{save_timm('test_vit', folder)[0]}",
+        "osnet": f"osnet:x0_25/{save_osnet('x0_25', folder)[0]}",
+    }
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def stage2() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("clipreid_stage2", ROOT / "recipes" / "clipreid_stage2.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["clipreid_stage2"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def flags(name: str, street: Path, output: Path) -> RunConfig:
+    return RunConfig(backbone=name, data=(f"folder:{street}",), output=output, threads=1, image_size=SIZE)
+
+
+@pytest.mark.parametrize(("kind", "tuning"), [("timm", "lora"), ("timm", "head"), ("osnet", "full"), ("osnet", "head")])
+def test_trains_without_prompts_and_loads_back(
+    stage2: ModuleType, names: dict[str, str], street: Path, tmp_path: Path, kind: str, tuning: Any
+) -> None:
+    run = tmp_path / "run"
+    tune = TuneConfig(prompts="none", tuning=tuning, epochs=2, identities_per_batch=8, rate=1e-3)
+    trained: list[Any] = []
+    build, stage2.build_model = stage2.build_model, lambda *given: trained.append(build(*given)) or trained[0]
+    try:
+        stage2.main(stage2.Stage2(flags(names[kind], street, run), PromptConfig(), tune))
+    finally:
+        stage2.build_model = build
+    config = json.loads((run / "config.json").read_text())
+    assert config["status"] == "finished"
+    assert config["pooling"] == {"timm": "CLS", "osnet": "mean, fc"}[kind]
+    assert config["model"]["interpolation"] == {"timm": "bicubic", "osnet": "bilinear"}[kind]
+    assert config["model"]["mean"] == {"timm": [0.5] * 3, "osnet": [0.485, 0.456, 0.406]}[kind]
+    figures = json.loads((run / "metrics.json").read_text())[f"folder:{street}"]
+    assert set(figures) == {"zero-shot", "stage2"}
+    assert set(figures["stage2"]["parts"]) == {"concat", "projection"}
+
+    crops = torch.randint(0, 256, (4, 3, *SIZE), dtype=torch.uint8)
+    model = clipreid.load(run)
+    assert model.heads == ("projection",)
+    features = model.embed(crops)
+    torch.testing.assert_close(features, trained[0].eval().embed(crops), atol=1e-6, rtol=0)
+    assert features.shape == (4, {"timm": 64, "osnet": 512}[kind])
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(4))
+    assert model.embed([]).shape == (0, features.shape[1])
+    untouched = clipreid.load_backbone(names[kind], image_size=SIZE).eval()
+    with torch.no_grad():
+        before = torch.nn.functional.normalize(untouched.encode_image(model.normalise(crops)), dim=1)
+    assert (features - before).abs().max() > 1e-4  # it learned something, and that is what came back
+
+
+def test_a_damaged_adapter_is_refused(stage2: ModuleType, names: dict[str, str], street: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tune = TuneConfig(prompts="none", epochs=1, identities_per_batch=8)
+    stage2.main(stage2.Stage2(flags(names["timm"], street, run), PromptConfig(), tune))
+    file = run / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    assert len(tensors) == 2 * 4 * 6  # A and B of four Linears in six blocks
+    save_file(dict(list(tensors.items())[1:]), file)
+    with pytest.raises(UserError, match="1 missing"):
+        clipreid.load(run)
+
+
+@pytest.mark.parametrize("tune", [None, TuneConfig(), TuneConfig(prompts="identity", tuning="full")])
+def test_prompts_are_refused_before_anything_is_loaded(tmp_path: Path, tune: TuneConfig | None) -> None:
+    for name in ("timm:no_such_model", "osnet:no_such_width/none.pth"):
+        config = flags(name, tmp_path / "nowhere", tmp_path / "run")  # nothing of it is there
+        with pytest.raises(
+            UserError, match=rf"{name} has no text tower to learn prompts with: train it with --prompts n"
+        ):
+            open_run(config, PromptConfig(), tune)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tune", "message"),
+    [
+        ("osnet", TuneConfig(prompts="none"), r"--tuning lora: osnet:x0_25/.* use --tuning full or head"),
+        ("timm", TuneConfig(prompts="none", aggregation="mean"), r"--aggregation mean: timm:test_vit/.*\(CLS\): leave"),
+        ("timm", TuneConfig(prompts="none", sie="camera"), r"--sie camera: timm:test_vit/.* has no CLS token of ours"),
+    ],
+)
+def test_what_a_wrapped_tower_has_not_is_refused_before_any_picture_is_read(
+    names: dict[str, str], street: Path, tmp_path: Path, kind: str, tune: TuneConfig, message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match=message):
+        open_run(flags(names[kind], street, tmp_path / "run"), PromptConfig(), tune)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+def test_launched_as_users_do(launch: Launch, names: dict[str, str], street: Path, tmp_path: Path) -> None:
+    done = launch(
+        "clipreid_stage2.py", "--backbone", names["timm"], "--prompts", "none", "--data", f"folder:{street}",
+        "--output", tmp_path / "run", "--epochs", 1, "--identities-per-batch", 8, "--image-size", *SIZE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert clipreid.load(tmp_path / "run").embed(torch.zeros(1, 3, *SIZE, dtype=torch.uint8)).shape == (1, 64)

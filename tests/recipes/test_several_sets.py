@@ -1,0 +1,216 @@
+"""Training on several data sets at once: identities apart, every set tested, resume exact; all in one process."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from launching import ROOT, paint_street
+from safetensors.torch import load_file
+
+import clipreid
+from clipreid.cli import main
+from clipreid.data import ConcatPixels
+from clipreid.errors import UserError
+from clipreid.model import ReIDModel
+from clipreid.training import checkpoint, stage2
+from clipreid.training import run as run_module
+from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.training.folder import read_metrics
+from clipreid.training.run import Run, open_run
+
+TUNE = TuneConfig(epochs=2, identities_per_batch=8, pictures_per_identity=2)
+PROMPT = PromptConfig(prompt_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
+    """Two sets whose identities have the same names, the second "vehicles" in VeRi's folders; a third to test on."""
+    root = tmp_path_factory.mktemp("streets")
+    paint_street(root / "street", train=9, test=3)
+    paint_street(root / "vehicles", train=3, test=3)
+    (root / "vehicles" / "train").rename(root / "vehicles" / "image_train")
+    shutil.copytree(root / "vehicles" / "test", root / "vehicles" / "image_query")
+    (root / "vehicles" / "test").rename(root / "vehicles" / "image_test")
+    paint_street(root / "abroad", train=2, test=4)
+    shutil.rmtree(root / "abroad" / "train")
+    return f"folder:{root / 'street'}", f"veri:{root / 'vehicles'}", f"folder:{root / 'abroad'}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPREID_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def recipe(name: str) -> ModuleType:
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def config(streets: tuple[str, str, str], output: Path, **more: Any) -> RunConfig:
+    return RunConfig(data=streets[:2], test=streets[2:], output=output, threads=1, **more)
+
+
+def train(run: RunConfig, tune: TuneConfig = TUNE) -> Path:
+    module = recipe("clipreid_stage2")
+    module.main(module.Stage2(run, PROMPT, tune))
+    assert run.output is not None
+    return run.output
+
+
+@pytest.fixture(scope="module")
+def finished(streets: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(config(streets, tmp_path_factory.mktemp("runs") / "both"))
+
+
+def opened(streets: tuple[str, str, str], tmp_path: Path, **more: Any) -> Run:
+    return open_run(config(streets, tmp_path / "run"), PROMPT, TuneConfig(**(vars(TUNE) | more)))
+
+
+def test_every_set_is_tested_and_the_figures_are_kept_by_name(finished: Path, streets: tuple[str, str, str]) -> None:
+    metrics = read_metrics(finished)
+    assert list(metrics) == list(streets)
+    assert all(set(models) == {"zero-shot", "stage2"} for models in metrics.values())
+    assert [metrics[name]["stage2"]["counts"]["query_identities"] for name in streets] == [3, 3, 4]
+    model = clipreid.load(finished)
+    split = clipreid.load_data(streets[2]).splits["query"]
+    features = model.embed([split.path(i) for i in range(len(split))])
+    report = clipreid.evaluate(features, features, split.metadata(), split.metadata(), protocol="cross-camera")
+    assert report.metrics["mAP"] == pytest.approx(metrics[streets[2]]["stage2"]["mAP"], abs=1e-6)
+
+
+def test_config_and_identities_name_the_sets(finished: Path, streets: tuple[str, str, str]) -> None:
+    record = json.loads((finished / "config.json").read_text())
+    assert record["flags"]["data"] == record["stage1"]["data"] == list(streets[:2])
+    assert (record["stage1"]["pictures"], record["stage1"]["identities"]) == (48, 12)
+    assert record["stage2"]["balance"] == "proportional"
+    names = clipreid.hub.load_identities(finished)[1]  # type: ignore[attr-defined]
+    assert names[:2] == ["street/0001", "street/0002"]
+    assert names[-1] == "veri/0003"
+
+
+def test_an_interrupted_run_ends_as_the_whole_one(
+    finished: Path, streets: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save: Callable[..., None] = checkpoint.save
+
+    def save_and_stop(folder: Path, name: str, *rest: Any) -> None:
+        save(folder, name, *rest)
+        if name == "stage2-00001":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config(streets, tmp_path / "again"))
+    again = train(config(streets, tmp_path / "again", resume=True))
+    for name in ("adapter/adapter_model.safetensors", "heads.safetensors", "identities.safetensors"):
+        whole, resumed = load_file(finished / name), load_file(again / name)
+        assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
+
+
+def test_other_sets_or_balance_are_refused_on_resume(streets: tuple[str, str, str], tmp_path: Path) -> None:
+    run = opened(streets, tmp_path)
+    run.note("tuning")
+    with pytest.raises(UserError, match="begun with another data"):
+        open_run(RunConfig(data=streets[:1], output=run.folder, threads=1), PROMPT, TUNE)
+    with pytest.raises(UserError, match="begun with other stage-2 settings"):
+        open_run(config(streets, run.folder, resume=True), PROMPT, TuneConfig(**(vars(TUNE) | {"balance": "equal"})))
+
+
+def test_pictures_shares_and_nouns_come_from_both(
+    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = opened(streets, tmp_path, balance="equal")
+    pixels = run.crops("bicubic")
+    assert isinstance(pixels, ConcatPixels)
+    assert pixels.shape == (48, 3, *run.backbone.image_size)
+    assert run.groups.tolist() == [0] * 36 + [1] * 12
+    cameras = run.sides[0]
+    assert set(cameras[:36].tolist()).isdisjoint(cameras[36:].tolist())
+    assert run.record["stage1"]["noun"] == "person, vehicle"
+    assert run.mixture.nouns(run.names) == ["person"] * 9 + ["vehicle"] * 3
+    assert "identities in a batch: 5 x street (person), 3 x veri (vehicle)" in capsys.readouterr().out
+
+
+def test_stage_1_alone_prints_a_command_that_names_every_set(
+    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = recipe("clipreid_stage1")
+    module.main(module.Stage1(config(streets, tmp_path / "run"), PROMPT))
+    assert f"--data {streets[0]} --data {streets[1]} --output" in capsys.readouterr().out
+
+
+def spy(patch: pytest.MonkeyPatch, place: Any, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """The arguments of every call of `place.name`, which still does its work."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    real = getattr(place, name)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return real(*args, **kwargs)
+
+    patch.setattr(place, name, watched)
+    return calls
+
+
+def test_what_the_stages_are_given(
+    streets: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A noun for each identity, the set of each picture, the balance; and at test the cameras of each set."""
+    prompts, batches = spy(monkeypatch, run_module, "learn_prompts"), spy(monkeypatch, stage2, "mixed_pk_indices")
+    seen = spy(monkeypatch, ReIDModel, "embed_parts")
+
+    def cameras() -> list[set[int]]:
+        """Of the pictures that were embedded since the last time, batch by batch, after zero-shot."""
+        found = [set(args[2].tolist()) for args, _ in seen if len(args) > 2]
+        seen.clear()
+        return found
+
+    tune = TuneConfig(**(vars(TUNE) | {"sie": "camera", "epochs": 1, "balance": "equal"}))
+    folder = train(config(streets, tmp_path / "sie"), tune)
+    assert prompts[0][1]["noun"] == ["person"] * 9 + ["vehicle"] * 3
+    groups, balance = batches[-1][0][1], batches[-1][0][6]
+    assert (groups.tolist(), balance) == ([0] * 36 + [1] * 12, "equal")
+    record = json.loads((folder / "config.json").read_text())
+    assert record["offsets"] == {streets[0]: [0, 0], streets[1]: [5, 0]}
+    assert record["model"]["cameras"] == [1, 2, 3, 4, 6, 7, 8, 9]
+    home, vehicles = {1, 2, 3, 4}, {6, 7, 8, 9}
+    assert cameras() == [home, vehicles, vehicles]  # a folder is embedded once; abroad no camera is known
+    main(["evaluate", str(folder), *(word for spec in streets for word in ("--data", spec))])
+    assert cameras() == [home, vehicles, vehicles]
+
+
+def test_mistakes_are_named(streets: tuple[str, str, str], tmp_path: Path) -> None:
+    street, vehicles, abroad = streets
+
+    def refused(*data: str, tune: TuneConfig = TUNE, **more: Any) -> str:
+        with pytest.raises(UserError) as caught:
+            open_run(RunConfig(data=data, output=tmp_path / "run", threads=1, **more), PROMPT, tune)
+        return str(caught.value)
+
+    assert f"--data {street} is given twice" in refused(street, vehicles, street)
+    assert f"{abroad} has no train split" in refused(street, abroad)
+    assert "P=16 identities a batch from 2 data sets with 9 + 3 identities" in refused(
+        street, vehicles, tune=TuneConfig(identities_per_batch=16)
+    )
+    assert f"--validate: {street} has no val split" in refused(street, vehicles, validate=True)
+    assert "works with folder:ROOT only" in refused("synthetic", pattern="x")
+
+
+def test_a_set_that_is_trained_on_is_not_tested_twice(streets: tuple[str, str, str], tmp_path: Path) -> None:
+    run = open_run(RunConfig(data=streets[:2], test=streets, output=tmp_path / "run", threads=1), PROMPT, TUNE)
+    assert [data.name for data in run.tests] == list(streets)

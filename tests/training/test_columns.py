@@ -1,0 +1,57 @@
+"""--columns: from the flag to every `hub:` set of a run, and from the run to its evaluation."""
+
+import io
+from pathlib import Path
+
+import datasets
+import pytest
+from PIL import Image
+
+from clipreid.cli import Evaluate, _tests
+from clipreid.errors import UserError
+from clipreid.training.config import RunConfig
+from clipreid.training.sets import read_sets
+
+
+@pytest.fixture
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """A set to train and test on, and another one to test on, whose columns are called pid and camid."""
+    for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH"):
+        monkeypatch.setattr(datasets.config, name, tmp_path / "hf" / name)
+    features = datasets.Features(image=datasets.Image(), pid=datasets.Value("int64"), camid=datasets.Value("int64"))
+    for number, (place, part) in enumerate((("a", "train"), ("a", "test"), ("b", "test"))):
+        rows: dict[str, list[object]] = {"image": [], "pid": [], "camid": []}
+        for who in range(2):
+            for camera in range(2):
+                buffer = io.BytesIO()
+                Image.new("RGB", (16, 32), (50 * who, 50 * camera, 50 * number)).save(buffer, "PNG")
+                rows["image"].append({"bytes": buffer.getvalue(), "path": None})
+                rows["pid"].append(10 * number + who)
+                rows["camid"].append(camera)
+        (tmp_path / place).mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / place / f"{part}.parquet")
+    return f"hub:{tmp_path / 'a'}", f"hub:{tmp_path / 'b'}"
+
+
+def test_they_reach_every_table_of_a_run(tables: tuple[str, str]) -> None:
+    own, other = tables
+    _, mixture, scored = read_sets(RunConfig(data=(own,), test=(other,), columns="identity=pid,camera=camid"))
+    assert set(mixture.sets[0].splits["train"].identities) == {"0", "1"}
+    assert [sorted(set(data.splits["query"].identities)) for data in scored] == [["10", "11"], ["20", "21"]]
+    assert [data.protocol for data in scored] == ["cross-camera", "cross-camera"]
+    with pytest.raises(UserError, match=r"no column 'identity'\. Columns found: image \(Image\), pid \(int64\)"):
+        read_sets(RunConfig(data=(own,)))
+    with pytest.raises(UserError, match="--columns names columns of tables and works with hub: only"):
+        read_sets(RunConfig(data=("synthetic",), columns="identity=pid"))
+
+
+def test_an_evaluation_takes_those_of_the_run_or_its_own(tables: tuple[str, str], tmp_path: Path) -> None:
+    own, other = tables
+    config = {"flags": {"data": [own], "test": [other], "columns": "identity=pid"}}
+    found = _tests(Evaluate(tmp_path), config)
+    assert [data.name for data in found] == [own, other]
+    assert found[1].splits["query"].cameras.tolist() == [-1] * 4
+    (given,) = _tests(Evaluate(tmp_path, data=(other,), columns="identity=pid,camera=camid"), {})
+    assert given.splits["query"].cameras.tolist() == [0, 1, 0, 1]
+    with pytest.raises(UserError, match="works with hub: only"):
+        _tests(Evaluate(tmp_path, data=("synthetic",), columns="identity=pid"), {})

@@ -1,0 +1,129 @@
+"""The train x test table: right cells, home marked, what is missing and how to get it."""
+
+import csv
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+
+from clipreid.cli import main
+from clipreid.errors import UserError
+from clipreid.training.folder import results_table
+from clipreid.training.matrix import columns_of, commands, matrix_table, read_rows, write_csv
+
+MARKET, MSMT, CROPS = "market1501:/data/Market-1501-v15.09.15", "msmt17:/data/MSMT17", "folder:/home/me/many/my crops"
+
+
+def write_run(folder: Path, data: list[str], figures: dict[str, dict[str, float]], backbone: str = "tiny-clip") -> Path:
+    """A run folder with these mAPs: {model: {test: mAP}}."""
+    folder.mkdir(parents=True)
+    config = {"clipreid": "1", "backbone": {"name": backbone, "positions": "bicubic"}, "flags": {"data": data}}
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    for model, tests in figures.items():
+        for test, value in tests.items():
+            other = {"mINP": value / 2, "rank1": value + 0.01, "rank5": value + 0.02, "rank10": value + 0.03}
+            metrics.setdefault(test, {})[model] = {"mAP": value, **other}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Path]:
+    return [
+        write_run(tmp_path / "both", [MARKET, MSMT], {"stage2": {MARKET: 0.5, MSMT: 0.3, CROPS: 0.2},
+                                                      "zero-shot": {MARKET: 0.1, MSMT: 0.05}}),
+        write_run(tmp_path / "mine", [CROPS], {"stage2": {CROPS: 0.9, MARKET: 0.25}, "zero-shot": {MARKET: 0.12}}),
+    ]  # fmt: skip
+
+
+def cells(table: str) -> dict[str, list[str]]:
+    """{first word(s) of the run's line: its cells}"""
+    lines = [line for line in table.splitlines() if "zero-shot" in line or "stage2" in line]
+    return {line.split("  ")[0]: line.split()[-3:] for line in lines}
+
+
+def test_rows_are_training_sets_and_columns_are_test_sets(runs: list[Path]) -> None:
+    table = matrix_table(read_rows(runs))
+    header = table.splitlines()[2]
+    assert header.split()[-4:] == ["market1501", "msmt17", "my", "crops"]
+    assert cells(table) == {
+        "nothing (tiny-clip)": ["12.0", "5.0", "-"],  # the better of the two runs' zero-shot
+        "market1501 + msmt17": ["50.0*", "30.0*", "20.0"],
+        "my crops": ["25.0", "-", "90.0*"],
+    }
+    assert "* = at home" in table
+    assert f"my crops = {CROPS}" in table
+    assert max(map(len, table.splitlines())) < 100
+    assert "26.0" in matrix_table(read_rows(runs), "rank1")
+
+
+def test_missing_cells_come_with_the_command_that_fills_them(runs: list[Path]) -> None:
+    both, mine = runs
+    assert [shlex.split(line) for line in commands(read_rows(runs))] == [
+        ["clipreid", "evaluate", str(both), "--data", CROPS, "--zero-shot"],
+        ["clipreid", "evaluate", str(mine), "--data", MSMT],
+    ]
+
+
+def test_other_protocols_have_columns_of_their_own_and_val_is_left_to_training(
+    runs: list[Path], tmp_path: Path
+) -> None:
+    other = {"stage2": {f"{MARKET} (no-cameras)": 0.6, f"{MARKET} (val)": 0.7}}
+    rows = read_rows([runs[1], write_run(tmp_path / "third", [MARKET], other, "hf:some/backbone")])
+    assert "market1501 (no-cameras)" in matrix_table(rows)
+    assert "70.0*" in matrix_table(rows)  # its own val is home too
+    wanted = commands(rows)
+    assert [line for line in wanted if "--protocol no-cameras" in line and str(runs[1]) in line]
+    assert not [line for line in wanted if "(val)" in line]
+    assert "nothing (hf:some/backbone)" in matrix_table(rows)  # never scored zero-shot, so all of it is missing
+
+
+def test_home_data_comes_first(runs: list[Path]) -> None:
+    rows = read_rows([runs[0]])
+    rows[1].figures["synthetic"] = rows[1].figures.pop(MARKET)
+    rows[1].figures[MARKET] = rows[1].figures["synthetic"]
+    assert columns_of(rows) == [MARKET, MSMT, CROPS, "synthetic"]
+
+
+def test_csv_has_every_figure(runs: list[Path], tmp_path: Path) -> None:
+    write_csv(read_rows(runs), tmp_path / "m.csv")
+    with open(tmp_path / "m.csv", newline="") as handle:
+        lines = list(csv.DictReader(handle))
+    assert len(lines) == 7
+    home = [line for line in lines if line["home"] == "yes"]
+    assert [(line["tested_on"], float(line["mAP"])) for line in home] == [(MARKET, 0.5), (MSMT, 0.3), (CROPS, 0.9)]
+    assert home[0]["trained_on"] == f"{MARKET} + {MSMT}"
+    assert float(home[0]["rank10"]) == pytest.approx(0.53)
+
+
+def test_command_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["matrix", *map(str, runs), "--metric", "rank1", "--csv", str(tmp_path / "m.csv")])
+    said = capsys.readouterr().out
+    assert "rank1 in percent" in said
+    assert "51.0*" in said
+    assert "to fill the cells marked -:" in said
+    assert (tmp_path / "m.csv").is_file()
+    with pytest.raises(SystemExit):
+        main(["matrix", str(runs[0]), "--csv", str(tmp_path / "no" / "m.csv")])
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="name at least one run folder"):
+        read_rows([])
+    with pytest.raises(UserError, match="both is named twice"):
+        read_rows([runs[0], runs[0]])
+    with pytest.raises(UserError, match="is not a run folder"):
+        read_rows([tmp_path])
+    (runs[0] / "metrics.json").unlink()
+    with pytest.raises(UserError, match=r"both has no metrics.json yet: finish its training"):
+        read_rows(runs)
+
+
+def test_the_table_of_a_run_stays_readable(runs: list[Path]) -> None:
+    lines = results_table(runs[0]).splitlines()
+    assert lines[2].startswith("market1501  ")
+    assert f"my crops = {CROPS}" in lines
+    assert max(map(len, lines[:7])) < 80
