@@ -16,11 +16,12 @@ assert package == site / "clipreid", f"clipreid came from {package}, not from th
 assert (package / "py.typed").is_file(), "py.typed is not in the wheel"
 assert (site / "bin" / "clipreid").is_file(), "the wheel installs no clipreid command"
 
-backbone = clipreid.load_backbone("tiny-clip")
-texts = backbone.encode_text(["a photo of a person wearing a red shirt", "a photo of a person wearing a blue shirt"])
-assert texts.shape == (2, backbone.text.embed_dim), texts.shape
-assert texts.isfinite().all()
-assert not texts[0].allclose(texts[1]), "tiny-clip gives every text the same feature"
+for name in ("tiny-clip", "tiny-siglip2"):
+    backbone = clipreid.load_backbone(name)
+    texts = backbone.encode_text(["a photo of a person wearing a red shirt", "a photo of a person in a blue shirt"])
+    assert texts.shape == (2, backbone.text.embed_dim), texts.shape
+    assert texts.isfinite().all()
+    assert not texts[0].allclose(texts[1]), f"{name} gives every text the same feature"
 
 picture = render(draw_person(np.random.default_rng(1)), make_camera("wall", 0), np.random.default_rng(2))
 assert picture.dtype == np.uint8, picture.dtype

@@ -33,11 +33,10 @@ class Backbone(nn.Module):
         logit_scale: the weights' exp(temperature parameter); logit_bias: SigLIP's bias, 0 for CLIP.
         raw_logits: True only for OpenAI's CLIP weights: image-text logits are raw dot products there,
             elsewhere cosine x logit_scale.
+        interpolation: how its pictures are resized, "bicubic" or "bilinear".
 
-    `family` is "clip", "siglip" or "image-only" (`ImageBackbone`); `interpolation` is what resizes its pictures.
+    `family` is "clip", "siglip" or "image-only" (`ImageBackbone`).
     """
-
-    interpolation = "bicubic"
 
     def __init__(
         self,
@@ -51,6 +50,7 @@ class Backbone(nn.Module):
         logit_scale: float = 1 / 0.07,
         logit_bias: float = 0.0,
         raw_logits: bool = False,
+        interpolation: str = "bicubic",
     ) -> None:
         super().__init__()
         if image.embed_dim != text.embed_dim:
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
         self.mean = mean or (CLIP_MEAN if image.has_cls else SIGLIP_MEAN)
         self.std = std or (CLIP_STD if image.has_cls else SIGLIP_STD)
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
-        self.raw_logits = raw_logits
+        self.raw_logits, self.interpolation = raw_logits, interpolation
 
     @classmethod
     def from_configs(cls, image: VisionConfig, text: TextConfig, **kwargs: Any) -> "Backbone":

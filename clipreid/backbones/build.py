@@ -29,6 +29,7 @@ class Source:
     logit_scale: float
     logit_bias: float = 0.0
     raw_logits: bool = False
+    interpolation: str = "bicubic"  # how the pictures are resized, as `clipreid.data` names it
     image_size: tuple[int, int] = DEFAULT_SIZE  # the crop to build for unless the caller says otherwise
 
 
@@ -69,6 +70,7 @@ def build(
         logit_scale=source.logit_scale,
         logit_bias=source.logit_bias,
         raw_logits=source.raw_logits,
+        interpolation=source.interpolation,
     )
 
 

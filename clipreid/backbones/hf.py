@@ -32,6 +32,7 @@ WANTED_FILES = [
     "model.safetensors",
     "model-*.safetensors",
 ]
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json keeps them
 OPENAI = "openai/clip-"  # the repositories whose weights need QuickGELU, and whose logits are raw
 CONVERT = (
     "write it again with transformers: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) makes "
@@ -86,6 +87,7 @@ def read_folder(folder: Path) -> Source:
         logit_scale=math.exp(rest["logit_scale"].item()) if "logit_scale" in rest else 1 / 0.07,
         logit_bias=rest["logit_bias"].item() if "logit_bias" in rest else 0.0,
         raw_logits=bool(ours.get("raw_logits", False)),
+        interpolation=_interpolation(preprocessor, folder),
         image_size=tuple(ours.get("image_size", DEFAULT_SIZE)),
     )
 
@@ -96,6 +98,16 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     if own.is_file():
         return _read_json(own)
     return _read_json(whole).get("image_processor", {}) if whole.is_file() else {}
+
+
+def _interpolation(preprocessor: dict[str, Any], folder: Path) -> str:
+    """Pillow's number of the filter (`resample`) as a word; bicubic where nothing is said."""
+    number = preprocessor.get("resample")
+    if number is None:
+        return "bicubic"
+    if number not in RESAMPLE:
+        raise UserError(f"{folder}: the pictures' resample is {number!r}; known are 2 (bilinear) and 3 (bicubic)")
+    return RESAMPLE[number]
 
 
 def split_state(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:

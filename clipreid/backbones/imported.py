@@ -19,14 +19,13 @@ class ImportedBackbone(Backbone):
     """
 
     text: None  # type: ignore[assignment]
-    interpolation = "bilinear"
 
     def __init__(self, config: VisionConfig) -> None:
         nn.Module.__init__(self)
         self.image, self.text, self.tokenizer = VisionTower(config), None, None
         self.name, self.family = IMPORTED, "clip"
         self.mean, self.std = SIGLIP_MEAN, SIGLIP_STD  # 0.5 each
-        self.logit_scale, self.logit_bias, self.raw_logits = 1.0, 0.0, True
+        self.logit_scale, self.logit_bias, self.raw_logits, self.interpolation = 1.0, 0.0, True, "bilinear"
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "ImportedBackbone":

@@ -12,7 +12,7 @@ TINY = ("tiny-clip", "tiny-siglip2")
 IMAGE_ONLY = ("timm", "osnet")  # sources of image towers that have no text tower
 WEIGHTS = Path(__file__).parent.parent / "weights"  # inside the package
 VALID_NAMES = """\
-  tiny-clip                          in this package
+  tiny-clip, tiny-siglip2            in this package
   open_clip:MODEL/TAG or MODEL/FILE  as open_clip:ViT-B-16-quickgelu/openai
   open_clip:FOLDER                   with open_clip_config.json and the weights
   hf:OWNER/NAME or hf:FOLDER         as hf:openai/clip-vit-base-patch16, hf:google/siglip2-base-patch16-256

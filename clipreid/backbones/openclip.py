@@ -127,6 +127,7 @@ def convert(model: nn.Module, name: str) -> Source:
         std=tuple(preprocessing["std"]),
         logit_scale=scale.exp().item(),
         logit_bias=0.0 if bias is None else bias.item(),
+        interpolation=preprocessing.get("interpolation", "bicubic"),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clipreid.backbones.backbone import Backbone
 from clipreid.backbones.build import POSITIONS
+from clipreid.backbones.hf import RESAMPLE
 from clipreid.backbones.imageonly import HOOKABLE
 from clipreid.backbones.positions import square_positions
 from clipreid.backbones.tokenizer import FastTokenizer
@@ -155,7 +156,7 @@ def _preprocessor(backbone: Backbone) -> dict[str, Any]:
         "do_resize": True,
         "do_center_crop": False,
         "size": {"height": height, "width": width},
-        "resample": 3,
+        "resample": next(number for number, word in RESAMPLE.items() if word == backbone.interpolation),
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

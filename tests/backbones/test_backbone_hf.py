@@ -92,6 +92,21 @@ def test_processor_of_version_5(clip_folder: Folder) -> None:
     assert load_backbone(f"hf:{folder}").mean == (0.48145466, 0.4578275, 0.40821073)
 
 
+@pytest.mark.parametrize(("resample", "word"), [(2, "bilinear"), (3, "bicubic"), (None, "bicubic")])
+def test_pictures_are_resized_as_the_folder_says(clip_folder: Folder, resample: int | None, word: str) -> None:
+    folder, _ = clip_folder
+    settings = {} if resample is None else {"resample": resample}
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert load_backbone(f"hf:{folder}").interpolation == word
+
+
+def test_resize_filter_that_nobody_knows(clip_folder: Folder) -> None:
+    folder, _ = clip_folder
+    (folder / "preprocessor_config.json").write_text('{"resample": 0}')
+    with pytest.raises(UserError, match=r"resample is 0; known are 2 \(bilinear\) and 3 \(bicubic\)"):
+        load_backbone(f"hf:{folder}")
+
+
 @pytest.mark.parametrize(
     "name",
     ["CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPTextModel", "SiglipVisionModel", "SiglipTextModel"],

@@ -225,7 +225,7 @@ def test_unknown_names_list_the_valid_forms(name: str, suggestion: str | None) -
         load_backbone(name)
     message = str(caught.value)
     assert message.startswith(f"unknown backbone {name!r}")
-    for form in ("tiny-clip ", "open_clip:MODEL/TAG", "open_clip:FOLDER", "hf:OWNER/NAME or hf:FOLDER"):
+    for form in ("tiny-clip, tiny-siglip2 ", "open_clip:MODEL/TAG", "open_clip:FOLDER", "hf:OWNER/NAME or hf:FOLDER"):
         assert form in message
     assert ("did you mean" in message) == (suggestion is not None)
     if suggestion:

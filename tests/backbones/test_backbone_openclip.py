@@ -80,6 +80,7 @@ def write_folder(folder: Path, model: nn.Module, **changes: Any) -> None:
     folder.mkdir()
     config = {**open_clip.get_model_config("ViT-tiny-test"), **changes}
     content = {"model_cfg": config, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    content["preprocess_cfg"]["interpolation"] = "bilinear"
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
 
@@ -94,6 +95,7 @@ def test_open_clip_folder(tiny_open_clip: Any, quick: bool) -> None:
     backbone = load_backbone(f"open_clip:{folder}/mine", image_size=64)
     assert backbone.image.config.activation == backbone.text.config.activation == ("quick_gelu" if quick else "gelu")
     assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    assert backbone.interpolation == "bilinear"
     pixels, texts = torch.randn(2, 3, 64, 64), ["a photo of a person", "hat"]
     theirs: Any = open_clip.create_model(f"local-dir:{folder}/mine")
     with torch.no_grad():

@@ -45,7 +45,7 @@ def test_transformers_and_we_read_it_alike(family: str, dtype: torch.dtype, tmp_
     from safetensors.torch import load_file
     from transformers import AutoTokenizer, CLIPModel, SiglipModel
 
-    backbone = tiny_backbone(family, mean=(0.3, 0.4, 0.5), raw_logits=True)
+    backbone = tiny_backbone(family, mean=(0.3, 0.4, 0.5), raw_logits=True, interpolation="bilinear")
     save_backbone(backbone, tmp_path / "out", dtype=dtype, image_size=(64, 32))
     assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
     stored = copy.deepcopy(backbone).to(dtype).float()  # what the stored weights can still say
@@ -66,6 +66,7 @@ def test_transformers_and_we_read_it_alike(family: str, dtype: torch.dtype, tmp_
     assert again.text.config == backbone.text.config
     assert (again.mean, again.std, again.raw_logits) == (backbone.mean, backbone.std, True)
     assert again.logit_bias == backbone.logit_bias
+    assert again.interpolation == "bilinear"
     torch.testing.assert_close(again.encode_image(pixels), stored.encode_image(pixels))
     torch.testing.assert_close(again.encode_text(texts), stored.encode_text(texts))
 

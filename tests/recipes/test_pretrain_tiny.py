@@ -50,14 +50,16 @@ def test_the_recipe_makes_a_backbone_folder(recipe: ModuleType, family: str, tmp
     assert not torch.allclose(state, further)
 
 
-def test_shipped_tiny_clip_knows_language(recipe: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip2"])
+def test_shipped_weights_know_language(recipe: ModuleType, name: str) -> None:
     """On pictures painted for this test: people and cameras that pretraining never saw."""
-    found = recipe.probe(load_backbone("tiny-clip"), captioned_pictures(300, seed=4711, processes=2))
+    found = recipe.probe(load_backbone(name), captioned_pictures(300, seed=4711, processes=2))
     assert found["text_to_image_rank1"] >= 0.25
     assert found["top_colour"] >= 0.70
 
 
-def test_shipped_weights_are_small_safetensors() -> None:
-    folder = WEIGHTS / "tiny-clip"
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip2"])
+def test_shipped_weights_are_small_safetensors(name: str) -> None:
+    folder = WEIGHTS / name
     assert {p.suffix for p in folder.iterdir()} <= {".safetensors", ".json", ".md"}
     assert sum(p.stat().st_size for p in folder.iterdir()) <= 8 * 2**20
