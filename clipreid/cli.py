@@ -51,7 +51,8 @@ class Evaluate:
     skip_bad: bool = False
     """Leave out pictures that cannot be decoded, and count them"""
     pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
-    """For file names of folder data: groups identity, camera, view (default: the run's own, for its own data)"""
+    """For file names of folder: data: groups identity, camera, view (default: the run's own, for the data it was
+    trained and tested on)"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For hub: data whose columns have other names: identity=pid,camera=camid (default: as --pattern)"""
     same_cameras: bool = False
@@ -111,8 +112,10 @@ class Matrix:
     def __call__(self) -> None:
         from clipreid.training.matrix import commands, matrix_table, read_rows, write_csv
 
-        rows = read_rows(self.runs)
-        print(matrix_table(rows, self.metric))
+        rows, left_out = read_rows(self.runs)
+        for line in left_out:
+            print(f"left out: {line}")
+        print("\n" * bool(left_out) + matrix_table(rows, self.metric))
         if missing := commands(rows):
             print("\nto fill the cells marked -:", *missing, sep="\n  ")
         if self.csv is not None:
@@ -163,6 +166,7 @@ def evaluate(flags: Evaluate) -> None:
         raise UserError(f"--zero-shot: {flags.run} was imported, and holds no backbone from before its training")
     read_metrics(flags.run)  # nothing is scored that could not be kept
     tests = _tests(flags, config)
+    _check_cameras(flags, config, tests)
     if flags.report is not None and get_protocol(flags.protocol or tests[0].protocol).captions:
         raise UserError(f"--report draws what pictures found, and the queries of {tests[0].name} are captions: "
                         "leave it out, or score pictures against pictures with --protocol market1501")  # fmt: skip
@@ -190,27 +194,20 @@ def evaluate(flags: Evaluate) -> None:
 
 def _tests(flags: Evaluate, config: dict[str, Any]) -> list[ReIDData]:
     """The data sets to score, read but not decoded."""
-    from clipreid.data import load_data
+    from clipreid.data import load_data, place, reader_flags
 
     trained = config.get("flags", {})
     own = [*trained.get("data", []), *trained.get("test", [])]
     specs = list(dict.fromkeys(flags.data or own))
     if not specs:
         raise UserError(f"{flags.run} does not say what it was trained on: name what to test on with --data")
-    folders = [spec for spec in specs if spec.startswith("folder:")]
-    if flags.pattern is not None and not folders:
-        load_data(specs[0], pattern=flags.pattern)  # says what a pattern is for
-    tables = [spec for spec in specs if spec.startswith("hub:")]
-    if flags.columns is not None and not tables:
-        load_data(specs[0], columns=flags.columns)  # says what columns are for
+    of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"))
+    kept = {place(spec): asked for spec, asked in of_run.items()}
+    noun = config.get("stage1", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
+    noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
     found = []
-    for spec in specs:
-        pattern = flags.pattern or (trained.get("pattern") if spec in trained.get("data", []) else None)
-        noun = config.get("stage1", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
-        noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
-        columns = flags.columns or (trained.get("columns") if spec in own else None)
-        data = load_data(spec, pattern=pattern if spec in folders else None, noun=noun,
-                         columns=columns if spec in tables else None)  # fmt: skip
+    for spec, asked in reader_flags(specs, flags.pattern, flags.columns).items():
+        data = load_data(spec, noun=noun, **{k: v or kept.get(place(spec), {}).get(k) for k, v in asked.items()})
         if flags.data or {"query", "gallery"} <= data.splits.keys():  # what was only trained on is not asked for
             found.append(data)
     if not found:
@@ -233,6 +230,21 @@ def _untuned(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
                              stride=record["stride"])  # fmt: skip
     plain = replace(model.config, tuning="head", sie="none")  # a fresh map is the identity
     return _on_device(ReIDModel(backbone, plain))
+
+
+def _check_cameras(flags: Evaluate, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
+    """Refuses --same-cameras where the training sets of the run have different cameras and none is the data's own."""
+    from clipreid.side import known_as
+
+    sets = config.get("flags", {}).get("data", [])
+    if not flags.same_cameras or len(sets) < 2 or config.get("model", {}).get("sie", "none") == "none":
+        return
+    for data in tests:
+        if known_as(data.name, sets) is None:
+            raise UserError(
+                f"--same-cameras: {flags.run} was trained on several data sets ({', '.join(sets)}), and nothing says "
+                f"which of them has the cameras of {data.name}: leave the flag out, or name one of them with --data"
+            )
 
 
 def _sides(model: ReIDModel, data: ReIDData, flags: Evaluate, config: dict[str, Any]) -> tuple[int, int] | None:

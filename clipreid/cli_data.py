@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class Check:
     """Find what is wrong with a data set, all of it; exit status 0 only when it is fit for its protocol.
 
+    Status 1: faults, one of which is that there are no test pictures (query and gallery), so that no protocol could be
+    checked. Status 2: a mistake in what was typed.
+
     Undecodable files, wrong names, copies within and across splits, people in train and test, queries without a
     match, counts other than the official ones, odd formats. Every picture is decoded once.
     """
@@ -83,13 +86,15 @@ def check(flags: Check) -> bool:
     """`clipreid data check`: prints the report; returns whether the data set is fit for its protocol.
 
     Raises:
-        UserError: a name that means nothing, or files that cannot be written.
+        UserError: a name or a flag that means nothing, or files that cannot be written.
     """
     from clipreid.data.check import read_and_check
+    from clipreid.data.sheet import check_sheet, draw_sheet
 
-    for file in (flags.sheet, flags.json):
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError(f"{file}: the folder {file.absolute().parent} does not exist")
+    _check_writable("--sheet", flags.sheet)
+    _check_writable("--json", flags.json)
+    if flags.sheet is not None:
+        check_sheet(flags.sheet)
     if flags.threads is not None and flags.threads < 1:
         raise UserError(f"--threads {flags.threads}: must be at least 1")
     told = _progress if sys.stderr.isatty() else None
@@ -98,25 +103,47 @@ def check(flags: Check) -> bool:
         report = report.with_findings(_from_protocol(data, report))
     print(report)
     if flags.json is not None:
-        flags.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        try:
+            flags.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
+        except OSError as error:
+            raise UserError(f"--json {flags.json} cannot be written ({error.strerror or error})") from error
         print(f"written: {flags.json}")
     if flags.sheet is not None and data is not None:
-        from clipreid.data.sheet import draw_sheet
-
         draw_sheet(data, flags.sheet)
         print(f"written: {flags.sheet}")
     return report.fit
 
 
+def _check_writable(flag: str, file: Path | None) -> None:
+    """Refuses, before anything slow, what cannot be written at the end. A file that is there stays as it is."""
+    if file is None:
+        return
+    if not file.absolute().parent.is_dir():
+        raise UserError(f"{flag} {file}: the folder {file.absolute().parent} does not exist")
+    if file.is_dir():
+        raise UserError(f"{flag} {file} is a folder: name a file")
+    new = not file.exists()
+    try:
+        file.open("ab").close()
+        if new:
+            file.unlink()
+    except OSError as error:
+        raise UserError(f"{flag} {file} cannot be written ({error.strerror}): name another file") from error
+
+
 def _from_protocol(data: ReIDData, report: CheckReport) -> list[Finding]:
     """What only the protocol knows: queries that find nothing, and why. No fault where they were published so."""
     from clipreid.data.findings import Finding
+    from clipreid.evaluation.gaps import check_captions
+    from clipreid.evaluation.protocols import get_protocol
     from clipreid.evaluation.unmatched import unmatched
 
     if not {"query", "gallery"} <= data.splits.keys():
         return []
     query, gallery = data.splits["query"], data.splits["gallery"]
     try:
+        if get_protocol(data.protocol).captions:
+            check_captions(query.captions, data.name)
         lost = unmatched(query, gallery, data.protocol)
     except UserError as error:
         return [Finding("fault", "cannot be scored", str(error))]

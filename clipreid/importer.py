@@ -158,7 +158,10 @@ def _check_names(state: dict[str, Tensor], checkpoint: Path) -> None:
 def _sides(
     table: Tensor | None, kind: str | None, views: int | None, checkpoint: Path
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Numbers of the cameras and views that the rows of `cv_embed` [S, C] or [S, 1, C] belong to."""
+    """The camera and the view of each row of `cv_embed` [S, C] or [S, 1, C], as `SideEmbedding` takes them.
+
+    The published row of a pair is camera index * number of views + view index.
+    """
     if table is None:
         if kind is not None:
             raise UserError(f"--sie {kind}: {checkpoint} has no cv_embed, it was trained without side information")
@@ -169,7 +172,7 @@ def _sides(
             given = f"{views} views do" if views else "--views is not given, so that this does"
             raise UserError(f"--sie camera+view: cv_embed has {rows} rows, and {given} not tell the number of cameras: "
                             "give --views N with N x cameras = rows")  # fmt: skip
-        return tuple(range(1, rows // views + 1)), tuple(range(views))
+        return tuple(row // views + 1 for row in range(rows)), tuple(row % views for row in range(rows))
     if views is not None and not (kind == "view" and views == rows):
         raise UserError(f"--views {views} does not go with --sie {kind or 'camera'} and the {rows} rows of cv_embed")
     return ((), tuple(range(rows))) if kind == "view" else (tuple(range(1, rows + 1)), ())

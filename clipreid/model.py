@@ -48,8 +48,8 @@ class ModelConfig:
     interpolation: str = "bicubic"  # of test crops
     sie: Side = "none"  # side information embedding of the CLS token: none | camera | view | camera+view
     sie_coefficient: float = 1.0
-    cameras: tuple[int, ...] = ()  # their numbers in the training set, where they are embedded
-    views: tuple[int, ...] = ()
+    cameras: tuple[int, ...] = ()  # of each row of the embedding, as numbered in the training set
+    views: tuple[int, ...] = ()  # the same; of camera+view both are as long, and (camera, view) are the trained pairs
 
     def __post_init__(self) -> None:
         for what, value, valid in (

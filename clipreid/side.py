@@ -1,6 +1,6 @@
 """Side information embedding (SIE): where a picture was taken, told to the image tower at its CLS token.
 
-B pictures, T tokens (CLS first), C tower width, S = cameras, views, or cameras x views.
+B pictures, T tokens (CLS first), C tower width, S = cameras, views, or pairs of both.
 """
 
 from __future__ import annotations
@@ -23,24 +23,30 @@ class SideEmbedding(nn.Module):
 
     As in CLIP-ReID (arXiv 2211.13977, section 4.2) it is multiplied by a coefficient and added to the CLS token
     alone, before the first norm; drawn from a normal distribution of std 0.02 cut off at two. A camera or view
-    that is unknown (-1) or was never trained on takes part with the mean over all of them.
+    that is unknown (-1) or was never trained on takes part with the mean over all of them. A pair that was never
+    trained on gets the mean of the rows that have its camera or its view.
 
     Args:
-        cameras, views: the numbers they have in the training set; () where that side is not embedded. The row of
-            a pair is `index of camera * number of views + index of view`.
+        cameras, views: the camera and the view that each row [S] stands for, as numbered in the training set; () where
+            that side is not embedded.
         width: C.
         coefficient: on the embedding.
 
     Raises:
-        UserError: neither cameras nor views.
+        UserError: neither cameras nor views; not as many of one as of the other.
     """
 
     def __init__(self, cameras: Sequence[int], views: Sequence[int], width: int, coefficient: float = 1.0) -> None:
         super().__init__()
         if not (len(cameras) or len(views)):
             raise UserError("a side information embedding needs the numbers of the cameras or views it embeds")
+        if len(cameras) and len(views) and len(cameras) != len(views):
+            raise UserError(
+                f"a side information embedding of pairs got {len(cameras)} cameras and {len(views)} views: "
+                "name the camera and the view of each pair that was trained on"
+            )
         self.coefficient = coefficient
-        self.table = nn.Parameter(torch.empty(max(len(cameras), 1) * max(len(views), 1), width))  # [S, C]
+        self.table = nn.Parameter(torch.empty(max(len(cameras), len(views)), width))  # [S, C]
         nn.init.trunc_normal_(self.table, std=0.02)
         self.cameras: Tensor
         self.views: Tensor
@@ -49,9 +55,12 @@ class SideEmbedding(nn.Module):
 
     def forward(self, cameras: Tensor | None, views: Tensor | None, count: int) -> Tensor:
         """Camera and view numbers [B] (None: all unknown) of B = count pictures to their embeddings [B, C]."""
-        by_camera, by_view = _shares(self.cameras, cameras, count), _shares(self.views, views, count)
-        shares = (by_camera[:, :, None] * by_view[:, None]).flatten(1)  # [B, S], each row sums to 1
-        return self.coefficient * shares @ self.table
+        fits = [_fits(*side, count) for side in ((self.cameras, cameras), (self.views, views)) if len(side[0])]
+        both = torch.stack(fits).all(0)  # [B, S]: the row of the camera, of the view, or of the pair
+        either = torch.stack(fits).any(0)
+        rows = torch.where(both.any(1, keepdim=True), both, either)
+        rows = torch.where(rows.any(1, keepdim=True), rows, True).float()
+        return self.coefficient * (rows / rows.sum(1, keepdim=True)) @ self.table
 
     def hook(self, cameras: Tensor | None, views: Tensor | None) -> Callable[[Tensor], Tensor]:
         """For hook 0 of `VisionTower`: adds the embeddings to the first token of [B, T, C]."""
@@ -63,14 +72,11 @@ class SideEmbedding(nn.Module):
         return add
 
 
-def _shares(known: Tensor, given: Tensor | None, count: int) -> Tensor:
-    """What each known number [n] contributes, [B, n]: all of the one that is given, or equal parts of every one."""
-    if not len(known):
-        return torch.ones(count, 1, device=known.device)
+def _fits(known: Tensor, given: Tensor | None, count: int) -> Tensor:
+    """Which rows [S] stand for the number that is given, bool [B, S]; none for an unknown one."""
     if given is None:
         given = torch.full((count,), -1)
-    found = given.to(known.device)[:, None] == known  # [B, n]
-    return torch.where(found.any(1, keepdim=True), found.float(), 1 / len(known))
+    return given.to(known.device)[:, None] == known
 
 
 def check_cls(kind: str, family: str, backbone: str) -> None:
@@ -83,29 +89,39 @@ def check_cls(kind: str, family: str, backbone: str) -> None:
 
 
 def known_numbers(kind: str, cameras: Numbers, views: Numbers) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The cameras and views of the training pictures that `--sie` embeds, sorted, without the unknown ones (-1).
+    """The cameras and views of the training pictures that `--sie` embeds, as `SideEmbedding` takes them, sorted.
+
+    Both as long as the other for "camera+view": the pairs that occur, of pictures with both known. Unknown ones (-1)
+    are left out.
 
     Raises:
-        UserError: `kind` asks for a side that no training picture knows.
+        UserError: `kind` asks for a side that no training picture knows, or for both where none knows both.
     """
-    found = []
-    for side, numbers in (("camera", cameras), ("view", views)):
-        wanted = side in kind.split("+")
-        chosen = tuple(number for number in np.unique(np.asarray(numbers)).tolist() if wanted and number >= 0)
-        if wanted and not chosen:
+    sides = {"camera": np.asarray(cameras), "view": np.asarray(views)}
+    wanted = [side for side in sides if side in kind.split("+")]
+    for side in wanted:
+        if not (sides[side] >= 0).any():
             raise UserError(f"--sie {kind}: no training picture has a known {side}: choose --sie none or another kind")
-        found.append(chosen)
-    return found[0], found[1]
+    if not wanted:
+        return (), ()
+    numbers = np.stack([sides[side] for side in wanted], axis=1)  # [N, 1 or 2]
+    rows = np.unique(numbers[(numbers >= 0).all(1)], axis=0)  # [S, 1 or 2]
+    if not len(rows):
+        raise UserError(
+            f"--sie {kind}: no training picture has both a known camera and a known view: choose --sie camera or view"
+        )
+    found = {side: tuple(rows[:, nth].tolist()) for nth, side in enumerate(wanted)}
+    return found.get("camera", ()), found.get("view", ())
 
 
 def known_as(spec: str, trained: Sequence[str]) -> str | None:
     """Which of the data sets `trained` on has the cameras of `spec`, by their numbers; None = none of them.
 
-    The same name, or the same public data set at another place; camera 3 of one set is not camera 3 of another.
+    The same place, or the same public data set at another; camera 3 of one set is not camera 3 of another.
     """
-    from clipreid.data.readers import LAYOUTS
+    from clipreid.data.readers import LAYOUTS, place
 
-    if spec in trained:
-        return spec
-    kind = spec.partition(":")[0]
+    kind, home = spec.partition(":")[0], {place(name): name for name in trained}
+    if place(spec) in home:
+        return home[place(spec)]
     return next((name for name in trained if kind in LAYOUTS and name.partition(":")[0] == kind), None)

@@ -10,6 +10,7 @@ What comes out: `identities.safetensors` in the run folder, with the prompts [I,
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 import tyro
@@ -29,8 +30,9 @@ def main(config: Stage1) -> None:
     run = open_run(config.run, config.prompt)
     text_bank(run, config.prompt)
     run.log.say(f"\nrun folder: {run.folder}\nnext, with the same --seed, --preset, ... where you gave any:")
-    run.log.say(f"  accelerate launch recipes/clipreid_stage2.py --backbone {config.run.backbone} "
-                f"{' '.join(f'--data {spec}' for spec in run.config.data)} --output {run.folder}")  # fmt: skip
+    data = [word for spec in run.config.data for word in ("--data", spec)]
+    words = ["--backbone", config.run.backbone, *data, "--output", str(run.folder)]
+    run.log.say(f"  accelerate launch recipes/clipreid_stage2.py {shlex.join(words)}")
     run.accelerator.end_training()
 
 

@@ -18,19 +18,23 @@ Shapes: P identities x K pictures make a batch of G pictures; E embedding, I ide
 
 from __future__ import annotations
 
+import json
+import shlex
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 import tyro
 
+from clipreid.evaluation import get_protocol
 from clipreid.hub import IDENTITIES, load_identities, model_record, save_identities, save_model
 from clipreid.model import ModelConfig, ReIDModel, Tuning
 from clipreid.side import known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
-from clipreid.training.folder import results_table
+from clipreid.training.folder import evaluate_command, results_table
 from clipreid.training.harness import launch
 from clipreid.training.run import Run, measure, open_run, text_bank
+from clipreid.training.sets import VAL
 from clipreid.training.stage1 import text_scale
 from clipreid.training.stage2 import lora_drift, tune
 
@@ -75,8 +79,8 @@ def main(config: Stage2) -> None:
     measure(run, model, "stage2")
     run.note("finished", model=model_record(model.config))
     run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:")
-    run.log.say(f"  clipreid evaluate {run.folder} --data {run.config.data[0]} --report {run.folder}/report")
-    run.log.say(f'  python -c \'import clipreid; print(clipreid.load("{run.folder}").embed(["a.jpg"]))\'')
+    for line in next_commands(run):
+        run.log.say(f"  {line}")
     run.accelerator.end_training()
 
 
@@ -96,6 +100,18 @@ def report_drift(run: Run, model: ReIDModel) -> None:
     run.log.say(f"adapter moved |dW|/|W| by {min(drift.values()):.1%} to {max(drift.values()):.1%} of the weights")
     if max(drift.values()) < 1e-3:
         run.log.say("warning: the adapter hardly moved; raise --rate or --epochs")
+
+
+def next_commands(run: Run) -> list[str]:
+    """What to type once the run is finished: to score it again, where it has a test, and to embed with it."""
+    lines = []
+    tests = [data for data in (*run.tests, *run.read.sets) if {"query", "gallery"} <= data.splits.keys()]
+    for data in [data for data in tests if not data.name.endswith(VAL)][:1]:
+        drawn = not get_protocol(data.protocol).captions  # ranked lists show what pictures found
+        report = ["--report", str(run.folder / "report")] if drawn else []
+        lines.append(evaluate_command(run.folder, [data.name], *report, *["--skip-bad"] * run.config.skip_bad))
+    code = f'import clipreid; print(clipreid.load({json.dumps(str(run.folder))}).embed(["a.jpg"]))'
+    return [*lines, shlex.join(["python", "-c", code])]
 
 
 if __name__ == "__main__":

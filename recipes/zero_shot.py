@@ -30,13 +30,13 @@ import torch
 import tyro
 
 from clipreid.backbones import Backbone, ImageTower, load_backbone
-from clipreid.data import ReIDData, load_data
+from clipreid.data import ReIDData, load_data, reader_flags
 from clipreid.errors import UserError, told_plainly
 from clipreid.evaluation import format_table
 from clipreid.evaluation.cost import gflops, latency, parameters
 from clipreid.evaluation.score import ZERO_SHOT, score
 from clipreid.model import ModelConfig, ReIDModel
-from clipreid.training.harness import set_threads
+from clipreid.training.harness import check_writable, set_threads
 
 Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data A B and --data A --data B are the same
 
@@ -58,6 +58,10 @@ class ZeroShot:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
     """Of the noise that the time is taken with; nothing else is random"""
+    pattern: str | None = None
+    """Regular expression for file names of folder: data, with the groups identity, camera, view"""
+    columns: str | None = None
+    """Which column is which in hub: data, where a table has other names: identity=pid,camera=camid,..."""
     skip_bad: bool = False
     """Leave out pictures that cannot be decoded"""
 
@@ -101,14 +105,20 @@ def noted(failed: list[str], what: str) -> Iterator[None]:
 def main(config: ZeroShot) -> None:
     torch.manual_seed(config.seed)
     set_threads(config.threads)
-    if config.output is not None and config.output.is_dir():
-        raise UserError(f"--output {config.output} is a folder: give a file, such as {config.output / 'zero_shot.csv'}")
+    if config.output is not None:
+        check_writable(config.output, "zero_shot.csv")
     if config.batch_size < 1:
         raise UserError(f"--batch-size {config.batch_size}: must be at least 1")
     names = [name for given in config.backbones for name in given] or ["tiny-clip"]
-    tests = [load_data(spec) for given in config.data for spec in given] or [load_data("synthetic")]
+    specs = [spec for given in config.data for spec in given] or ["synthetic"]
     table: list[dict[str, Any]] = []
     failed: list[str] = []
+    tests: list[ReIDData] = []
+    for spec, flags in reader_flags(specs, config.pattern, config.columns).items():
+        with noted(failed, spec):
+            tests.append(load_data(spec, **flags))
+    if not tests:
+        raise UserError("no data is left to test on:\n  " + "\n  ".join(failed))
     for name in names:  # one backbone in memory at a time
         with noted(failed, name):
             model = zero_shot_model(load_backbone(name, image_size=config.image_size)).to(config.device)
@@ -121,7 +131,6 @@ def main(config: ZeroShot) -> None:
     print(f"\n{format_table(by_data)}")
     print(f"\nms: per crop, in batches of {config.batch_size}, {torch.get_num_threads()} threads, {config.device}")
     if config.output is not None and table:
-        config.output.parent.mkdir(parents=True, exist_ok=True)
         with config.output.open("w", newline="") as file:
             writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
             writer.writeheader()

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -145,8 +146,58 @@ def test_mistakes_in_the_flags(street: Path, tmp_path: Path, capsys: Capture) ->
     assert f"the folder {tmp_path / 'no'} does not exist" in capsys.readouterr().err
     assert checked(f"folder:{street}", "--threads", "0") == 2
     assert "--threads 0: must be at least 1" in capsys.readouterr().err
+    assert checked(f"folder:{tmp_path / 'no'}") == 2
+    assert f"{tmp_path / 'no'} does not exist" in capsys.readouterr().err
+    assert checked(f"folder:{street}", "--columns", "identity=pid") == 2
+    assert "error: --columns names columns" in capsys.readouterr().err
     assert checked(f"folder:{tmp_path}") == 1  # no such layout: a finding
     assert "fault: cannot be read: folder:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--json", "--sheet"])
+def test_what_cannot_be_written_is_refused_at_the_start(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("clipreid.data.check.read_and_check", lambda *_: pytest.fail("the data was looked at"))
+    assert checked("synthetic", flag, tmp_path) == 2
+    assert f"error: {flag} {tmp_path} is a folder: name a file" in capsys.readouterr().err
+    locked = tmp_path / "locked.png"
+    plain = Path.open
+
+    def refuse(path: Path, *how: Any, **more: Any) -> Any:  # permissions do not bind a test that runs as root
+        if path == locked:
+            raise PermissionError(13, "Permission denied")
+        return plain(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert checked("synthetic", flag, locked) == 2
+    assert f"error: {flag} {locked} cannot be written (Permission denied): name another" in capsys.readouterr().err
+    kept = tmp_path / "kept.png"
+    kept.write_text("mine")
+    assert checked("synthetic", flag, kept, "--threads", 0) == 2
+    assert checked("synthetic", flag, tmp_path / "new.png", "--threads", 0) == 2
+    assert [(path.name, path.read_text()) for path in tmp_path.glob("*.png")] == [("kept.png", "mine")]
+
+
+def test_a_sheet_of_no_format_is_refused_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr("clipreid.data.check.read_and_check", lambda *_: pytest.fail("the data was looked at"))
+    assert checked("synthetic", "--sheet", tmp_path / "sheet.what") == 2
+    assert "sheet.what cannot be written (its name says no format): give a name such as" in capsys.readouterr().err
+
+
+def test_what_evaluate_refuses_is_no_fit(street: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    folders = {"train": "train", "query": "query", "gallery": "gallery"}
+    for protocol, why in (
+        ("aerial-ground", "needs the column 'view', and none is known in query or gallery: add it, or choose another"),
+        ("text-to-image", "4 of 4 query pictures have no caption, and captions ask here: add them"),
+    ):
+        monkeypatch.setitem(LAYOUTS, "mini", Layout("mini", folders, MARKET, protocol))
+        assert checked(f"mini:{street}") == 1
+        said = capsys.readouterr().out
+        assert "fault: cannot be scored: " in said
+        assert why in said
 
 
 def test_convert_and_read_back(street: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -170,7 +221,10 @@ def test_columns_reach_the_reader(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "set" / "metadata.csv").write_text("file_name,pid\na.jpg,7\n")
     assert checked(f"hub:{tmp_path / 'set'}") == 1
     assert "--columns identity=pid" in capsys.readouterr().out
-    assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=pid") == 0
+    assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=pid") == 1
+    said = capsys.readouterr().out
+    assert "1 pictures       1 identities" in said
+    assert "fault: nothing to test on: no query and no gallery, so no protocol was checked" in said
 
 
 def test_help_stays_quick_to_import() -> None:

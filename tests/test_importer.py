@@ -139,7 +139,7 @@ def test_cameras_and_views_together(tmp_path: Path) -> None:
     save(state, tmp_path)
     import_checkpoint(file, tmp_path / "run", sie="camera+view", views=3)
     model = clipreid.load(tmp_path / "run")
-    assert (model.config.cameras, model.config.views) == ((1, 2), (0, 1, 2))
+    assert (model.config.cameras, model.config.views) == ((1, 1, 1, 2, 2, 2), (0, 1, 2, 0, 1, 2))
     found = model.embed(noise((256, 256)), cameras=[2, 1, 2], views=[0, 2, 2])
     expected = original(state, noise((256, 256)), 16, state["cv_embed"][[3, 2, 5]])
     assert (found - expected).abs().max() < 1e-5

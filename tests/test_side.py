@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +38,7 @@ def pictures(count: int = 4) -> Tensor:
 
 def make(folder: Path, tuning: Any = "lora", sie: Any = "camera", **more: Any) -> ReIDModel:
     numbers: dict[str, Any] = {"camera": {"cameras": (2, 5, 7)}, "view": {"views": (0, 1)}, "none": {}}
-    numbers["camera+view"] = numbers["camera"] | numbers["view"]
+    numbers["camera+view"] = {"cameras": (2, 2, 5, 5, 7, 7), "views": (0, 1, 0, 1, 0, 1)}
     config = ModelConfig(tuning, lora_rank=4, sie=sie, **numbers[sie], **more)
     return ReIDModel(load_backbone(f"hf:{folder}"), config, identities=3).eval()
 
@@ -46,17 +47,19 @@ def make(folder: Path, tuning: Any = "lora", sie: Any = "camera", **more: Any) -
 
 
 def test_start_is_truncated_normal_and_of_the_right_size() -> None:
-    embedding = SideEmbedding(range(200), range(4), 64)
+    embedding = SideEmbedding([n // 4 for n in range(800)], [n % 4 for n in range(800)], 64)
     assert embedding.table.shape == (800, 64)
     assert embedding.table.std().item() == pytest.approx(0.02, rel=0.02)
     assert abs(embedding.table.mean().item()) < 1e-3
     assert SideEmbedding([], [3, 1], 8).table.shape == (2, 8)
     with pytest.raises(UserError, match="needs the numbers of the cameras or views"):
         SideEmbedding([], [], 8)
+    with pytest.raises(UserError, match="pairs got 3 cameras and 2 views: name the camera and the view of each pair"):
+        SideEmbedding([1, 2, 3], [0, 1], 8)
 
 
 def test_rows_by_number_and_the_mean_for_the_unknown() -> None:
-    embedding = SideEmbedding((2, 5), (0, 1, 4), 8, coefficient=3.0)
+    embedding = SideEmbedding((2, 2, 2, 5, 5, 5), (0, 1, 4, 0, 1, 4), 8, coefficient=3.0)
     rows = embedding.table.detach().view(2, 3, 8)  # camera, view
     cameras, views = torch.tensor([5, 2, -1, 9, 5, -1]), torch.tensor([0, 4, 1, 1, -1, -1])
     expected = [rows[1, 0], rows[0, 2], rows[:, 1].mean(0), rows[:, 1].mean(0), rows[1].mean(0), rows.mean((0, 1))]
@@ -65,6 +68,21 @@ def test_rows_by_number_and_the_mean_for_the_unknown() -> None:
     assert torch.equal(found[:2], 3 * torch.stack(expected[:2]))  # a known pair gets its row, bit for bit
     torch.testing.assert_close(embedding(None, None, 2), 3 * rows.mean((0, 1)).expand(2, 8), atol=1e-7, rtol=1e-6)
     torch.testing.assert_close(embedding(cameras, None, 6)[0], 3 * rows[1].mean(0), atol=1e-7, rtol=1e-6)
+
+
+def test_pairs_that_never_occurred_have_no_part() -> None:
+    """Camera 5 was never seen from view 4: such pictures take what is known of either, and no random row dilutes."""
+    cameras, views = torch.tensor([5, 2, 2, 2, 7, -1]), torch.tensor([0, 4, 0, 0, -1, 0])
+    pairs = known_numbers("camera+view", cameras, views)
+    assert pairs == ((2, 2, 5), (0, 4, 0))
+    embedding = SideEmbedding(*pairs, 8)
+    rows = embedding.table.detach()
+    cases = {(5, 0): [2], (5, 4): [1, 2], (2, -1): [0, 1], (-1, 0): [0, 2], (7, 0): [0, 2], (7, 9): [0, 1, 2]}
+    found = embedding(torch.tensor([c for c, _ in cases]), torch.tensor([v for _, v in cases]), len(cases))
+    torch.testing.assert_close(found, torch.stack([rows[which].mean(0) for which in cases.values()]))
+    message = r"--sie camera\+view: no training picture has both a known camera and a known view: choose --sie cam"
+    with pytest.raises(UserError, match=message):
+        known_numbers("camera+view", [1, -1], [-1, 0])
 
 
 def test_only_cls_is_changed() -> None:
@@ -92,6 +110,8 @@ def test_whose_cameras_are_known() -> None:
     assert known_as("folder:/b", ["folder:/a"]) is None
     assert known_as("market1501:/here", ["folder:/there"]) is None
     assert known_as("market1501:/here", []) is None
+    assert known_as("folder:/a/", ["folder:/b", "folder:/a"]) == "folder:/a"
+    assert known_as("hub:owner/a", ["hub:owner/b"]) is None
 
 
 # In the model -----------------------------------------------------------------------------------------------------
@@ -164,7 +184,7 @@ def test_a_run_keeps_the_embedding_and_the_numbers(tiny_folder: Folder, tmp_path
     config = {"clipreid": "0", "status": "finished", "backbone": record, "model": model_record(model.config)}
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = clipreid.load(tmp_path)
-    assert (again.config.cameras, again.config.views) == ((2, 5, 7), (0, 1))
+    assert (again.config.cameras, again.config.views) == ((2, 2, 5, 5, 7, 7), (0, 1, 0, 1, 0, 1))
     known: dict[str, Any] = {"cameras": [2, 5, 7, 7], "views": [0, 1, 1, -1]}
     assert (again.embed(pictures(), **known) - model.embed(pictures(), **known)).abs().max() < 1e-6
     assert (again.embed(pictures()) - model.embed(pictures())).abs().max() < 1e-6
@@ -195,7 +215,7 @@ def test_zero_shot_is_scored_without_it_and_stage_2_with_it(street: Path, tmp_pa
     spec.loader.exec_module(recipe)
     flags = TuneConfig(prompts="none", sie="camera", sie_coefficient=30.0, identities_per_batch=4)
     elsewhere = tmp_path / "elsewhere"
-    elsewhere.symlink_to(street)  # the same pictures, but who would know that the cameras are the same?
+    shutil.copytree(street, elsewhere)  # the same pictures, but who would know that the cameras are the same?
     asked = config(street, tmp_path, tiny_folder("clip"), test=(f"folder:{elsewhere}",))
     run = open_run(asked, PromptConfig(), flags)
     model = recipe.build_model(run, flags)

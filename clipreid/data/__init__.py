@@ -6,7 +6,7 @@ from clipreid.data.crops import SCHEMA, ReIDData, Split, check_trainable, relabe
 from clipreid.data.mixing import ConcatPixels, Mixture, Pixels, join_pixels, raise_known, short_names
 from clipreid.data.pictures import read_picture, to_pixels
 from clipreid.data.pk import mixed_pk_indices, pk_indices, process_slice, set_shares
-from clipreid.data.readers import load_data
+from clipreid.data.readers import load_data, place, reader_flags
 from clipreid.data.seeds import seed_for
 
 __all__ = [
@@ -25,9 +25,11 @@ __all__ = [
     "normalise",
     "pixel_cache",
     "pk_indices",
+    "place",
     "process_slice",
     "raise_known",
     "read_picture",
+    "reader_flags",
     "relabel",
     "seed_for",
     "set_shares",

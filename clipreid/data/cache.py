@@ -41,10 +41,6 @@ class PixelCache:
     kept: torch.Tensor
     bad: list[tuple[str, str]]
 
-    def batch(self, rows: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, 3, H, W] of the rows, int64 [B], of `pixels`; ten times as fast as `pixels[rows]`."""
-        return self.pixels.index_select(0, rows)
-
 
 def pixel_cache(
     split: Split,

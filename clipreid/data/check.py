@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from clipreid.data.crops import ReIDData, Split
+from clipreid.data.custom import OVERLAP, UNTESTED
 from clipreid.data.duplicates import exact_groups, find_blank, near_pairs
 from clipreid.data.findings import CheckReport, Finding
 from clipreid.data.folders import count, differences
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.mapping import Columns
 from clipreid.data.problems import Problem, collected
-from clipreid.data.readers import load_data
+from clipreid.data.readers import check_request, load_data
 from clipreid.data.scan import Scan, scan
 from clipreid.errors import UserError
 
@@ -50,14 +51,13 @@ def read_and_check(
     """Reads what can be read of `NAME:ROOT`, passing over what readers refuse, and checks it.
 
     Returns the report, and the data as far as it could be read (None where the reader gave up, which is then a fault).
-    progress: called as progress(pictures done, all). Raises `UserError` only for a name that means nothing.
+    progress: called as progress(pictures done, all). Raises `UserError` only for names, flags and roots that cannot be.
     """
+    check_request(spec, pattern, columns=columns)
     with collected() as problems:
         try:
             data = load_data(spec, pattern=pattern, columns=columns)
         except UserError as error:
-            if "unknown data" in str(error):
-                raise
             gave_up = Finding("fault", "cannot be read", str(error))
             return CheckReport(spec, "", "", (), (gave_up, *_from_reading(problems))), None
     return check(data, problems, threads, progress), data
@@ -80,7 +80,7 @@ def check(
     if official:
         findings.append(Finding("fault", "not the official data set", "counts differ", tuple(official)))
     findings += [*_from_files(seen), *_from_duplicates(data, seen), *_from_labels(data, seen)]
-    told = (*official, *(note for note in data.notes if "in train and in the test set" in note))
+    told = (*official, *(note for note in data.notes if OVERLAP in note or note == UNTESTED))
     findings += [Finding("note", "said by the reader", note) for note in data.notes if note not in told]
     published = layout is not None and bool(layout.official) and not official
     report = CheckReport(data.name, data.protocol, seen.root, tuple(_describe(data, seen)), (), published)
@@ -212,6 +212,9 @@ def _relation(
 
 def _from_labels(data: ReIDData, seen: Scan) -> list[Finding]:
     findings = []
+    if not data.splits.keys() & set(TESTED):
+        why = "no query and no gallery, so no protocol was checked; to train on it, name other data with --test"
+        findings.append(Finding("fault", "nothing to test on", why))
     files = {name: _first_files(split, seen.index[name], seen) for name, split in data.splits.items()}
     tested = {who: file for name in reversed(TESTED) if name in files for who, file in files[name].items()}
     for other, held, severity in (("test", tested, "fault"), ("val", files.get("val", {}), "note")):

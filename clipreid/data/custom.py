@@ -16,6 +16,11 @@ from clipreid.data.problems import tolerate
 from clipreid.errors import UserError
 
 SPLITS = ("train", "val", "query", "gallery", "test")
+JUNK = "-1"  # an identity: neither right nor wrong, as in Market-1501
+OVERLAP, UNTESTED = (  # of notes, which a check says in its own way
+    "identities are in train and in the test set",
+    "no test pictures: there is nothing to evaluate on",
+)
 COLUMNS = ("image", "identity", "camera", "view", "split", "caption", "clothes")
 VEHICLES = re.compile(r"(?:car|truck|bus|motorcycle|motorbike|van|vehicle|suv|sedan|taxi|lorry|scooter)s?")
 
@@ -41,9 +46,14 @@ def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
     """A table with the columns image (path relative to the file) and identity; camera, view, split, caption, clothes.
 
     split is one of train, val, query, gallery, test (= query and gallery at once); without it all is train.
-    Empty cameras and views are unknown. Raises `UserError` naming the line.
+    Empty cameras and views are unknown; pictures of identity -1 are junk and left out. Raises `UserError` naming the
+    line.
     """
     rows, ignored = _csv_rows(file)
+    junk = sum(row["identity"] == JUNK for row in rows)
+    rows = [row for row in rows if row["identity"] != JUNK]
+    if not rows:
+        raise UserError(f"{file}: every identity is {JUNK}, which marks junk: no pictures")
     names = {row["split"] for row in rows}
     if "test" in names and names & {"query", "gallery"}:
         raise UserError(f"{file}: the column split has test beside query or gallery; use one or the other")
@@ -64,6 +74,7 @@ def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
                 clothes=[row["clothes"] for row in chosen],
             )
     notes = [f"columns not read: {', '.join(ignored)}"] if ignored else []
+    notes += [f"{junk:,d} pictures of identity {JUNK} left out (junk)"] if junk else []
     return custom_data(spec, splits, "test" in names, noun, notes)
 
 
@@ -79,7 +90,7 @@ def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | 
     protocol, about_cameras = custom_protocol(splits, doubled)
     notes = [*notes, *about_cameras, *overlap_notes(splits)]
     if "gallery" not in splits:
-        notes.append("no test pictures: there is nothing to evaluate on")
+        notes.append(UNTESTED)
     if noun is None:
         guess = guess_noun(name for split in splits.values() for name in split.identities)
         source = "guessed from the identities" if guess else "by default"
@@ -115,7 +126,7 @@ def overlap_notes(splits: Mapping[str, Split]) -> list[str]:
     tested = named.get("query", set()) | named.get("gallery", set())
     shared = sorted(named.get("train", set()) & tested)
     example = f"(such as {shared[0]!r})" if shared else ""
-    return [f"{len(shared):,d} identities are in train and in the test set {example}"] if shared else []
+    return [f"{len(shared):,d} {OVERLAP} {example}"] if shared else []
 
 
 def _split_folders(root: Path, spec: str) -> tuple[dict[str, str], list[str]]:

@@ -24,6 +24,7 @@ class Layout:
     None = all. adjust: for what a pattern cannot say, such as a view that follows from the camera.
     official: split -> (pictures, identities, cameras) after junk is dropped, the fingerprint; a copy that differs is
     read all the same, with a note. notice: what everyone who reads the set must know, the first of the notes.
+    people: the name that all sets with the same individuals share; "" = nobody else has them (`same_people`).
     """
 
     name: str
@@ -35,6 +36,7 @@ class Layout:
     listing: Listing | None = None
     adjust: Adjust | None = None
     notice: str = ""
+    people: str = ""
 
     @property
     def needed(self) -> list[str]:

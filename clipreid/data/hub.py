@@ -17,8 +17,9 @@ from typing import Any
 
 import datasets
 import huggingface_hub
+import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.custom import custom_data
@@ -54,13 +55,20 @@ def read_hub(place: str, spec: str, columns: Columns = None, noun: str | None = 
             return _foreign(_metadata(folder, spec), spec, columns, noun)
         raise UserError(
             f"{spec}: {folder} holds neither parquet files nor a {' or '.join(METADATA)} beside pictures. "
-            f"Found: {describe_folder(folder)}. Folders of pictures alone are read by folder:{place}"
+            f"Found: {describe_folder(folder)}. Pictures alone, a folder for each identity (train/anna/1.jpg, "
+            f"test/ben/1.jpg), are read by folder:{place}"
         )
-    if not NAME.fullmatch(place) or place[0] in ".~":
-        raise UserError(f"{spec}: no such folder, and no name on the Hub, which is written hub:OWNER/NAME")
     raw = _download(place, spec)
-    record = _download_record(place)
+    record = _download_record(place, spec)
     return _foreign(raw, spec, columns, noun) if record is None else _converted(raw, record, spec, columns)
+
+
+def check_place(place: str, spec: str) -> None:
+    """Raises `UserError` where PLACE is no folder, and cannot be a name on the Hub."""
+    if not place:
+        raise UserError(f"--data {spec} lacks its name: write hub:OWNER/NAME or hub:FOLDER")
+    if not Path(place).expanduser().is_dir() and (not NAME.fullmatch(place) or place[0] in ".~"):
+        raise UserError(f"{spec}: no such folder, and no name on the Hub, which is written hub:OWNER/NAME")
 
 
 def _foreign(raw: Tables, spec: str, columns: Columns, noun: str | None) -> ReIDData:
@@ -169,13 +177,31 @@ def _check_files(folder: Path, spec: str) -> None:
                 raise UserError(f"{spec} is incomplete: {path} {what}; copy it again, or convert it again")
 
 
-def _download_record(place: str) -> dict[str, Any] | None:
-    """The record of a converted set that was uploaded; None where the repository has none."""
+def _download_record(place: str, spec: str) -> dict[str, Any] | None:
+    """The record of a converted set that was uploaded; None where the repository has none.
+
+    Offline it has none only if that was seen before. Raises `UserError` where nobody can tell: without the record, the
+    protocol and the noun would be guessed.
+    """
+    name = "/".join(place.split("/")[:2])
     try:
-        file = huggingface_hub.hf_hub_download("/".join(place.split("/")[:2]), RECORD, repo_type="dataset")
-    except (EntryNotFoundError, OfflineModeIsEnabled):
-        return None
-    return _read_record(Path(file))
+        return _read_record(Path(huggingface_hub.hf_hub_download(name, RECORD, repo_type="dataset")))
+    except UserError:
+        raise
+    except Exception as error:  # of the network, the Hub, the files
+        offline = isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled)
+        if _seen_to_lack(name) if offline else isinstance(error, EntryNotFoundError):
+            return None
+        raise UserError(
+            f"{spec}: whether it has a {RECORD} (protocol and noun, where `clipreid data convert` wrote it) cannot be "
+            f"found out: {_reason(error)}"
+        ) from error
+
+
+def _seen_to_lack(name: str) -> bool:
+    """Whether the Hub once said that this data set has no record."""
+    known = huggingface_hub.try_to_load_from_cache(name, RECORD, repo_type="dataset")
+    return known is huggingface_hub._CACHED_NO_EXIST
 
 
 # metadata.csv and metadata.jsonl --------------------------------------------------------------------------
@@ -187,7 +213,7 @@ def _homes(folder: Path) -> list[Path]:
 
 
 def _metadata(folder: Path, spec: str) -> Tables:
-    """The lines of every metadata file as tables by split: the folder's own name, or the first part of file_name."""
+    """The lines of every metadata file as tables by split: the folder's own name, or the first folder in file_name."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for home in _homes(folder):
         file = next((home / name for name in METADATA if (home / name).is_file()), None)
@@ -198,7 +224,7 @@ def _metadata(folder: Path, spec: str) -> Tables:
             picture = os.path.abspath(home / str(name))
             if not os.path.isfile(picture):
                 raise UserError(f"{file}, line {number}: no such picture: {picture} (paths are relative to the file)")
-            part = home.name if home != folder else Path(str(name)).parts[0]
+            part = home.name if home != folder else next(iter(Path(str(name)).parts[:-1]), "")
             row.setdefault("image", {"path": picture, "bytes": None})
             rows.setdefault(split_of(part) or "train", []).append(row)
     if not rows:
@@ -206,10 +232,21 @@ def _metadata(folder: Path, spec: str) -> Tables:
     names = list(dict.fromkeys(name for each in rows.values() for row in each for name in row))
     tables = {}
     for part, each in rows.items():
-        columns = {name: datasets.table.pa.array([row.get(name) for row in each]) for name in names}
+        columns = {name: _column(name, [row.get(name) for row in each], part, spec) for name in names}
         table = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns))
         tables[part] = table.cast_column("image", datasets.Image(decode=False))
     return tables
+
+
+def _column(name: str, values: list[Any], part: str, spec: str) -> pa.Array:
+    try:
+        return pa.array(values)
+    except pa.ArrowException as error:
+        kinds = sorted({type(value).__name__ for value in values if value is not None})
+        raise UserError(
+            f"{spec}: the column {name!r} of the metadata holds different kinds of values in {part} "
+            f"({', '.join(kinds)}): write all of them as text, or all as numbers ({error})"
+        ) from error
 
 
 def _lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -217,7 +254,14 @@ def _lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
         with open(file, newline="", encoding="utf-8-sig") as handle:
             if file.suffix == ".csv":
                 reader = csv.DictReader(handle)
-                return [(reader.line_num, dict(row)) for row in reader]
+                found = [(reader.line_num, dict(row)) for row in reader]
+                if crowded := [number for number, row in found if None in row]:
+                    raise UserError(
+                        f"{file}, line {crowded[0]} has more cells than the header: put quotes around cells with commas"
+                    )
+                return found
             return [(n, dict(json.loads(line))) for n, line in enumerate(handle, start=1) if line.strip()]
-    except (UnicodeDecodeError, ValueError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # UnicodeDecodeError is one of the first
         raise UserError(f"{file} cannot be read ({error}): one JSON object a line, in UTF-8, is expected") from error

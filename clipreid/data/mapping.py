@@ -56,7 +56,11 @@ def find_columns(features: Mapping[str, Any], columns: Columns, spec: str) -> di
     found = parse_columns(columns)
     for field, name in found.items():
         if name not in features:
-            raise UserError(f"{spec}: --columns {field}={name}: no such column. {_advice(features, {})}")
+            raise UserError(
+                f"{spec}: --columns {field}={name}: no such column. {_advice(features, {})}. One --columns is for all "
+                "hub: data of a command: where their columns have different names, convert one of them first with "
+                "`clipreid data convert`"
+            )
     for field in FIELDS:
         if field in features and field not in found and field not in found.values():
             found[field] = field
@@ -82,8 +86,9 @@ def to_splits(
 
     The column mapped to `split` decides where there is one, else the names of the tables: train, val or validation,
     query, gallery, test (query and gallery at once). Identities may be text, whole numbers or a ClassLabel; those of
-    "-1" are junk and left out. Pictures stay encoded, and where they are. names_stand: pictures of one name are the
-    same picture (else that is made sure of). Raises `UserError` naming columns, table and row.
+    "-1" are junk and left out. Pictures stay encoded and are not copied (but `datasets.load_dataset` wrote Arrow copies
+    of parquet below HF_HOME to make `raw`). names_stand: pictures of one name are the same picture (else that is made
+    sure of). Raises `UserError` naming columns, table and row.
     """
     features = next(iter(raw.values())).features
     found = find_columns(features, columns, spec)

@@ -93,8 +93,7 @@ def choose_pattern(places: Sequence[Place], wanted: str | None = None) -> Patter
     folders give different identities.
     """
     if wanted is not None:
-        named = [pattern for pattern in PATTERNS if pattern.name == wanted]
-        return named[0] if named else _from_regex(wanted)
+        return named_pattern(wanted)
     misfits = {pattern.name: unmatched(pattern, places) for pattern in PATTERNS}
     chosen = min(PATTERNS, key=lambda pattern: len(misfits[pattern.name]))  # the first one that fits all
     if 2 * len(misfits[chosen.name]) > len(places):
@@ -104,6 +103,12 @@ def choose_pattern(places: Sequence[Place], wanted: str | None = None) -> Patter
     elif chosen.name in (MARKET.name, CLASS_CAM.name) and not misfits[FOLDER.name]:
         _refuse_ambiguity(chosen, places)
     return chosen
+
+
+def named_pattern(text: str) -> Pattern:
+    """The built-in pattern of that name, else a regular expression. Raises `UserError` where that cannot be used."""
+    named = [pattern for pattern in PATTERNS if pattern.name == text]
+    return named[0] if named else _from_regex(text)
 
 
 def unmatched(pattern: Pattern, places: Sequence[Place]) -> list[Place]:

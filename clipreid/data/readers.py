@@ -3,15 +3,17 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from clipreid.data.crops import ReIDData
 from clipreid.data.custom import read_csv, read_folder
 from clipreid.data.folders import read_layout
-from clipreid.data.hub import read_hub
+from clipreid.data.hub import check_place, read_hub
 from clipreid.data.layouts import LAYOUTS, plain_names, variants
-from clipreid.data.mapping import Columns
+from clipreid.data.mapping import Columns, parse_columns
+from clipreid.data.patterns import named_pattern
 from clipreid.errors import UserError
 
 # and NAME:ROOT for the names of LAYOUTS
@@ -27,13 +29,8 @@ def load_data(spec: str, pattern: str | None = None, noun: str | None = None, co
     Nothing is decoded. Raises `UserError` for an unknown name, a missing root, no pictures, and
     wrong contents.
     """
+    check_request(spec, pattern, noun, columns)
     name, _, place = spec.partition(":")
-    if noun is not None and not noun.strip():
-        raise UserError("the noun is empty: give a word such as person or vehicle")
-    if pattern is not None and name != "folder":
-        raise UserError(f"--pattern reads file names and works with folder:ROOT only, not with {spec!r}")
-    if columns and name != "hub":
-        raise UserError(f"--columns names columns of tables and works with hub: only, not with {spec!r}")
     if name == "synthetic":
         from clipreid.data.synthetic import load_synthetic
 
@@ -44,13 +41,65 @@ def load_data(spec: str, pattern: str | None = None, noun: str | None = None, co
         data = read_folder(_root(spec, place), spec, pattern, noun)
     elif name == "csv":
         data = read_csv(_file(spec, place), spec, noun)
-    elif name == "hub" and place:
+    else:
         data = read_hub(place, spec, columns, noun)
+    return data if noun is None else dataclasses.replace(data, noun=noun)
+
+
+def check_request(spec: str, pattern: str | None = None, noun: str | None = None, columns: Columns = None) -> None:
+    """Whether `load_data` can make sense of what was asked for; the data itself is not looked at.
+
+    Raises `UserError`: a name, a flag or a root that cannot be.
+    """
+    name, _, place = spec.partition(":")
+    if noun is not None and not noun.strip():
+        raise UserError("the noun is empty: give a word such as person or vehicle")
+    if pattern is not None and name != "folder":
+        raise UserError(f"--pattern reads file names and works with folder:ROOT only, not with {spec!r}")
+    if columns and name != "hub":
+        raise UserError(f"--columns names columns of tables and works with hub: only, not with {spec!r}")
+    if name == "synthetic":
+        from clipreid.data.synthetic.street import check_name
+
+        check_name(spec)
+    elif name in LAYOUTS or name == "folder":
+        _root(spec, place)
+    elif name == "csv":
+        _file(spec, place)
     elif name == "hub":
-        raise UserError(f"--data {spec} lacks its name: write hub:OWNER/NAME or hub:FOLDER")
+        check_place(place, spec)
     else:
         raise UserError(_unknown(spec, name))
-    return data if noun is None else dataclasses.replace(data, noun=noun)
+    if pattern is not None:
+        named_pattern(pattern)
+    parse_columns(columns)
+
+
+def place(spec: str) -> str:
+    """What two data names have in common that are the same data: `folder:own/` and `folder:own` are one place.
+
+    The reader and the real path of the root; without a path (synthetic, names on the Hub) the name as it is.
+    """
+    reader, _, root = spec.partition(":")
+    path = Path(root).expanduser()
+    if not root or reader == "synthetic" or (reader == "hub" and not path.exists()):
+        return spec
+    return f"{reader}:{os.path.realpath(path)}"
+
+
+def reader_flags(specs: Iterable[str], pattern: str | None, columns: str | None) -> dict[str, dict[str, Any]]:
+    """The `pattern` and `columns` of `load_data` for each of several data sets that were typed with one of each.
+
+    A pattern is for `folder:`, columns are for `hub:`; where none of the sets reads one it stays with all, and
+    `load_data` says what it is for.
+    """
+    specs = list(dict.fromkeys(specs))
+    found: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
+    for flag, reader, value in (("pattern", "folder", pattern), ("columns", "hub", columns)):
+        readers = [spec for spec in specs if spec.partition(":")[0] == reader]
+        for spec in specs:
+            found[spec][flag] = value if spec in readers or not readers else None
+    return found
 
 
 def _root(spec: str, place: str) -> Path:

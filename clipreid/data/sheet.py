@@ -17,6 +17,12 @@ COLUMNS, ROWS = 8, 8  # most pictures of an individual, individuals of a split
 GAP = 12  # between splits
 
 
+def check_sheet(file: Path) -> None:
+    """Raises `UserError` where the name says no format that a sheet can be written in."""
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"the sheet {file} cannot be written (its name says no format): give a name such as sheet.png")
+
+
 def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
     """Draws up to ROWS random individuals of every split, those with several pictures first.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,19 @@ def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple
             where = " and ".join(f"{n} of {sizes[side]} {side} pictures" for side, n in missing.items() if n)
             notes.append(f"the {column} of {where} is unknown: the junk rule ({protocol.rule}) spares them")
     return tuple(notes)
+
+
+def check_captions(captions: Sequence[str] | np.ndarray, name: str) -> None:
+    """Raises `UserError` where a query lacks its caption, for protocols whose queries are captions.
+
+    captions: of every query picture of the data called `name`, "" = none.
+    """
+    silent = sum(not caption for caption in captions)
+    if silent:
+        raise UserError(
+            f"{name}: {silent} of {len(captions)} query pictures have no caption, and captions ask here: add them, or "
+            "score pictures against pictures with --protocol market1501"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from clipreid.errors import UserError
 from clipreid.evaluation.columns import Table, code_columns, read_table
+from clipreid.evaluation.gaps import describe_gaps
 from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
 
 _CHUNK = 2**24  # pairs of query and gallery in memory at once
@@ -13,11 +15,18 @@ _CHUNK = 2**24  # pairs of query and gallery in memory at once
 def unmatched(query: Table, gallery: Table, protocol: str | Protocol | Predicate) -> list[tuple[int, str]]:
     """(query row, why) for every query that the protocol asks and that has nothing to be found. No features needed.
 
-    query, gallery: metadata as for `evaluate`. Raises UserError for tables that cannot be scored at all.
+    query, gallery: metadata as for `evaluate`. Raises UserError for tables that cannot be scored at all, as `evaluate`
+    does: a column that the protocol needs is unknown, no query is asked.
     """
     rules = get_protocol(protocol)
     query_table, gallery_table = read_table(query, "query"), read_table(gallery, "gallery")
     q, g = code_columns(query_table, gallery_table)
+    describe_gaps(rules, q, g)
+    if rules.asks is not None and not rules.asks(q).any():
+        raise UserError(
+            f"protocol {rules.name!r} asks {rules.asked} only, and there are none: check the column, or choose another "
+            "protocol"
+        )
     found, chunk = [], max(1, _CHUNK // len(g["identity"]))
     for start in range(0, len(q["identity"]), chunk):
         rows = q.rows(start, start + chunk)

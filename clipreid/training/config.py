@@ -19,7 +19,7 @@ class RunConfig:
     """What both stages share."""
 
     backbone: str = "tiny-clip"
-    """tiny-clip | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER | image only, with --prompts none:
+    """tiny-clip | tiny-siglip2 | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER | image only, with --prompts none:
     timm:NAME, osnet:x1_0/FILE"""
     data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What to train on, repeatable: synthetic | market1501:/path | folder:/path | csv:/path.csv | hub:OWNER/NAME |
@@ -42,7 +42,7 @@ class RunConfig:
     skip_bad: bool = False
     """Leave out pictures that cannot be decoded, and count them"""
     pattern: str | None = None
-    """Regular expression for file names with the groups identity, camera, view (folder data)"""
+    """Regular expression for file names with the groups identity, camera, view (folder: data and tests)"""
     columns: str | None = None
     """Which column is which, where a table has other names: identity=pid,camera=camid,... (hub: data and tests)"""
     noun: str | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,12 @@ def results_table(folder: Path, data: Sequence[str] | None = None) -> str:
     )
     longer = [f"{short[name]} = {name}" for name in names if short[name] != name]
     return "\n".join([table, "", *longer] if longer else [table])
+
+
+def evaluate_command(folder: Path, data: Sequence[str], *more: str) -> str:
+    """What to type to score the run on these data sets; quoted where paths need it."""
+    named = [word for spec in data for word in ("--data", spec)]
+    return shlex.join(["clipreid", "evaluate", str(folder), *named, *more])
 
 
 def choose_folder(output: Path | None) -> Path:

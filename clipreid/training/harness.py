@@ -35,6 +35,20 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
+def check_writable(output: Path, example: str) -> None:
+    """Refuses an --output file that could not be written, before anything slow; makes its folder."""
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give a file, such as {output / example}")
+    new = not output.exists()
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("a").close()
+        if new:
+            output.unlink()
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): give another file") from error
+
+
 def make_accelerator(config: RunConfig) -> Accelerator:
     """Processes, devices, autocast and trackers, all through accelerate."""
     log_with = None if config.track == "none" else config.track

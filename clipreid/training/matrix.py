@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipreid.data import short_names
+from clipreid.data import place, short_names
 from clipreid.errors import UserError
 from clipreid.evaluation import PROTOCOLS, format_table
 from clipreid.hub import read_config
-from clipreid.training.folder import METRICS, read_metrics
+from clipreid.training.folder import METRICS, evaluate_command, read_metrics
 from clipreid.training.sets import VAL
 
 FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -22,49 +22,81 @@ ZERO_SHOT = "zero-shot"
 
 @dataclass(frozen=True)
 class Row:
-    """One model: what it was trained on, and its figures by the name of what it was tested on."""
+    """One model: what it was trained on, and its figures by the name of what it was tested on.
+
+    One name for one place: `folder:own/` is called as the first run that has it calls it, say `folder:own`.
+    """
 
     folder: Path  # of the run; for zero-shot the first run on that backbone
     model: str
     backbone: str
-    trained: tuple[str, ...]  # --data as typed; () for zero-shot
+    trained: tuple[str, ...]  # --data; () for zero-shot
     figures: dict[str, dict[str, Any]]
+    config: dict[str, Any]  # config.json of the run in `folder`
 
     def home(self, test: str) -> bool:
         """Whether the model was trained on the training split of this data."""
         return _plain(test)[0] in self.trained
 
+    @property
+    def flags(self) -> dict[str, Any]:
+        """What the run was started with; empty for an imported one."""
+        return self.config.get("flags", {})
 
-def read_rows(folders: Sequence[Path]) -> list[Row]:
+
+def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
     """One row for the zero-shot of each backbone (the better, where runs prepared pictures differently), then the runs.
 
+    With a line for each folder that is left out because it is no run, or has no figures yet.
+
     Raises:
-        UserError: no run folder, no figures in it, or the same one twice.
+        UserError: none is left, or the same one twice.
     """
     if not folders:
         raise UserError("name at least one run folder: clipreid matrix RUN RUN ...")
     before: dict[str, Row] = {}
     trained: list[Row] = []
+    left_out: list[str] = []
+    names: dict[str, str] = {}  # by place
     for folder in folders:
         if folders.count(folder) > 1:
             raise UserError(f"{folder} is named twice: give every run once")
-        config, metrics = read_config(folder), read_metrics(folder)
-        if not metrics:
-            raise UserError(f"{folder} has no {METRICS} yet: finish its training, or run `clipreid evaluate {folder}`")
+        try:
+            config, metrics = _read(folder)
+        except UserError as error:
+            left_out.append(str(error))
+            continue
         record = config.get("backbone", {})
         backbone = record.get("name", "?")
         if "positions" in record:  # not so in an imported run, whose backbone is not at hand
-            before.setdefault(backbone, Row(folder, ZERO_SHOT, backbone, (), {}))
-        data = tuple(config.get("flags", {}).get("data", ()))
+            before.setdefault(backbone, Row(folder, ZERO_SHOT, backbone, (), {}, config))
+        data = tuple(names.setdefault(place(spec), spec) for spec in config.get("flags", {}).get("data", ()))
         for model in dict.fromkeys(model for models in metrics.values() for model in models):
-            figures = {test: models[model] for test, models in metrics.items() if model in models}
+            figures = {_named(test, names): models[model] for test, models in metrics.items() if model in models}
             if model == ZERO_SHOT:
                 row = before[backbone]
                 for test, found in figures.items():
                     row.figures[test] = max(row.figures.get(test, found), found, key=lambda each: each["mAP"])
             else:
-                trained.append(Row(folder, model, backbone, data, figures))
-    return [*before.values(), *trained]
+                trained.append(Row(folder, model, backbone, data, figures, config))
+    if not (before or trained):
+        raise UserError("no run with figures is left:\n  " + "\n  ".join(left_out))
+    return [*before.values(), *trained], left_out
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Config and figures of a run; raises `UserError` where there are none."""
+    config, metrics = read_config(folder), read_metrics(folder)
+    if not metrics:
+        evaluate = shlex.join(["clipreid", "evaluate", str(folder)])
+        raise UserError(f"{folder} has no {METRICS} yet: finish its training, or run `{evaluate}`")
+    return config, metrics
+
+
+def _named(test: str, names: dict[str, str]) -> str:
+    """A test under the name that its place was first given."""
+    spec, remark = _plain(test)
+    return names.setdefault(place(spec), spec) + (f" ({remark})" if remark else "")
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -92,26 +124,45 @@ def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
 
 
 def commands(rows: Sequence[Row]) -> list[str]:
-    """What to type to fill the cells that are missing; one command for each run and protocol."""
-    wanted: dict[tuple[Path, str], list[str]] = {}
-    zero: set[tuple[Path, str]] = set()
+    """What to type to fill the cells that are missing; one command for each run, protocol and way to read the data."""
+    wanted: dict[tuple[Path, str, tuple[str, ...]], list[str]] = {}
+    zero: set[tuple[Path, str, tuple[str, ...]]] = set()
     for row in rows:
         for test in columns_of(rows):
             spec, remark = _plain(test)
             if test in row.figures or f" ({remark})" == VAL:  # val is scored by training with --validate alone
                 continue
-            wanted.setdefault((row.folder, remark), []).append(spec)
+            key = row.folder, remark, _reading(row, spec, rows)
+            wanted.setdefault(key, []).append(spec)
             if row.model == ZERO_SHOT:
-                zero.add((row.folder, remark))
+                zero.add(key)
+    sided = {row.folder for row in rows if "imported" in row.config and row.config["model"]["sie"] != "none"}
     lines = []
-    for (folder, remark), specs in wanted.items():
-        words = ["clipreid", "evaluate", str(folder)]
-        for spec in dict.fromkeys(specs):
-            words += ["--data", spec]
-        words += ["--protocol", remark] if remark else []
-        words += ["--zero-shot"] if (folder, remark) in zero else []
-        lines.append(shlex.join(words))
+    for (folder, remark, reading), specs in wanted.items():
+        more = [*(["--protocol", remark] if remark else []), *reading]
+        more += ["--zero-shot"] if (folder, remark, reading) in zero else []
+        told = "  # and --same-cameras, if it was trained on this data" if folder in sided else ""
+        lines.append(evaluate_command(folder, list(dict.fromkeys(specs)), *more) + told)
     return lines
+
+
+def _reading(row: Row, spec: str, rows: Sequence[Row]) -> tuple[str, ...]:
+    """The flags that `clipreid evaluate` needs to read this data: those of the run that read it."""
+    owners = [row, *rows]  # a run knows those of its own data by itself
+    owner = next((each for each in owners if place(spec) in map(place, _read_by(each))), None)
+    if owner is None:
+        return ()
+    flags, kind = owner.flags, spec.partition(":")[0]
+    words = ["--skip-bad"] if flags.get("skip_bad") else []
+    for flag, reader in (("pattern", "folder"), ("columns", "hub")):
+        if flags.get(flag) and kind == reader and owner is not row:
+            words += [f"--{flag}", flags[flag]]
+    return tuple(words)
+
+
+def _read_by(row: Row) -> list[str]:
+    """All data that a run was started with."""
+    return [*row.flags.get("data", ()), *row.flags.get("test", ())]
 
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:

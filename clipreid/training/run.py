@@ -30,7 +30,7 @@ from clipreid.side import check_cls, known_as, known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
 from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
-from clipreid.training.sets import VAL, check_batch, decode, read_sets
+from clipreid.training.sets import VAL, check_batch, decode, read_sets, shared_people
 from clipreid.training.stage1 import image_features, learn_prompts, separability, text_scale
 
 HALF = (0.5, 0.5, 0.5)
@@ -46,7 +46,8 @@ class Run:
     accelerator: Accelerator
     log: Log
     backbone: Backbone
-    mixture: Mixture  # every --data
+    read: Mixture  # every --data, as it was read
+    mixture: Mixture  # the same, without the pictures left out (--skip-bad)
     labels: Tensor  # [N] long, 0..I-1
     names: list[str]  # [I] what the identities are called in the data; "SET/IDENTITY" with several sets
     record: dict[str, Any]  # config.json
@@ -55,8 +56,15 @@ class Run:
     std: tuple[float, float, float]
 
     def crops(self, interpolation: str) -> Pixels:
-        """The training pictures, uint8 [N, 3, H, W], memory-mapped; decoded once."""
-        return decode(self.mixture, self.backbone.image_size, interpolation, self.config.skip_bad)[1]
+        """The training pictures, uint8 [N, 3, H, W], memory-mapped; decoded once.
+
+        Raises:
+            UserError: they have changed since the run was opened.
+        """
+        mixture, pixels, _ = decode(self.read, self.backbone.image_size, interpolation, self.config.skip_bad)
+        if not np.array_equal(mixture.identities, self.mixture.identities):
+            raise UserError("the training pictures changed while the run was being prepared: start it again")
+        return pixels
 
     @property
     def groups(self) -> Tensor:
@@ -87,12 +95,43 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     """
     set_threads(config.threads)
     values = resolve(config.preset, config.backbone, prompts, tune)
-    if is_image_only(config.backbone) and (tune is None or tune.prompts != "none"):
+    _check_text(config.backbone, tune)
+    config, read, tests = read_sets(config)
+    backbone, values = _open_backbone(config, values, tune)
+    if tune and tune.sie != "none":
+        check_cls(tune.sie, backbone.family, config.backbone)
+        known_numbers(tune.sie, read.cameras, read.views)  # refuses what nobody knows
+    values = _fit_batch(values, tune, read)
+    config, accelerator = _open_folder(config)
+    assert config.output is not None
+    values = _share_batch(values, tune, accelerator.num_processes)
+    mixture, _, bad = decode(read, backbone.image_size, values.train_interpolation, config.skip_bad)
+    labels, names = relabel(mixture.identities)
+    values, shares = _count_batches(config, values, tune, mixture, labels)
+    half = values.pixels == "half"
+    run = Run(
+        config=config, values=values, folder=config.output, accelerator=accelerator,
+        log=Log(config.output, accelerator), backbone=backbone, read=read, mixture=mixture, labels=labels, names=names,
+        record={}, tests=tests, mean=HALF if half else backbone.mean, std=HALF if half else backbone.std,
+    )  # fmt: skip
+    run.record = _record(run, prompts, tune)
+    claim(run.folder, run.record, config, tune is not None, accelerator)
+    start_tracking(accelerator, config, asdict(values))
+    _introduce(run, shares, bad)
+    return run
+
+
+def _check_text(backbone: str, tune: TuneConfig | None) -> None:
+    """Refuses to learn prompts for a backbone without text."""
+    if is_image_only(backbone) and (tune is None or tune.prompts != "none"):
         raise UserError(
-            f"--backbone {config.backbone} has no text tower to learn prompts with: train it with --prompts none "
+            f"--backbone {backbone} has no text tower to learn prompts with: train it with --prompts none "
             "(recipes/clipreid_stage2.py), or take a backbone with text (tiny-clip, open_clip:..., hf:...)"
         )
-    config, mixture, tests = read_sets(config)
+
+
+def _open_backbone(config: RunConfig, values: Values, tune: TuneConfig | None) -> tuple[Backbone, Values]:
+    """The backbone, and the values with its interpolation where the preset leaves that to it."""
     backbone = load_backbone(
         config.backbone, image_size=config.image_size, positions=values.positions,  # type: ignore[arg-type]
         stride=config.stride, gradient_checkpointing=bool(tune and tune.gradient_checkpointing),
@@ -101,71 +140,73 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
         check_fits(backbone, values.tuning, tune.aggregation)
     if values.pixels == "backbone":
         values = replace(values, train_interpolation=backbone.interpolation, test_interpolation=backbone.interpolation)
-    if tune and tune.sie != "none":
-        check_cls(tune.sie, backbone.family, config.backbone)
-        known_numbers(tune.sie, mixture.cameras, mixture.views)  # refuses what nobody knows
-    balance = tune.balance if tune else "proportional"
-    values = _fit_batch(values, tune, mixture.identities)
-    K = values.pictures_per_identity
-    check_batch(mixture, values.identities_per_batch if tune else len(mixture.sets) + 1, K, balance)
-    folder = choose_folder(config.output)
-    accelerator = make_accelerator(config)
-    if tune and values.identities_per_batch % accelerator.num_processes:
-        if tune.identities_per_batch is not None:
-            process_slice(torch.zeros(1, values.identities_per_batch), 0, accelerator.num_processes, K=1)  # refuses it
-        whole = values.identities_per_batch // accelerator.num_processes * accelerator.num_processes
-        values = replace(values, identities_per_batch=whole)
-    if accelerator.num_processes > 1 and config.output is None:  # all processes take the main one's number
-        folder = Path(broadcast_object_list([str(folder)])[0])
-    config = replace(config, output=folder)
-    half = values.pixels == "half"
-    mean, std = (HALF, HALF) if half else (backbone.mean, backbone.std)
-    mixture, _, bad = decode(mixture, backbone.image_size, values.train_interpolation, config.skip_bad)
-    labels, names = relabel(mixture.identities)
-    P = values.identities_per_batch
-    shares = check_batch(mixture, P, K, balance) if tune else None  # again: pictures may have been left out
-    if tune and tune.epochs is None and values.least_steps:
-        steps = len(mixed_pk_indices(labels, mixture.groups, P, K, config.seed, 0, balance))
-        values = replace(values, epochs=max(values.epochs, -(-values.least_steps // steps)))
-    run = Run(
-        config,
-        values,
-        folder,
-        accelerator,
-        Log(folder, accelerator),
-        backbone,
-        mixture,
-        labels,
-        names,
-        {},
-        tests,
-        mean,
-        std,
-    )
-    run.record = _record(run, prompts, tune)
-    claim(folder, run.record, config, tune is not None, accelerator)
-    start_tracking(accelerator, config, asdict(values))
-    run.log.say(mixture.summary(shares))
-    if bad:
-        path, reason = bad[0]
-        run.log.say(f"  note: {len(bad)} training pictures left out (--skip-bad), such as {path}: {reason}")
-    height, width = backbone.image_size
-    run.log.say(
-        f"{config.backbone}: crops {height}x{width}, preset {config.preset}, {accelerator.num_processes} process(es), "
-        f"{torch.get_num_threads()} threads, {accelerator.device}; run folder {folder}"
-    )
-    return run
+    return backbone, values
 
 
-def _fit_batch(values: Values, tune: TuneConfig | None, identities: np.ndarray) -> Values:
-    """K follows the data where most identities have fewer pictures (but at least 2), P then keeps the batch full."""
-    counts = np.unique(identities, return_counts=True)[1]
+def _fit_batch(values: Values, tune: TuneConfig | None, mixture: Mixture) -> Values:
+    """K follows the data where most identities have fewer pictures (but at least 2), P then keeps the batch full.
+
+    Raises:
+        UserError: such batches cannot be drawn from the data.
+    """
+    counts = np.unique(mixture.identities, return_counts=True)[1]
     P, K = values.identities_per_batch, values.pictures_per_identity
     if tune is None or tune.pictures_per_identity is None:
         K = int(min(K, max(2, np.median(counts))))
     if tune is None or tune.identities_per_batch is None:
         P = min(values.identities_per_batch * values.pictures_per_identity // K, max(P, len(counts)))
+    # stage 1 draws no such batches: there only what any data must have
+    check_batch(mixture, P if tune else len(mixture.sets) + 1, K, tune.balance if tune else "proportional")
     return replace(values, identities_per_batch=P, pictures_per_identity=K)
+
+
+def _open_folder(config: RunConfig) -> tuple[RunConfig, Accelerator]:
+    """The processes, and the flags with the run folder that all of them agree on."""
+    folder = choose_folder(config.output)
+    accelerator = make_accelerator(config)
+    if accelerator.num_processes > 1 and config.output is None:  # all processes take the main one's number
+        folder = Path(broadcast_object_list([str(folder)])[0])
+    return replace(config, output=folder), accelerator
+
+
+def _share_batch(values: Values, tune: TuneConfig | None, processes: int) -> Values:
+    """P that the processes can share: the next smaller one, or a refusal where it was asked for."""
+    P = values.identities_per_batch
+    if tune is None or not P % processes:
+        return values
+    if tune.identities_per_batch is not None:
+        process_slice(torch.zeros(1, P), 0, processes, K=1)  # refuses it
+    return replace(values, identities_per_batch=P // processes * processes)
+
+
+def _count_batches(
+    config: RunConfig, values: Values, tune: TuneConfig | None, mixture: Mixture, labels: Tensor
+) -> tuple[Values, list[int] | None]:
+    """The values with the epochs that small data needs, and each set's share of a batch."""
+    if tune is None:
+        return values, None
+    P, K = values.identities_per_batch, values.pictures_per_identity
+    shares = check_batch(mixture, P, K, tune.balance)  # again: pictures may have been left out
+    if tune.epochs is None and values.least_steps:
+        steps = len(mixed_pk_indices(labels, mixture.groups, P, K, config.seed, 0, tune.balance))
+        values = replace(values, epochs=max(values.epochs, -(-values.least_steps // steps)))
+    return values, shares
+
+
+def _introduce(run: Run, shares: list[int] | None, bad: list[tuple[str, str]]) -> None:
+    """Says what is trained on, with what, and where."""
+    run.log.say(run.mixture.summary(shares))
+    for note in shared_people(run.mixture, run.tests):
+        run.log.say(f"  note: {note}")
+    if bad:
+        path, reason = bad[0]
+        run.log.say(f"  note: {len(bad)} training pictures left out (--skip-bad), such as {path}: {reason}")
+    height, width = run.backbone.image_size
+    run.log.say(
+        f"{run.config.backbone}: crops {height}x{width}, preset {run.config.preset}, "
+        f"{run.accelerator.num_processes} process(es), {torch.get_num_threads()} threads, {run.accelerator.device}; "
+        f"run folder {run.folder}"
+    )
 
 
 def _record(run: Run, prompts: PromptConfig, tune: TuneConfig | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from clipreid.backbones import is_image_only
@@ -13,8 +14,11 @@ from clipreid.data import (
     join_pixels,
     load_data,
     pixel_cache,
+    place,
+    reader_flags,
     set_shares,
 )
+from clipreid.data.layouts import same_people
 from clipreid.errors import UserError
 from clipreid.evaluation import get_protocol
 from clipreid.training.config import RunConfig
@@ -34,17 +38,12 @@ def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
     specs = config.data or ("synthetic",)
     further = config.test or (("synthetic:new-cameras",) if specs == ("synthetic",) else ())
     config = replace(config, data=specs, test=further)
-    twice = sorted({spec for spec in specs if specs.count(spec) > 1})
-    if twice:
-        raise UserError(f"--data {twice[0]} is given twice: name every data set once")
-    named = config.pattern is not None and any(spec.startswith("folder:") for spec in specs)
-    mapped = any(spec.startswith("hub:") for spec in (*specs, *further))
-    tables = {s: config.columns if s.startswith("hub:") or not mapped else None for s in (*specs, *further)}
-    sets = []
-    for spec in specs:
-        pattern = config.pattern if spec.startswith("folder:") or not named else None  # refused where nothing reads it
-        sets.append(load_data(spec, pattern=pattern, noun=config.noun, columns=tables[spec]))
-    tests = [load_data(spec, columns=tables[spec]) for spec in dict.fromkeys(further) if spec not in specs]
+    _check_apart(specs)
+    flags = reader_flags((*specs, *further), config.pattern, config.columns)
+    sets = [load_data(spec, noun=config.noun, **flags[spec]) for spec in specs]
+    others = {place(spec): spec for spec in reversed(further)}  # each once, by its first name
+    home = {place(spec) for spec in specs}
+    tests = [load_data(spec, **flags[spec]) for at, spec in reversed(others.items()) if at not in home]
     for test in tests:
         if not {"query", "gallery"} <= test.splits.keys():
             raise UserError(f"--test {test.name} has no query and gallery, only {', '.join(test.splits)}")
@@ -61,6 +60,35 @@ def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
             raise UserError(f"--validate: {data.name} has no val split, only {', '.join(data.splits)}")
         check_trainable(data, 1, 2)
     return config, Mixture(tuple(sets)), scored
+
+
+def shared_people(mixture: Mixture, tests: Sequence[ReIDData]) -> list[str]:
+    """A sentence for each training set and test set that differ and yet show the same people."""
+    notes = []
+    for test in tests:
+        name = test.name.removesuffix(VAL)
+        for trained in (data.name for data in mixture.sets):
+            family = same_people(trained, name)
+            if family and trained.partition(":")[0] != name.partition(":")[0]:  # its own test, or that of a copy
+                notes.append(
+                    f"{trained} and {name} show the same people ({family}): people of the test may have been trained "
+                    "on, and its figures flatter"
+                )
+    return notes
+
+
+def _check_apart(specs: Sequence[str]) -> None:
+    """Refuses to train on the same data, or on the same people, twice."""
+    for nth, spec in enumerate(specs):
+        for before in specs[:nth]:
+            if place(spec) == place(before):
+                also = "" if spec == before else f" (also as {before})"
+                raise UserError(f"--data {spec} is given twice{also}: name every data set once")
+            if family := same_people(before, spec):
+                raise UserError(
+                    f"--data {before} and --data {spec} show the same people ({family}): each would be two "
+                    "identities; train on one"
+                )
 
 
 def check_batch(mixture: Mixture, P: int, K: int, balance: str) -> list[int]:

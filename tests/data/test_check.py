@@ -229,6 +229,45 @@ def test_what_cannot_be_read_at_all_is_a_fault_too(tmp_path: Path) -> None:
         read_and_check("fodler:/x")
 
 
+@pytest.mark.parametrize(
+    ("spec", "flags", "message"),
+    [
+        ("folder:{root}", {"columns": "identity=pid"}, "--columns names columns of tables and works with hub: only"),
+        ("hub:{root}", {"columns": "identity"}, "cannot read 'identity'; write FIELD=COLUMN"),
+        ("hub:{root}", {"pattern": "market1501"}, "--pattern reads file names and works with folder:ROOT only"),
+        ("folder:{root}", {"pattern": "(?P<identity>"}, "is not a regular expression"),
+        ("folder:{root}", {"pattern": "market"}, "has no group (?P<identity>...); Did you mean 'market1501'?"),
+        ("folder:{root}/no", {}, "/no does not exist"),
+        ("folder:", {}, "lacks its folder: write folder:ROOT"),
+        ("csv:{root}", {}, "is not a file"),
+        ("msmt17:{root}/no", {}, "/no does not exist"),
+        ("hub:no where", {}, "no such folder, and no name on the Hub"),
+        ("hub:", {}, "lacks its name"),
+        ("synthetic:new-camera", {}, "did you mean 'synthetic:new-cameras'?"),
+        ("fodler:/x", {}, "unknown data 'fodler:/x'"),
+    ],
+)
+def test_mistakes_in_what_was_typed_are_no_findings(
+    tmp_path: Path, spec: str, flags: dict[str, str], message: str
+) -> None:
+    street(tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_and_check(spec.format(root=tmp_path), **flags)
+    assert message in str(caught.value)
+
+
+def test_nothing_to_test_on(tmp_path: Path) -> None:
+    for n in range(4):
+        save(tmp_path / "train" / f"{n % 2 + 1:04d}_c{n}s1_{n:06d}_00.jpg", n)
+    report = run(tmp_path)
+    assert not report.fit
+    assert found(report)["nothing to test on"] == Finding(
+        "fault", "nothing to test on",
+        "no query and no gallery, so no protocol was checked; to train on it, name other data with --test",
+    )  # fmt: skip
+    assert str(report).endswith("NOT fit for protocol market1501: 1 kinds of faults, 2 of notes")
+
+
 def test_lines_of_a_table_and_entries_of_lists(tmp_path: Path) -> None:
     save(tmp_path / "a.jpg", 1)
     (tmp_path / "t.csv").write_text("image,identity,camera\na.jpg,1,1\nb.jpg,1,2\na.jpg,,2\n")

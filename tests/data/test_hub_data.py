@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 from PIL import Image
 
 from clipreid.data import SCHEMA, ReIDData, Split, hub, load_data
@@ -108,6 +109,7 @@ def test_without_the_mapping_the_error_shows_it(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ("identity=person", "--columns identity=person: no such column. Columns found: photo (Image), pid (int64)"),
+        ("identity=person", "have different names, convert one of them first with `clipreid data convert`"),
         ("person=pid", "cannot read 'person'; write FIELD=COLUMN,FIELD=COLUMN"),
         ("identity", "cannot read 'identity'"),
         ("identity=pid,identity=camid", "a field is given twice"),
@@ -262,9 +264,29 @@ def test_metadata_jsonl_in_the_folders_of_the_splits(tmp_path: Path) -> None:
     assert data.splits["query"].views.tolist() == [-1, -1]
 
 
+def test_file_names_say_nothing_of_splits(tmp_path: Path) -> None:
+    names = ["query_1.jpg", "test_3.jpg", "b.jpg", "test/c.jpg"]
+    draw(tmp_path, *names)
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,identity", *(f"{name},{name}" for name in names)]))
+    data = load_data(f"hub:{tmp_path}")
+    assert {name: split.identities.tolist() for name, split in data.splits.items()} == {
+        "train": names[:3], "query": names[3:], "gallery": names[3:]
+    }  # fmt: skip
+
+
+def test_values_of_several_kinds_in_jsonl(tmp_path: Path) -> None:
+    draw(tmp_path, "a.jpg", "b.jpg")
+    lines = [{"file_name": "a.jpg", "identity": 1}, {"file_name": "b.jpg", "identity": "x"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    message = fails(f"hub:{tmp_path}")
+    assert f"hub:{tmp_path}: the column 'identity' of the metadata holds different kinds of values in train" in message
+    assert "(int, str): write all of them as text, or all as numbers" in message
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("file_name,identity\na.jpg,1\na.jpg,1,2\n", "metadata.csv, line 3 has more cells than the header: put quotes"),
         ("file_name,identity\nno.jpg,1\n", "line 2: no such picture: "),
         ("name,identity\na.jpg,1\n", "line 2: no file_name; found: name, identity"),
         ("file_name,identity\n", "the metadata has no lines"),
@@ -286,7 +308,13 @@ def test_other_folders_say_what_is_expected(tmp_path: Path) -> None:
     draw(tmp_path, "train/anna/1.jpg")
     message = fails(f"hub:{tmp_path}")
     assert "holds neither parquet files nor a metadata.csv or metadata.jsonl beside pictures. Found: train/" in message
+    assert "a folder for each identity (train/anna/1.jpg, test/ben/1.jpg)" in message
     assert f"read by folder:{tmp_path}" in message
+    draw(tmp_path, "test/ben/1.jpg")
+    advised = load_data(f"folder:{tmp_path}")
+    assert {name: set(split.identities) for name, split in advised.splits.items()} == {
+        "train": {"anna"}, "query": {"ben"}, "gallery": {"ben"}
+    }  # fmt: skip
 
 
 # ---- the Hub -----------------------------------------------------------------------------------------------
@@ -394,3 +422,35 @@ def test_a_converted_set_from_the_hub_remembers(
     assert data.splits["query"].paths.tolist() == ["a/1.png", "b/1.png"]  # names as they were
     monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(query=split.table))
     assert "clipreid.json names the splits query, gallery, found: query" in fails("hub:a/b")
+
+
+@pytest.mark.parametrize("seen", [False, True])
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("cannot reach"), OfflineModeIsEnabled("offline")])
+def test_offline_the_record_is_missed_only_where_it_never_was(
+    online: Callable[..., list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch, error: Exception, seen: bool
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    online({"train": typed(1, 2)}, None)
+    monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", refuse)
+    known = hub.huggingface_hub._CACHED_NO_EXIST if seen else None
+    monkeypatch.setattr(hub.huggingface_hub, "try_to_load_from_cache", lambda *_, **__: known)
+    if seen:
+        assert list(load_data("hub:a/b", columns="identity=pid").splits) == ["train"]
+    else:
+        message = fails("hub:a/b", columns="identity=pid")
+        assert "hub:a/b: whether it has a clipreid.json (protocol and noun, where `clipreid data convert`" in message
+        assert f"cannot be found out: {error}" in message
+
+
+def test_a_record_that_the_hub_refuses(
+    online: Callable[..., list[tuple[Any, ...]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("503 Server Error")
+
+    online({"train": typed(1, 2)}, None)
+    monkeypatch.setattr(hub.huggingface_hub, "hf_hub_download", refuse)
+    message = fails("hub:a/b", columns="identity=pid")
+    assert "cannot be found out: 503 Server Error. Offline only what was downloaded before can be read" in message

@@ -16,7 +16,7 @@ from PIL import Image
 
 from clipreid.data import ReIDData, Split, load_data
 from clipreid.data.folders import Layout, count, differences
-from clipreid.data.layouts import AERIAL, GROUND, LAYOUTS, WEARABLE, plain_names, variants
+from clipreid.data.layouts import AERIAL, GROUND, LAYOUTS, WEARABLE, plain_names, same_people, variants
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate, get_protocol
 from clipreid.evaluation.protocols import VIEWS
@@ -521,3 +521,26 @@ def test_the_example_of_a_new_reader_works(tmp_path: Path) -> None:
     }
     assert namespace["data"].noun == "zebra"
     assert any("officially 2,240 pictures, 131 identities" in note for note in namespace["data"].notes)
+
+
+FAMILIES = [
+    ("cuhk03-np-labeled:/a", "cuhk03-np-detected:/b", "cuhk03"),
+    ("cuhk03-classic-detected-7:/a", "cuhk03-np-labeled:/b", "cuhk03"),
+    ("icfg-pedes:/a", "msmt17:/b", "msmt17"),
+    ("rstpreid:/a", "msmt17-v2:/b", "msmt17"),
+    ("p-dukemtmc:/a", "occluded-duke:/b", "dukemtmc"),
+    ("dukemtmc:/a", "occluded-duke:/b", "dukemtmc"),
+    ("vehicleid:/a", "vehicleid-2400:/a", "vehicleid"),
+    ("prcc", "prcc-same", "prcc"),
+    ("market1501:/a", "market1501:/b", "market1501"),
+    ("market1501:/a", "dukemtmc:/a", None),
+    ("occluded-reid:/a", "p-dukemtmc:/a", None),
+    ("folder:/a", "folder:/a", None),
+    ("market1501:/a", "folder:/a", None),
+    ("synthetic", "synthetic:new-cameras", None),
+]
+
+
+@pytest.mark.parametrize(("one", "two", "family"), FAMILIES)
+def test_sets_that_show_the_same_people(one: str, two: str, family: str | None) -> None:
+    assert same_people(one, two) == same_people(two, one) == family

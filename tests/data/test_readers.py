@@ -398,3 +398,14 @@ def test_real_photographs() -> None:
     assert counts == {"train": (1014, 507), "query": (120, 60), "gallery": (120, 60)}
     assert (data.protocol, data.noun) == ("cross-camera", "vehicle")
     assert sorted(set(data.splits["query"].cameras.tolist())) == [1, 2]
+
+
+def test_csv_junk_is_left_out_and_said(tmp_path: Path) -> None:
+    draw(tmp_path / "a.jpg")
+    rows = "image,identity,split\na.jpg,-1,train\na.jpg,7,train\na.jpg,7,test\na.jpg,-1,test\n"
+    data = load_data(table(tmp_path, rows))
+    assert {name: split.identities.tolist() for name, split in data.splits.items()} == {
+        "train": ["7"], "query": ["7"], "gallery": ["7"]
+    }  # fmt: skip
+    assert "2 pictures of identity -1 left out (junk)" in data.notes
+    assert "every identity is -1, which marks junk: no pictures" in fails(table(tmp_path, "image,identity\na.jpg,-1\n"))

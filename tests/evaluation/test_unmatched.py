@@ -56,3 +56,15 @@ def test_queries_that_the_protocol_does_not_ask_are_none_of_them() -> None:
 def test_unknown_protocol() -> None:
     with pytest.raises(UserError, match="unknown protocol 'market'"):
         unmatched(QUERY, GALLERY, "market")
+
+
+def test_columns_that_evaluate_needs_are_needed_here() -> None:
+    sides = [{**side, "view": [-1] * len(side["path"])} for side in (QUERY, GALLERY)]
+    with pytest.raises(UserError) as refused:
+        evaluate(similarity=np.zeros((5, 7)), query=sides[0], gallery=sides[1], protocol="aerial-ground")
+    with pytest.raises(UserError) as found:
+        unmatched(*sides, "aerial-ground")
+    assert str(found.value) == str(refused.value)
+    assert "needs the column 'view', and none is known in query or gallery" in str(found.value)
+    with pytest.raises(UserError, match=r"asks queries of view 0 \(aerial\) only, and there are none"):
+        unmatched(*({**side, "view": [1] * len(side["path"])} for side in sides), "aerial-to-ground")

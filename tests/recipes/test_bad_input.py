@@ -1,6 +1,7 @@
 """What people get wrong: each ends with one message that names the file or value and says what to do."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,16 @@ def test_skip_bad_continues_and_counts(broken: Path, tmp_path: Path, capsys: pyt
     run = open_run(config(broken, tmp_path, skip_bad=True), PromptConfig(), P8)
     assert len(run.labels) == 39
     assert run.crops("bicubic").shape[0] == 39
+    assert len([path for path in (Path(os.environ["CLIPREID_CACHE"]) / "pixels").iterdir() if path.is_dir()]) == 1
     assert "1 training pictures left out" in capsys.readouterr().out
+
+
+def test_pictures_that_are_mended_meanwhile_stop_the_run(broken: Path, street: Path, tmp_path: Path) -> None:
+    run = open_run(config(broken, tmp_path, skip_bad=True), PromptConfig(), P8)
+    name = "train/0001_c1s1_000001_00.jpg"
+    shutil.copy(street / name, broken / name)
+    with pytest.raises(UserError, match="the training pictures changed while the run was being prepared: start it"):
+        run.crops("bicubic")
 
 
 def test_a_one_pixel_picture_is_named(street: Path, tmp_path: Path) -> None:

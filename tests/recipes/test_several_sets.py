@@ -2,9 +2,11 @@
 
 import importlib.util
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,8 +17,8 @@ from launching import ROOT, paint_street
 from safetensors.torch import load_file
 
 import clipreid
-from clipreid.cli import main
-from clipreid.data import ConcatPixels
+from clipreid.cli import Evaluate, _tests, main
+from clipreid.data import ConcatPixels, Mixture, ReIDData
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
 from clipreid.training import checkpoint, stage2
@@ -24,6 +26,7 @@ from clipreid.training import run as run_module
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
 from clipreid.training.folder import read_metrics
 from clipreid.training.run import Run, open_run
+from clipreid.training.sets import read_sets, shared_people
 
 TUNE = TuneConfig(epochs=2, identities_per_batch=8, pictures_per_identity=2)
 PROMPT = PromptConfig(prompt_epochs=1)
@@ -150,8 +153,9 @@ def test_stage_1_alone_prints_a_command_that_names_every_set(
     streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module = recipe("clipreid_stage1")
-    module.main(module.Stage1(config(streets, tmp_path / "run"), PROMPT))
-    assert f"--data {streets[0]} --data {streets[1]} --output" in capsys.readouterr().out
+    module.main(module.Stage1(config(streets, tmp_path / "a run"), PROMPT))
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert words[-6:] == ["--data", streets[0], "--data", streets[1], "--output", str(tmp_path / "a run")]
 
 
 def spy(patch: pytest.MonkeyPatch, place: Any, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -202,7 +206,8 @@ def test_mistakes_are_named(streets: tuple[str, str, str], tmp_path: Path) -> No
             open_run(RunConfig(data=data, output=tmp_path / "run", threads=1, **more), PROMPT, tune)
         return str(caught.value)
 
-    assert f"--data {street} is given twice" in refused(street, vehicles, street)
+    assert f"--data {street} is given twice: name" in refused(street, vehicles, street)
+    assert f"--data {street}/ is given twice (also as {street}): name" in refused(street, vehicles, f"{street}/")
     assert f"{abroad} has no train split" in refused(street, abroad)
     assert "P=16 identities a batch from 2 data sets with 9 + 3 identities" in refused(
         street, vehicles, tune=TuneConfig(identities_per_batch=16)
@@ -212,5 +217,82 @@ def test_mistakes_are_named(streets: tuple[str, str, str], tmp_path: Path) -> No
 
 
 def test_a_set_that_is_trained_on_is_not_tested_twice(streets: tuple[str, str, str], tmp_path: Path) -> None:
-    run = open_run(RunConfig(data=streets[:2], test=streets, output=tmp_path / "run", threads=1), PROMPT, TUNE)
+    tests = (*streets, f"{streets[0]}/", f"{streets[2]}/")
+    run = open_run(RunConfig(data=streets[:2], test=tests, output=tmp_path / "run", threads=1), PROMPT, TUNE)
     assert [data.name for data in run.tests] == list(streets)
+
+
+def test_sets_of_the_same_people_are_refused_or_noted(
+    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """msmt17 and msmt17v2 are the same people; a copy elsewhere is the same set, whose test shows others."""
+    vehicles = streets[1]
+    copy = vehicles + "-copy"
+    shutil.copytree(vehicles.partition(":")[2], copy.partition(":")[2], dirs_exist_ok=True)
+    message = rf"--data {vehicles} and --data {copy} show the same people \(veri\): each would be two .*train on one"
+    with pytest.raises(UserError, match=message):
+        open_run(RunConfig(data=(vehicles, copy), output=tmp_path / "run", threads=1), PROMPT, TUNE)
+    open_run(RunConfig(data=streets[:2], test=(copy,), output=tmp_path / "run", threads=1), PROMPT, TUNE)
+    assert "show the same people" not in capsys.readouterr().out
+    mixture = Mixture((ReIDData("msmt17:/a", {}, "market1501"), ReIDData("veri:/v", {}, "veri")))
+    tests = [ReIDData(f"{name} (val)", {}, "market1501") for name in ("msmt17:/b", "icfg-pedes:/i", "veri:/w")]
+    assert shared_people(mixture, tests) == [
+        "msmt17:/a and icfg-pedes:/i show the same people (msmt17): people of the test may have been trained on, and "
+        "its figures flatter"
+    ]
+
+
+def test_a_pattern_is_for_tests_too(streets: tuple[str, str, str], tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for file in (Path(streets[0].partition(":")[2]) / split).iterdir():
+            place = tmp_path / "named" / split / f"at-{file.name[6]}-who-{file.name[:4]}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file)
+    shutil.copytree(tmp_path / "named" / "test", tmp_path / "other" / "test")
+    own, other = f"folder:{tmp_path / 'named'}", f"folder:{tmp_path / 'other'}"
+    pattern = r"at-(?P<camera>\d)-who-(?P<identity>\d+)"
+    _, _, scored = read_sets(RunConfig(data=(own,), test=(other, streets[1]), pattern=pattern))
+    assert [data.name for data in scored] == [own, other, streets[1]]
+    assert set(scored[1].splits["query"].cameras.tolist()) == {1, 2, 3, 4}
+    again = _tests(Evaluate(tmp_path), {"flags": {"data": [own], "test": [other], "pattern": pattern}})
+    assert [set(data.splits["query"].cameras.tolist()) for data in again] == [{1, 2, 3, 4}] * 2
+    (other_name,) = _tests(
+        Evaluate(tmp_path, data=(f"{other}/",)), {"flags": {"data": [own, other], "pattern": pattern}}
+    )
+    assert set(other_name.splits["query"].cameras.tolist()) == {1, 2, 3, 4}
+
+
+def test_the_same_cameras_of_several_sets_are_refused(
+    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    street, vehicles, abroad = streets
+    (tmp_path / "run").mkdir()
+    config = {"clipreid": "1", "backbone": {"name": "x"}, "flags": {"data": [street, vehicles]},
+              "model": {"sie": "camera"}}  # fmt: skip
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "run"), "--data", street, "--data", abroad, "--same-cameras"])
+    assert (
+        f"was trained on several data sets ({street}, {vehicles}), and nothing says which of them has the cameras of "
+        f"{abroad}: leave the flag out, or name one of them with --data" in capsys.readouterr().err
+    )
+
+
+def test_the_commands_printed_at_the_end_can_be_typed(streets: tuple[str, str, str], tmp_path: Path) -> None:
+    """For what can be tested, without a picture where captions ask, and quoted."""
+    street, _, abroad = streets
+    shutil.copytree(Path(street.partition(":")[2]) / "train", tmp_path / "only train" / "train")
+    only = f"folder:{tmp_path / 'only train'}"
+    run = open_run(RunConfig(data=(only,), test=(abroad,), output=tmp_path / "a run", threads=1), PROMPT, TUNE)
+    module = recipe("clipreid_stage2")
+    folder = str(tmp_path / "a run")
+    asked = ["clipreid", "evaluate", folder, "--data", abroad]
+    said = [shlex.split(line) for line in module.next_commands(run)]
+    assert said[0] == [*asked, "--report", f"{folder}/report"]
+    assert said[1][:2] == ["python", "-c"]
+    assert said[1][2] == f'import clipreid; print(clipreid.load("{folder}").embed(["a.jpg"]))'
+    captioned = replace(run, tests=[replace(run.tests[0], protocol="text-to-image")])
+    assert shlex.split(module.next_commands(captioned)[0]) == asked
+    tolerant = replace(run, config=replace(run.config, skip_bad=True))
+    assert shlex.split(module.next_commands(tolerant)[0])[-1] == "--skip-bad"
+    assert len(module.next_commands(replace(run, tests=[]))) == 1  # nothing to evaluate on

@@ -108,8 +108,8 @@ def test_one_backbone_that_fails_does_not_cost_the_others(
 def test_captions_ask_backbones_with_text_only(
     recipe: ModuleType, towers: tuple[str, str], street: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def captioned(spec: str) -> ReIDData:
-        data = load_data(spec)
+    def captioned(spec: str, **flags: Any) -> ReIDData:
+        data = load_data(spec, **flags)
         query = data.splits["query"]
         image = [{"path": str(path)} for path in query.paths]
         words = [f"person {identity}" for identity in query.identities]
@@ -124,13 +124,34 @@ def test_captions_ask_backbones_with_text_only(
     assert (row["backbone"], row["feature"]) == ("tiny-clip", "projection")
 
 
+def test_one_set_that_fails_does_not_cost_the_others_and_names_are_read_as_told(
+    recipe: ModuleType, towers: tuple[str, str], street: Path, tmp_path: Path
+) -> None:
+    for file in (street / "test").iterdir():
+        place = tmp_path / "named" / "test" / f"at-{file.name[6]}-who-{file.name[:4]}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(file)
+    file, nowhere, named = tmp_path / "zero.csv", f"folder:{tmp_path / 'nowhere'}", f"folder:{tmp_path / 'named'}"
+    pattern = r"at-(?P<camera>\d)-who-(?P<identity>\d+)"
+    with pytest.raises(UserError, match=r"left out:\n  .*nowhere does not exist$"):
+        recipe.main(parse(recipe, "--backbones", towers[1], "--data", nowhere, named, "--pattern", pattern,
+                          "--output", file))  # fmt: skip
+    (row,) = csv.DictReader(file.read_text().splitlines())
+    assert row["data"] == named
+    with pytest.raises(UserError, match=r"--columns names columns of tables and works with hub: only"):
+        recipe.main(parse(recipe, "--data", named, "--columns", "identity=pid"))
+
+
 def test_wrong_flags(recipe: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--output .* is a folder: give a file, such as .*zero_shot.csv"):
         recipe.main(parse(recipe, "--output", tmp_path))
     with pytest.raises(UserError, match=r"--batch-size 0: must be at least 1"):
         recipe.main(parse(recipe, "--batch-size", 0))
-    with pytest.raises(UserError, match=r"nowhere"):
+    with pytest.raises(UserError, match=r"no data is left to test on:\n  .*nowhere does not exist"):
         recipe.main(parse(recipe, "--data", f"folder:{tmp_path / 'nowhere'}"))
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"--output .*zero.csv cannot be written \(.*\): give another file"):
+        recipe.main(parse(recipe, "--output", tmp_path / "file" / "zero.csv"))
 
 
 # What it costs ----------------------------------------------------------------------------------------------------

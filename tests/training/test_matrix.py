@@ -45,7 +45,7 @@ def cells(table: str) -> dict[str, list[str]]:
 
 
 def test_rows_are_training_sets_and_columns_are_test_sets(runs: list[Path]) -> None:
-    table = matrix_table(read_rows(runs))
+    table = matrix_table(read_rows(runs)[0])
     header = table.splitlines()[2]
     assert header.split()[-4:] == ["market1501", "msmt17", "my", "crops"]
     assert cells(table) == {
@@ -56,12 +56,12 @@ def test_rows_are_training_sets_and_columns_are_test_sets(runs: list[Path]) -> N
     assert "* = at home" in table
     assert f"my crops = {CROPS}" in table
     assert max(map(len, table.splitlines())) < 100
-    assert "26.0" in matrix_table(read_rows(runs), "rank1")
+    assert "26.0" in matrix_table(read_rows(runs)[0], "rank1")
 
 
 def test_missing_cells_come_with_the_command_that_fills_them(runs: list[Path]) -> None:
     both, mine = runs
-    assert [shlex.split(line) for line in commands(read_rows(runs))] == [
+    assert [shlex.split(line) for line in commands(read_rows(runs)[0])] == [
         ["clipreid", "evaluate", str(both), "--data", CROPS, "--zero-shot"],
         ["clipreid", "evaluate", str(mine), "--data", MSMT],
     ]
@@ -71,7 +71,7 @@ def test_other_protocols_have_columns_of_their_own_and_val_is_left_to_training(
     runs: list[Path], tmp_path: Path
 ) -> None:
     other = {"stage2": {f"{MARKET} (no-cameras)": 0.6, f"{MARKET} (val)": 0.7}}
-    rows = read_rows([runs[1], write_run(tmp_path / "third", [MARKET], other, "hf:some/backbone")])
+    rows, _ = read_rows([runs[1], write_run(tmp_path / "third", [MARKET], other, "hf:some/backbone")])
     assert "market1501 (no-cameras)" in matrix_table(rows)
     assert "70.0*" in matrix_table(rows)  # its own val is home too
     wanted = commands(rows)
@@ -81,14 +81,14 @@ def test_other_protocols_have_columns_of_their_own_and_val_is_left_to_training(
 
 
 def test_home_data_comes_first(runs: list[Path]) -> None:
-    rows = read_rows([runs[0]])
+    rows, _ = read_rows([runs[0]])
     rows[1].figures["synthetic"] = rows[1].figures.pop(MARKET)
     rows[1].figures[MARKET] = rows[1].figures["synthetic"]
     assert columns_of(rows) == [MARKET, MSMT, CROPS, "synthetic"]
 
 
 def test_csv_has_every_figure(runs: list[Path], tmp_path: Path) -> None:
-    write_csv(read_rows(runs), tmp_path / "m.csv")
+    write_csv(read_rows(runs)[0], tmp_path / "m.csv")
     with open(tmp_path / "m.csv", newline="") as handle:
         lines = list(csv.DictReader(handle))
     assert len(lines) == 7
@@ -115,11 +115,72 @@ def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
         read_rows([])
     with pytest.raises(UserError, match="both is named twice"):
         read_rows([runs[0], runs[0]])
-    with pytest.raises(UserError, match="is not a run folder"):
-        read_rows([tmp_path])
+
+
+def test_what_has_no_figures_is_left_out_with_a_line(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`runs/*` holds notes, unfinished runs and other things."""
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
     (runs[0] / "metrics.json").unlink()
-    with pytest.raises(UserError, match=r"both has no metrics.json yet: finish its training"):
-        read_rows(runs)
+    rows, left_out = read_rows(sorted(tmp_path.iterdir()))
+    assert {row.folder for row in rows} == {runs[1]}
+    assert left_out == [
+        f"{runs[0]} has no metrics.json yet: finish its training, or run `clipreid evaluate {runs[0]}`",
+        f"{tmp_path / 'notes.txt'} is not a folder: give a run folder, such as runs/demo",
+        f"{tmp_path / 'other'} is not a run folder: it has no config.json",
+    ]
+    main(["matrix", *map(str, sorted(tmp_path.iterdir()))])
+    said = capsys.readouterr().out
+    assert said.startswith(f"left out: {left_out[0]}\nleft out: ")
+    assert "90.0*" in said
+    with pytest.raises(UserError, match=r"no run with figures is left:\n  .*both has no metrics.json yet"):
+        read_rows([runs[0]])
+
+
+def test_one_place_is_one_column(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a", ["folder:/my/crops"], {"stage2": {"folder:/my/crops": 0.5, "veri:/v": 0.1}})
+    second = write_run(tmp_path / "b", ["veri:/v/"], {"stage2": {"folder:/my/crops/": 0.25, "veri:/v/": 0.75}})
+    rows, _ = read_rows([first, second])
+    assert columns_of(rows) == ["folder:/my/crops", "veri:/v"]
+    assert [line.split()[-2:] for line in matrix_table(rows).splitlines() if "stage2" in line] == [
+        ["50.0*", "10.0"], ["25.0", "75.0*"]]  # fmt: skip
+
+
+def flagged(run: Path, **flags: object) -> Path:
+    config = json.loads((run / "config.json").read_text())
+    config["flags"] |= flags
+    (run / "config.json").write_text(json.dumps(config))
+    return run
+
+
+def test_commands_read_the_data_as_the_run_that_has_it(tmp_path: Path) -> None:
+    pattern, columns = r"(?P<identity>\d+) .*", "identity=pid"
+    table = "hub:me/table"
+    named = flagged(
+        write_run(tmp_path / "named", [CROPS], {"stage2": {CROPS: 0.5, table: 0.5}}), pattern=pattern, columns=columns,
+        test=[table], skip_bad=True,
+    )  # fmt: skip
+    plain = write_run(tmp_path / "plain", [MARKET], {"stage2": {MARKET: 0.5}})
+    rows, _ = read_rows([named, plain])
+    asked = [shlex.split(line) for line in commands([row for row in rows if row.model == "stage2"])]
+    assert asked == [
+        ["clipreid", "evaluate", str(named), "--data", MARKET],
+        ["clipreid", "evaluate", str(plain), "--data", CROPS, "--skip-bad", "--pattern", pattern],
+        ["clipreid", "evaluate", str(plain), "--data", table, "--skip-bad", "--columns", columns],
+    ]
+    before = [shlex.split(line) for line in commands(rows) if "--zero-shot" in line and "--skip-bad" in line]
+    assert ["clipreid", "evaluate", str(named), "--data", CROPS, "--data", table, "--skip-bad", "--zero-shot"] in before
+
+
+def test_an_imported_run_with_side_information_is_reminded_of_its_cameras(runs: list[Path], tmp_path: Path) -> None:
+    imported = write_run(tmp_path / "imported", [], {"stage2": {"veri:/v": 0.5}})
+    config = {"clipreid": "1", "backbone": {"name": "imported"}, "imported": "x.pth", "model": {"sie": "camera"}}
+    (imported / "config.json").write_text(json.dumps(config))
+    (line,) = [line for line in commands(read_rows([*runs, imported])[0]) if str(imported) in line]
+    assert line.endswith("  # and --same-cameras, if it was trained on this data")
+    assert shlex.split(line, comments=True)[:3] == ["clipreid", "evaluate", str(imported)]
 
 
 def test_the_table_of_a_run_stays_readable(runs: list[Path]) -> None:

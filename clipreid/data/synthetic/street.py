@@ -166,14 +166,19 @@ def load_synthetic(name: str = "synthetic", progress: bool = True) -> ReIDData:
     Raises:
         UserError: no such set.
     """
-    if name not in SETS:
-        close = difflib.get_close_matches(name, SETS, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"no synthetic set {name!r}: {hint}the sets are {', '.join(SETS)}")
+    check_name(name)
     home = Path(os.environ.get("CLIPREID_CACHE") or "~/.cache/clipreid").expanduser()
     folder = home / f"synthetic-v{VERSION}-{len(SCHEMA)}" / name.replace(":", "-")  # more columns: another table
     splits = {split: _kept(folder / split, partial(_build, name, split, progress)) for split in SETS[name].parts}
     return ReIDData(name, splits, SETS[name].protocol, "person")
+
+
+def check_name(name: str) -> None:
+    """Raises `UserError` where there is no such set."""
+    if name not in SETS:
+        close = difflib.get_close_matches(name, SETS, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"no synthetic set {name!r}: {hint}the sets are {', '.join(SETS)}")
 
 
 def _kept(folder: Path, build: Callable[[], Split]) -> Split:
