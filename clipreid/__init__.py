@@ -16,10 +16,11 @@ _WHERE = {
     "load_backbone": "clipreid.backbones",
     "load_data": "clipreid.data",
     "evaluate": "clipreid.evaluation",
+    "rerank": "clipreid.evaluation",
     "ReIDModel": "clipreid.model",
     "UserError": "clipreid.errors",
 }
-__all__ = ["ReIDModel", "UserError", "evaluate", "load", "load_backbone", "load_data"]
+__all__ = ["ReIDModel", "UserError", "evaluate", "load", "load_backbone", "load_data", "rerank"]
 
 try:
     __version__ = version("clipreid")

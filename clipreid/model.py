@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipreid.aggregation import AGGREGATIONS, identity_features
-from clipreid.backbones import Backbone, ImageTower, VisionTower, check_fits
+from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
 from clipreid.data.augment import normalise
 from clipreid.data.pictures import to_pixels
 from clipreid.distributed import gather
@@ -201,6 +201,17 @@ class ReIDModel(nn.Module):
         self.train(was_training)
         parts = {name: F.normalize(features[name].float(), dim=1) for name in self.heads}
         return {"concat": self.test_feature(features), **parts}
+
+    def look(self, crops: Tensor, cameras: Tensor | None = None, views: Tensor | None = None) -> Tensor | None:
+        """uint8 crops as for `embed_parts` to maps [B, h, w], float32 on the CPU: how much each patch tells.
+
+        Attention rollout (`clipreid.backbones.attention_rollout`), each map sums to one. None for a wrapped
+        image-only tower, whose attention is not ours to read.
+        """
+        if not isinstance(self.tower, VisionTower):
+            return None
+        hooks = {0: self.side.hook(cameras, views)} if self.side is not None else None
+        return attention_rollout(self.tower, self.normalise(crops), hooks).cpu()
 
     def crops(self, images: Sequence[Image.Image | str | Path] | Tensor) -> Tensor:
         """Pictures as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole picture resized."""

@@ -224,6 +224,13 @@ def test_the_report_sets_the_run_against_its_untouched_backbone(
     with Image.open(tmp_path / "report" / "ranked_lists.png") as picture:
         assert min(picture.size) > 300
         assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 50  # not an empty sheet
+    page = (tmp_path / "report" / "index.html").read_text()
+    for model in ("zero-shot", "stage2"):
+        assert f"<td>{100 * found[model]['mAP']:.1f}" in page
+    assert "Where the model looked:" in page
+    assert page.count("<article") == 20
+    pictures = {"ranked_lists.png", "cmc.png", "similarities.png", "cameras.png"}
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"index.html", *pictures}
 
 
 def test_captions_ask_where_the_protocol_says_so(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -4,6 +4,7 @@ from clipreid.backbones.backbone import Backbone
 from clipreid.backbones.imageonly import ImageBackbone, ImageTower, check_fits
 from clipreid.backbones.load import is_image_only, load_backbone
 from clipreid.backbones.positions import resize_positions, square_positions
+from clipreid.backbones.rollout import attention_rollout
 from clipreid.backbones.save import save_backbone, square_backbone
 from clipreid.backbones.text import TextConfig, TextTower
 from clipreid.backbones.tokenizer import FastTokenizer
@@ -19,6 +20,7 @@ __all__ = [
     "Tokens",
     "VisionConfig",
     "VisionTower",
+    "attention_rollout",
     "check_fits",
     "is_image_only",
     "load_backbone",

@@ -1,21 +1,41 @@
 """Extract features, score them exactly under a protocol, show the result."""
 
+from clipreid.evaluation.bootstrap import confidence
+from clipreid.evaluation.breakdown import CameraPairs, by_column, camera_pairs
+from clipreid.evaluation.compare import Comparison, compare
 from clipreid.evaluation.extract import extract
-from clipreid.evaluation.metrics import cosine_similarity, evaluate
+from clipreid.evaluation.fusion import choose_weight, fuse, fuse_features
+from clipreid.evaluation.metrics import evaluate
+from clipreid.evaluation.openset import OpenSet, open_set
 from clipreid.evaluation.pictures import ranked_lists
 from clipreid.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, same
 from clipreid.evaluation.report import Report
+from clipreid.evaluation.rerank import rerank, reranked_rows
+from clipreid.evaluation.similarity import cosine_similarity
 from clipreid.evaluation.tables import format_table
 
 __all__ = [
     "PROTOCOLS",
+    "CameraPairs",
+    "Comparison",
+    "OpenSet",
     "Protocol",
     "Report",
+    "by_column",
+    "camera_pairs",
+    "choose_weight",
+    "compare",
+    "confidence",
     "cosine_similarity",
     "evaluate",
     "extract",
     "format_table",
+    "fuse",
+    "fuse_features",
     "get_protocol",
+    "open_set",
     "ranked_lists",
+    "rerank",
+    "reranked_rows",
     "same",
 ]

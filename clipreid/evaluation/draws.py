@@ -40,8 +40,10 @@ def score_draws(
     times = (~np.isnan(ranks)).sum(0)  # [Q]
     precision, mean_rank = (_mean(values, 0) for values in (1 / ranks, ranks))
     scores = {"ap": precision, "inp": precision, "first_rank": mean_rank, "n_positives": (times > 0).astype(int)}
+    hits = {f"rank{k}": np.where(np.isnan(ranks), np.nan, ranks <= k) for k in (1, 5, 10)}  # [draws, Q] each
+    scores |= {"times": times, **{name: _mean(values, 0) for name, values in hits.items()}}
     figures = {"mAP": _mean(1 / ranks, 1), "mINP": _mean(1 / ranks, 1)}  # [draws] each
-    figures |= {f"rank{k}": _mean(np.where(np.isnan(ranks), np.nan, ranks <= k), 1) for k in (1, 5, 10)}
+    figures |= {name: _mean(values, 1) for name, values in hits.items()}
     usable = ~np.isnan(figures["mAP"])
     metrics = {name: float(values[usable].mean()) if usable.any() else np.nan for name, values in figures.items()}
     spread = {name: float(values[usable].std()) if usable.any() else np.nan for name, values in figures.items()}

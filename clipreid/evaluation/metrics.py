@@ -15,23 +15,19 @@ to chance.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from clipreid.errors import UserError
-from clipreid.evaluation.columns import Columns, Table, code_columns, name_rows, read_table
+from clipreid.evaluation.columns import Columns, Table, code_columns, read_table
 from clipreid.evaluation.draws import describe_draws, score_draws
 from clipreid.evaluation.gaps import Unscored, describe_gaps
+from clipreid.evaluation.histogram import Histogram, bin_edges, count_sorted
 from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
 from clipreid.evaluation.report import Report
-
-Matrix = Any  # a torch tensor, numpy array or nested list of two dimensions
-_ALIGN = 64  # matrix products are padded to multiples of this, see `_normalise`
-_CHUNK_ELEMENTS = 2**24  # similarities in memory at once: 64 MB in float32
+from clipreid.evaluation.similarity import Matrix, as_matrix, chunk_size, similarities
 
 
 def evaluate(
@@ -46,7 +42,8 @@ def evaluate(
     """Score a retrieval: CMC rank-1/5/10, mAP and mINP under a protocol (definitions: top of this file).
 
     query_features [Q, D], gallery_features [G, D]: similarity is their cosine (rows are L2-normalised here;
-    half precision is computed in float32). Or similarity [Q, G], larger is closer, say from a re-ranker.
+    half precision is computed in float32). Or similarity [Q, G], larger is closer, say from a re-ranker: a matrix, or
+    an iterator over blocks of its rows in order (`reranked_rows`).
     query, gallery: metadata with an "identity" column and, where known, "camera" and "path": a dict of
     arrays, lists or tensors, a datasets.Dataset, a pandas frame, or a `Split`.
     protocol: a name in `PROTOCOLS`, a `Protocol`, or a function (query, gallery) -> bool [q, G].
@@ -61,148 +58,43 @@ def evaluate(
     query_table, gallery_table = read_table(query, "query"), read_table(gallery, "gallery")
     q, g = code_columns(query_table, gallery_table)
     sizes = len(q["identity"]), len(g["identity"])
-    chunk = _chunk_size(chunk, sizes)
-    blocks = _similarities(query_features, gallery_features, similarity, sizes, chunk)
+    chunk = chunk_size(chunk, sizes)
+    blocks = similarities(query_features, gallery_features, similarity, sizes, chunk)
 
     notes = describe_gaps(rules, q, g)
 
     spread: dict[str, float] = {}
+    histogram = None
     if rules.draws:
         scores, unscored, metrics, spread = score_draws(blocks, q, g, rules)
     else:
-        scores, unscored = _score_blocks(blocks, q, g, rules)
+        edges = None  # the range of a stream is not known before its end
+        if not isinstance(similarity, Iterator):
+            edges = bin_edges(None if similarity is None else as_matrix(similarity))
+        scores, unscored, histogram = _score_blocks(blocks, q, g, rules, edges)
     total, scored = sizes[0], scores["n_positives"] > 0
     if not scored.all():
         why = unscored.explain(rules, query_table, total)
         if not scored.any():
             raise UserError(f"Nothing to score under protocol {rules.name!r}: {why}. {unscored.advice(rules)}")
         notes = (*notes, why)
+    scores |= {name: query_table[name] for name in ("identity", "path") if name in query_table}
     counts = _count(q["identity"], g["identity"], int(scored.sum()))
     if rules.draws:
         notes = (describe_draws(rules, spread), *notes)
     else:
         metrics = _average(scores, scored)
-    return Report(metrics, counts, scores, rules.name, rules.description, notes, spread)
-
-
-def cosine_similarity(query_features: Matrix, gallery_features: Matrix) -> Tensor:
-    """[Q, D], [G, D] -> cosine similarities [Q, G], exactly those that `evaluate` ranks by; same errors."""
-    q, g = _features(query_features, "query_features"), _features(gallery_features, "gallery_features")
-    sizes = len(q), len(g)
-    return torch.cat(list(_similarities(q, g, None, sizes, _chunk_size(None, sizes))))
-
-
-# Similarities ---------------------------------------------------------------------------------------------
-
-
-def _chunk_size(chunk: int | None, sizes: tuple[int, int]) -> int:
-    if chunk is None:
-        return max(_ALIGN, min(_CHUNK_ELEMENTS // sizes[1], sizes[0]) // _ALIGN * _ALIGN)
-    if chunk < 1:
-        raise UserError(f"chunk is {chunk}; it is the number of queries scored at once, at least 1.")
-    return chunk
-
-
-def _similarities(
-    query: Matrix | None,
-    gallery: Matrix | None,
-    similarity: Matrix | None,
-    sizes: tuple[int, int],
-    chunk: int,
-) -> Iterator[Tensor]:
-    """Check the input now; then yield similarities [c, G] in chunks, each free to be overwritten."""
-    if similarity is not None:
-        if query is not None or gallery is not None:
-            raise UserError("give either features or similarity, not both: similarity replaces them.")
-        similarity = similarity if hasattr(similarity, "shape") else np.asarray(similarity)
-        _check_shape(similarity, "similarity", sizes, "[queries, gallery]")
-        return _given(similarity, chunk)
-    if query is None or gallery is None:
-        raise UserError("give query_features and gallery_features, or similarity [queries, gallery].")
-    q, g = _features(query, "query_features"), _features(gallery, "gallery_features")
-    _check_shape(q, "query_features", (sizes[0], q.shape[1]), "[queries, D]")
-    _check_shape(g, "gallery_features", (sizes[1], q.shape[1]), "[gallery, D], with the D of the queries")
-    return _products(q, g, chunk)
-
-
-def _features(features: Matrix, name: str) -> Tensor:
-    x = torch.as_tensor(features).detach()
-    if x.ndim != 2 or not x.shape[1]:
-        raise UserError(f"{name} has shape {list(x.shape)}; features are a matrix [pictures, D].")
-    return x
-
-
-def _check_shape(matrix: Matrix, name: str, expected: tuple[int, int], meaning: str) -> None:
-    if tuple(matrix.shape) != expected:
-        raise UserError(f"{name} has shape {list(matrix.shape)}, the metadata asks for {list(expected)}: {meaning}.")
-
-
-def _given(similarity: Matrix, chunk: int) -> Iterator[Tensor]:
-    for start in range(0, len(similarity), chunk):
-        block = similarity[start : start + chunk]  # [c, G]
-        block = block.detach().clone() if isinstance(block, Tensor) else torch.from_numpy(np.array(block))
-        block = block.float() if block.dtype in (torch.float16, torch.bfloat16) else block
-        block = block if block.is_floating_point() else block.double()
-        _check_finite(block.abs().amax(1), "similarity", start)
-        yield block
-
-
-def _products(query: Tensor, gallery: Tensor, chunk: int) -> Iterator[Tensor]:
-    dtype = torch.float64 if torch.float64 in (query.dtype, gallery.dtype) else torch.float32
-    queries = _normalise(query.to(dtype), "query_features")  # [Q padded, D]
-    columns = _normalise(gallery.to(query.device, dtype), "gallery_features").T  # [D, G padded]
-    for start in range(0, len(query), chunk):
-        rows = min(chunk, len(query) - start)
-        block = queries[start : start + rows]  # [c, D]
-        block = torch.nn.functional.pad(block, (0, 0, 0, -rows % _ALIGN))  # [c padded, D]
-        with _full_precision(block.device):
-            product = block @ columns
-        yield product[:rows, : len(gallery)]  # [c, G]
-
-
-def _normalise(features: Tensor, name: str) -> Tensor:
-    """[N, D] -> rows of length 1 (all-zero rows stay zero), padded with zeros to a multiple of _ALIGN rows.
-
-    Matrix libraries round differently in ragged last rows and columns; with none of these, equal pictures
-    have equal similarities, wherever they stand and whatever the chunk. Each row is divided by its largest
-    component first, so that no square overflows.
-    """
-    n, tiny = len(features), torch.finfo(features.dtype).tiny
-    largest = torch.linalg.vector_norm(features, torch.inf, dim=1, keepdim=True)  # [N, 1]
-    _check_finite(largest[:, 0], name)  # the largest of a row is finite exactly where the row is
-    padded = features.new_zeros(n + -n % _ALIGN, features.shape[1])
-    unit = torch.div(features, largest.clamp_min(tiny), out=padded[:n])
-    unit.div_(torch.linalg.vector_norm(unit, dim=1, keepdim=True).clamp_min(tiny))
-    return padded
-
-
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, no TF32: training may have set them, figures should not depend on it."""
-    before = torch.get_float32_matmul_precision()
-    try:
-        if before != "highest":
-            torch.set_float32_matmul_precision("highest")
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        if before != "highest":
-            torch.set_float32_matmul_precision(before)
-
-
-def _check_finite(values: Tensor, name: str, start: int = 0) -> None:
-    rows = (~torch.isfinite(values)).nonzero()[:, 0].cpu().numpy() + start
-    if len(rows):
-        raise UserError(f"{name}: NaN or infinity in {name_rows(rows)}. Look where they were computed.")
+    return Report(metrics, counts, scores, rules.name, rules.description, notes, spread, histogram)
 
 
 # Scores ---------------------------------------------------------------------------------------------------
 
 
 def _score_blocks(
-    blocks: Iterator[Tensor], query: Columns, gallery: Columns, rules: Protocol
-) -> tuple[dict[str, np.ndarray], Unscored]:
+    blocks: Iterator[Tensor], query: Columns, gallery: Columns, rules: Protocol, edges: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], Unscored, Histogram | None]:
     scores: list[dict[str, np.ndarray]] = []
+    pairs: np.ndarray | int = 0  # [2, bins]: positive, negative
     unscored: list[np.ndarray] = []
     start = 0
     for similarity in blocks:
@@ -212,8 +104,11 @@ def _score_blocks(
         relevant = rows["identity"][:, None] == gallery["identity"]  # [c, G]
         by_rule, own = find_junk(rules, rows, gallery)
         junk = by_rule | own
-        ranks, counts = _ranks(similarity, relevant & ~junk, relevant | junk)
-        scores.append(_from_ranks(ranks.cpu().numpy(), counts.cpu().numpy()))
+        matches, counts, others = _sort_pairs(similarity, relevant & ~junk, relevant | junk)
+        ranks = _ranks(matches, others)
+        if edges is not None:
+            pairs = pairs + np.stack([count_sorted(matches.flip(1), edges), count_sorted(others, edges)])
+        scores.append(scores_from_ranks(ranks.cpu().numpy(), counts.cpu().numpy()))
         lost = (counts == 0).nonzero()[:, 0]
         relevant, by_rule, own = relevant[lost], by_rule[lost], own[lost]
         facts = (relevant, relevant & by_rule, relevant & own & ~by_rule)
@@ -221,15 +116,23 @@ def _score_blocks(
         unscored.append(torch.stack([lost + start, *(fact.sum(1) for fact in facts), asked]).cpu().numpy())
         start += len(similarity)
     per_query = {name: np.concatenate([part[name] for part in scores]) for name in scores[0]}
-    return per_query, Unscored(*np.concatenate(unscored, 1))
+    histogram = Histogram(edges, *pairs) if edges is not None and isinstance(pairs, np.ndarray) else None
+    return per_query, Unscored(*np.concatenate(unscored, 1)), histogram
 
 
-def _ranks(similarity: Tensor, positive: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
+def ranks_of_matches(similarity: Tensor, positive: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
     """Ranks of the positives, best first: [c, P], without meaning beyond a row's positives; their number [c].
 
-    similarity, positive, excluded (no negative) are [c, G]; similarity is overwritten. Only values are
-    sorted, no indices: the rank of a positive is its place among the positives plus the number of negatives
-    at least as similar.
+    similarity, positive, excluded (no negative) are [c, G]; similarity is overwritten.
+    """
+    matches, counts, others = _sort_pairs(similarity, positive, excluded)
+    return _ranks(matches, others), counts
+
+
+def _sort_pairs(similarity: Tensor, positive: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Similarities of the positives, best first, [c, P]; their number [c]; those of the negatives, ascending, [c, G].
+
+    -inf stands for what is none: behind a row's positives, before its negatives. Only values are sorted, no indices.
     """
     rows, columns = positive.nonzero(as_tuple=True)
     counts = torch.bincount(rows, minlength=len(positive))
@@ -237,9 +140,13 @@ def _ranks(similarity: Tensor, positive: Tensor, excluded: Tensor) -> tuple[Tens
     matches = similarity.new_full((len(similarity), int(counts.max())), -torch.inf)  # [c, P]
     matches[rows, place] = similarity[rows, columns]
     matches = matches.sort(1, descending=True).values
-    others = _sort_rows(similarity.masked_fill_(excluded, -torch.inf))  # [c, G] ascending
+    return matches, counts, _sort_rows(similarity.masked_fill_(excluded, -torch.inf))
+
+
+def _ranks(matches: Tensor, others: Tensor) -> Tensor:
+    """[c, P]: a positive's place among the positives, plus the number of negatives at least as similar."""
     ahead = others.shape[1] - torch.searchsorted(others, matches)  # negatives >= match
-    return ahead + torch.arange(1, matches.shape[1] + 1, device=ahead.device), counts
+    return ahead + torch.arange(1, matches.shape[1] + 1, device=ahead.device)
 
 
 def _sort_rows(x: Tensor) -> Tensor:
@@ -251,7 +158,7 @@ def _sort_rows(x: Tensor) -> Tensor:
     return x
 
 
-def _from_ranks(ranks: np.ndarray, n: np.ndarray) -> dict[str, np.ndarray]:
+def scores_from_ranks(ranks: np.ndarray, n: np.ndarray) -> dict[str, np.ndarray]:
     """ranks [c, P] best first, n [c] how many of them count -> AP, INP, first rank (NaN where n = 0), n."""
     with np.errstate(divide="ignore", invalid="ignore"):
         k = np.arange(1, ranks.shape[1] + 1)

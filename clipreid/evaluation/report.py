@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipreid.evaluation.tables import format_table
+from clipreid.evaluation.bootstrap import Interval, confidence, format_intervals
+from clipreid.evaluation.histogram import Histogram
+from clipreid.evaluation.tables import TITLES, format_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from clipreid.evaluation.breakdown import CameraPairs
 
 
 @dataclass(frozen=True)
@@ -19,10 +29,14 @@ class Report:
     counts:     "queries", "valid_queries", "gallery", "query_identities", "gallery_identities",
                 "distractors" (gallery pictures of identities that no query has).
     per_query:  arrays [Q]: "ap" and "inp" (0..1), "first_rank" (1 is best), "n_positives" (matches that
-                count); the first three are NaN and the last is 0 for queries that are not scored.
+                count); the first three are NaN and the last is 0 for queries that are not scored; "identity" and,
+                where known, "path" as in the metadata; under protocols with random galleries also "rank1", "rank5",
+                "rank10" (share of the draws) and "times" (draws that score the query).
     notes:      what the reader of the figures should know: a rule that was off, queries that were not
     scored.
     std:        protocols with random galleries only: standard deviation of each metric over the draws.
+    histogram:  similarities of the pairs that count; None for protocols with random galleries, and for similarities
+                that came as a stream.
     """
 
     metrics: dict[str, float]
@@ -32,6 +46,14 @@ class Report:
     description: str = ""
     notes: tuple[str, ...] = ()
     std: dict[str, float] = field(default_factory=dict)
+    histogram: Histogram | None = None
+
+    @cached_property
+    def intervals(self) -> dict[str, Interval]:
+        """95 % intervals of the metrics by bootstrap over identities (`confidence`); {} for a single identity."""
+        scored = self.per_query["n_positives"] > 0
+        several = len(set(self.per_query["identity"][scored].tolist())) > 1
+        return confidence(self) if several else {}
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the figures for each query, ready for JSON."""
@@ -40,6 +62,7 @@ class Report:
             "counts": dict(self.counts),
             "protocol": self.protocol,
             "notes": list(self.notes),
+            **({"intervals": {name: list(both) for name, both in self.intervals.items()}} if self.intervals else {}),
             **({"std": dict(self.std)} if self.std else {}),
         }
 
@@ -47,10 +70,53 @@ class Report:
         """A table: figures in percent, then counts, protocol and notes."""
         return f"{format_table([self.metrics])}\n\n{self.explain()}"
 
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the table, counts and notes, CMC curve and similarities."""
+        from clipreid.evaluation.html import fragment
+
+        return fragment(self)
+
+    def plot_cmc(self, others: Mapping[str, Report] | None = None, top: int = 20) -> Figure:
+        """A matplotlib figure: the share of queries with a match among the first k; `others` beside it, by name."""
+        from clipreid.evaluation.figures import plot_cmc
+
+        return plot_cmc(self, others, top, name="this" if others else "")
+
+    def plot_similarities(self) -> Figure:
+        """A matplotlib figure: similarities of the same and of different identities. UserError without `histogram`."""
+        from clipreid.evaluation.figures import plot_similarities
+
+        return plot_similarities(self)
+
+    def plot_cameras(self, pairs: CameraPairs) -> Figure:
+        """A matplotlib figure of what `camera_pairs` found; it needs the features, which a report does not keep."""
+        from clipreid.evaluation.figures import plot_cameras
+
+        return plot_cameras(pairs)
+
+    def to_html(self, file: str | Path | None = None, *args: Any, title: str = "Report", **kwargs: Any) -> str:
+        """One self-contained page, also written to `file`.
+
+        Alone: table, notes and figures. With query, gallery (splits, or what else has `metadata()` and
+        `picture(i)`), and query_features, gallery_features or similarity=, as `evaluate` took them, also ranked
+        lists, hardest queries, confused identities and camera pairs; with look= where the model looked. Further
+        arguments: `clipreid.evaluation.html.section_of`.
+
+        Raises UserError for what `evaluate` refuses, and when `file` cannot be written.
+        """
+        from clipreid.evaluation.html import Section, page, section_of, write
+
+        text = page([section_of(title, self, *args, **kwargs) if args or kwargs else Section(title, self)], title)
+        if file is not None:
+            write({Path(file): text.encode()})
+        return text
+
     def explain(self) -> str:
         """Counts, protocol and notes, one to a line."""
         counts = self.counts
-        lines = [
+        figures = format_intervals(self.metrics, self.intervals)
+        lines = [f"95%       {', '.join(f'{TITLES[name]} {text}' for name, text in figures.items())}"] * bool(figures)
+        lines += [
             f"queries   {counts['valid_queries']} scored of {counts['queries']}, "
             f"{counts['query_identities']} identities",
             f"gallery   {counts['gallery']} pictures, {counts['gallery_identities']} identities, "

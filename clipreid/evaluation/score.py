@@ -106,7 +106,7 @@ def score(
         cache = pixel_cache(split, size, interpolation=interpolation, skip_bad=skip_bad)
         told = partial(progress, name) if progress else None
         split = split.select(cache.kept)
-        found = extract(embed_parts, cache.pixels, sides=_numbers(split, sides), accelerator=accelerator,
+        found = extract(embed_parts, cache.pixels, sides=side_numbers(split, sides), accelerator=accelerator,
                         device=device, progress=told)  # fmt: skip
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
@@ -119,7 +119,7 @@ def score(
     return Scored(reports, features["query"], features["gallery"], splits["query"], splits["gallery"], bad)
 
 
-def _numbers(split: Split, sides: tuple[int, int] | None) -> list[Tensor]:
+def side_numbers(split: Split, sides: tuple[int, int] | None) -> list[Tensor]:
     """Cameras [N] and views [N], the known ones raised; none at all for a model that does not look at them."""
     if sides is None:
         return []

@@ -48,7 +48,7 @@ def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
         if not {"query", "gallery"} <= test.splits.keys():
             raise UserError(f"--test {test.name} has no query and gallery, only {', '.join(test.splits)}")
     own = [data for data in sets if {"query", "gallery"} <= data.splits.keys()]
-    scored = [_val(data) for data in sets if "val" in data.splits] if config.validate else own + tests
+    scored = [val_as_test(data) for data in sets if "val" in data.splits] if config.validate else own + tests
     for test in scored:
         if get_protocol(test.protocol).captions and is_image_only(config.backbone):
             raise UserError(
@@ -110,6 +110,6 @@ def decode(
     return mixture.keep(caches), join_pixels(caches), [entry for cache in caches for entry in cache.bad]
 
 
-def _val(data: ReIDData) -> ReIDData:
+def val_as_test(data: ReIDData) -> ReIDData:
     val = data.splits["val"]
     return replace(data, name=f"{data.name}{VAL}", splits={"query": val, "gallery": val})

@@ -7,7 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from clipreid.cli import Evaluate, _tests
+from clipreid.cli import Evaluate
+from clipreid.cli_scoring import read_tests
 from clipreid.errors import UserError
 from clipreid.training.config import RunConfig
 from clipreid.training.sets import read_sets
@@ -48,10 +49,10 @@ def test_they_reach_every_table_of_a_run(tables: tuple[str, str]) -> None:
 def test_an_evaluation_takes_those_of_the_run_or_its_own(tables: tuple[str, str], tmp_path: Path) -> None:
     own, other = tables
     config = {"flags": {"data": [own], "test": [other], "columns": "identity=pid"}}
-    found = _tests(Evaluate(tmp_path), config)
+    found = read_tests(Evaluate(run=tmp_path), tmp_path, config)
     assert [data.name for data in found] == [own, other]
     assert found[1].splits["query"].cameras.tolist() == [-1] * 4
-    (given,) = _tests(Evaluate(tmp_path, data=(other,), columns="identity=pid,camera=camid"), {})
+    (given,) = read_tests(Evaluate(run=tmp_path, data=(other,), columns="identity=pid,camera=camid"), tmp_path, {})
     assert given.splits["query"].cameras.tolist() == [0, 1, 0, 1]
     with pytest.raises(UserError, match="works with hub: only"):
-        _tests(Evaluate(tmp_path, data=("synthetic",), columns="identity=pid"), {})
+        read_tests(Evaluate(run=tmp_path, data=("synthetic",), columns="identity=pid"), tmp_path, {})

@@ -1,0 +1,253 @@
+"""`clipreid compare`: two models on the same queries, and what they give together."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from clipreid.cli_scoring import (
+    Scoring,
+    check_cameras,
+    check_report,
+    on_device,
+    read_tests,
+    score_on,
+    sides_of,
+    untuned,
+)
+from clipreid.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipreid.data import ReIDData
+    from clipreid.evaluation import Comparison, Report
+    from clipreid.evaluation.score import Scored
+
+ZERO = "zero-shot"
+PICTURE, TABLE, FIGURES = "changed.png", "queries.csv", "comparison.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Scoring):
+    """Compare two models on the same queries: difference, its interval, p-value, the queries that changed most.
+
+    A model is a run folder, several of them parted by commas (seeds: figures are their means), or zero-shot: the
+    backbone of the other one before training. Nothing is written into the runs.
+    """
+
+    run_a: Annotated[Positional[str], arg(metavar="RUN_A")]
+    """Run folder, runs/a0,runs/a1,... or zero-shot"""
+    run_b: Annotated[Positional[str], arg(metavar="RUN_B")]
+    """The same; differences are RUN_B less RUN_A"""
+    report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Write DIR/comparison.json, DIR/queries.csv (AP of every query) and, of the first data set, DIR/changed.png"""
+    queries: int = 5
+    """Queries in that picture"""
+    changed: int = 10
+    """Queries in the printed table of those that changed most"""
+    fuse: bool = False
+    """Also score the weighted sum of both models' similarities; the weight is chosen on the data's val split"""
+    weight: Annotated[float | None, arg(metavar="W", help_behavior_hint="")] = None
+    """As --fuse, with this weight of RUN_A, 0..1, for data without a val split"""
+
+    def __call__(self) -> None:
+        compare_runs(self)
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the two: a name for tables, its run folders, and whether it is their backbone before training."""
+
+    name: str
+    runs: tuple[Path, ...]
+    zero: bool
+
+    def score(self, data: ReIDData, flags: Compare) -> Found:
+        """All its runs on a data set; the features of the first one are kept."""
+        from clipreid.evaluation.score import ZERO_SHOT
+        from clipreid.hub import load, read_config
+
+        reports, kept = [], None
+        for run in self.runs:
+            config, model = read_config(run), on_device(load(run))
+            if self.zero:
+                scored = score_on(untuned(model, config["backbone"]), data, flags)
+            else:
+                scored = score_on(model, data, flags, sides_of(model, data, flags, config))
+            feature = scored.best(ZERO_SHOT) if self.zero else scored.feature
+            reports.append(scored.reports[feature])
+            kept = kept or (scored, feature)
+        assert kept is not None  # a model has a run
+        return Found(reports, *kept)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model on a data set: a report for each run; of the first run the features, and which of them counts."""
+
+    reports: list[Report]
+    first: Scored
+    feature: str
+
+    def features(self) -> tuple[Tensor, Tensor]:
+        """Of queries [Q, D] and gallery [G, D]."""
+        return self.first.query_features[self.feature], self.first.gallery_features[self.feature]
+
+
+def compare_runs(flags: Compare) -> None:
+    """`clipreid compare`.
+
+    Raises:
+        UserError: runs, data, protocol, weight or the report folder cannot be used; the models cannot be compared.
+    """
+    from clipreid.evaluation import compare, format_table, get_protocol
+    from clipreid.hub import read_config
+    from clipreid.training.folder import write_json
+    from clipreid.training.harness import set_threads
+
+    set_threads(flags.threads)
+    if flags.protocol is not None:
+        get_protocol(flags.protocol)
+    a, b = _models(flags)
+    run = (b if a.zero else a).runs[0]
+    tests = read_tests(flags, run, read_config(run))
+    for each in (*a.runs, *b.runs):
+        check_cameras(flags, each, read_config(each), tests)
+    check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
+    _check_fusion(flags, a, b, tests)
+    everything: dict[str, Any] = {}
+    for data in tests:
+        print(data.summary(), flush=True)
+        found = a.score(data, flags), b.score(data, flags)
+        result = compare(found[0].reports, found[1].reports, (a.name, b.name))
+        print(f"\n{result}\n")
+        for model, side in zip((a, b), found, strict=True):
+            if len(side.reports) > 1:
+                print(format_table({"run": run.name, **report.metrics}
+                                   for run, report in zip(model.runs, side.reports, strict=True)), "\n")  # fmt: skip
+        table = result.changed_table(flags.changed)
+        print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
+        entry = result.to_dict()
+        if flags.fuse or flags.weight is not None:
+            entry["fusion"] = _fuse(flags, data, (a, b), found)
+        if flags.report is not None and not everything:
+            _draw(flags.report, result, found, flags.queries)
+        everything[data.name] = entry
+        if flags.report is not None:
+            flags.report.mkdir(parents=True, exist_ok=True)
+            _write_queries(flags.report / TABLE, data.name, result, new=len(everything) == 1)
+            write_json(flags.report / FIGURES, everything)
+    if flags.report is not None:
+        print(f"written: {flags.report}/")
+
+
+def _models(flags: Compare) -> tuple[Model, Model]:
+    """Both models, their run folders checked; says what they are."""
+    from clipreid.hub import read_config
+
+    runs = [_runs(flags.run_a), _runs(flags.run_b)]
+    zero = [side is None for side in runs]
+    if all(zero):
+        raise UserError(f"{ZERO} against {ZERO}: name a run folder on one side, its backbone is the other")
+    labels = [ZERO if side is None else ", ".join(run.name for run in side) for side in runs]
+    if labels[0] == labels[1] or max(map(len, labels)) > 24:
+        labels = ["A", "B"]
+    models = []
+    for label, own, other, is_zero in zip(labels, runs, runs[::-1], zero, strict=True):
+        folders = own or (other or ())[:1]
+        for run in folders:
+            config = read_config(run)
+            if is_zero and "positions" not in config.get("backbone", {}):
+                raise UserError(f"{ZERO}: {run} was imported, and holds no backbone from before its training")
+            told = f"{run}, {config['backbone']['name']}, tuning {config.get('model', {}).get('tuning')}"
+            print(f"{label}: {'before training, ' if is_zero else ''}{told}")
+        models.append(Model(label, folders, is_zero))
+    print(flush=True)
+    return models[0], models[1]
+
+
+def _runs(text: str) -> tuple[Path, ...] | None:
+    """The run folders that a word of the command line names; None for zero-shot."""
+    if text == ZERO:
+        return None
+    if Path(text).exists():
+        return (Path(text),)
+    names = [part.strip() for part in text.split(",") if part.strip()]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice or not names:
+        what = f"names {twice[0]} twice: give every run once" if twice else "names no run folder"
+        raise UserError(f"{text!r} {what}")
+    return tuple(Path(name) for name in names)
+
+
+def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> None:
+    """Refuses before anything is scored what cannot be fused."""
+    if not flags.fuse and flags.weight is None:
+        return
+    if flags.weight is not None and not 0 <= flags.weight <= 1:
+        raise UserError(f"--weight {flags.weight}: it is the share of {a.name}, from 0 to 1")
+    if len(a.runs) > 1 or len(b.runs) > 1:
+        raise UserError("--fuse takes one run on each side: fuse the seeds one by one")
+    lacking = [data.name for data in tests if "val" not in data.splits]
+    if flags.weight is None and lacking:
+        raise UserError(f"--fuse: {lacking[0]} has no val split to choose the weight on (never on test): name the data "
+                        "with --data, or give the weight, such as --weight 0.5")  # fmt: skip
+
+
+def _fuse(flags: Compare, data: ReIDData, models: tuple[Model, Model], found: tuple[Found, Found]) -> dict[str, Any]:
+    """Scores both together and prints it; returns what comparison.json keeps."""
+    from clipreid.evaluation import choose_weight, compare, evaluate, format_table, fuse_features
+    from clipreid.training.sets import val_as_test
+
+    weight, how = flags.weight, "given"
+    if weight is None:
+        val = val_as_test(data)
+        tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]
+        asked = tried[0].first
+        weight, grid = choose_weight(tried[0].features(), tried[1].features(), asked.query, asked.gallery,
+                                     flags.protocol or data.protocol)  # fmt: skip
+        how = f"chosen on val, mAP {100 * max(grid):.1f}% there"
+    (query_a, gallery_a), (query_b, gallery_b) = (f.features() for f in found)
+    first = found[0].first
+    report = evaluate(fuse_features(query_a, query_b, weight), fuse_features(gallery_a, gallery_b, weight),
+                      first.query, first.gallery, flags.protocol or data.protocol)  # fmt: skip
+    alone = [f.reports[0] for f in found]
+    rows = [{"model": m.name, **r.metrics} for m, r in zip(models, alone, strict=True)]
+    fused = f"fused, {weight:g} x {models[0].name} + {1 - weight:g} x {models[1].name}"
+    print(f"{format_table([*rows, {'model': fused, **report.metrics}])}\n\nweight {weight:g} ({how})")
+    gains = {}
+    for model, other in zip(models, alone, strict=True):
+        gain = compare(other, report, (model.name, "fused"))
+        (low, high), apart = gain.difference_interval["mAP"], gain.difference["mAP"]
+        gains[model.name] = gain.to_dict()
+        print(f"fused less {model.name}: mAP {100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), "
+              f"p {gain.p_value['mAP']:.2g}")  # fmt: skip
+    print(flush=True)
+    return {"weight": weight, "how": how, **report.to_dict(), "against": gains}
+
+
+def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries: int) -> None:
+    """The ranked lists of the queries that changed most, of the first run on each side."""
+    from clipreid.evaluation import ranked_lists
+
+    if not result.changed():
+        return
+    first = found[0].first
+    similarities = {name: f.first.similarity(f.feature) for name, f in zip(result.names, found, strict=True)}
+    rules = found[0].reports[0].protocol
+    ranked_lists(folder / PICTURE, first.query, first.gallery, similarities, rules, queries)
+
+
+def _write_queries(file: Path, data: str, result: Comparison, new: bool) -> None:
+    with open(file, "w" if new else "a", newline="") as handle:
+        writer = csv.writer(handle)
+        if new:
+            writer.writerow(["data", "row", "path", "identity", f"ap {result.names[0]}", f"ap {result.names[1]}"])
+        paths = [""] * len(result.identity) if result.path is None else result.path
+        for row, (path, identity, a, b) in enumerate(zip(paths, result.identity, *result.ap, strict=True)):
+            writer.writerow([data, row, path, identity, a, b])

@@ -1,0 +1,175 @@
+"""What `clipreid evaluate` and `clipreid compare` share: the flags that say what is scored, and the scoring."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import UseAppendAction, arg
+
+from clipreid.errors import UserError
+
+if TYPE_CHECKING:
+    from clipreid.data import ReIDData
+    from clipreid.evaluation.score import Scored
+    from clipreid.model import ReIDModel
+
+
+PAIRS, MOST = "camera-pair", 40  # a value of --by; rows of its tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What is scored, and how."""
+
+    data: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="NAME[:ROOT]", help_behavior_hint="")] = ()
+    """What to test on: synthetic, synthetic:SET, market1501:ROOT, folder:ROOT, csv:FILE.csv, hub:...; repeatable
+    (default: what the run was trained and tested on)"""
+    protocol: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """market1501, cross-camera, no-cameras, ...: see clipreid/evaluation/protocols.py (default: the data set's own)"""
+    skip_bad: bool = False
+    """Leave out pictures that cannot be decoded, and count them"""
+    pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
+    """For file names of folder: data: groups identity, camera, view (default: the run's own, for the data it was
+    trained and tested on)"""
+    columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
+    """For hub: data whose columns have other names: identity=pid,camera=camid (default: as --pattern)"""
+    same_cameras: bool = False
+    """The cameras and views of --data are those of training, with the same numbers: what --sie learned about them
+    applies (otherwise only where the data set is the same, by its name)"""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """CPU threads (default: all cores)"""
+
+
+def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDData]:
+    """The data sets to score, read but not decoded."""
+    from clipreid.data import load_data, place, reader_flags
+
+    trained = config.get("flags", {})
+    own = [*trained.get("data", []), *trained.get("test", [])]
+    specs = list(dict.fromkeys(flags.data or own))
+    if not specs:
+        raise UserError(f"{run} does not say what it was trained on: name what to test on with --data")
+    of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"))
+    kept = {place(spec): asked for spec, asked in of_run.items()}
+    noun = config.get("stage1", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
+    noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
+    found = []
+    for spec, asked in reader_flags(specs, flags.pattern, flags.columns).items():
+        data = load_data(spec, noun=noun, **{k: v or kept.get(place(spec), {}).get(k) for k, v in asked.items()})
+        if flags.data or {"query", "gallery"} <= data.splits.keys():  # what was only trained on is not asked for
+            found.append(data)
+    if not found:
+        raise UserError(f"{run} was trained on data without a test split: name what to test on with --data")
+    return found
+
+
+def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
+    """Refuses --same-cameras where the training sets of the run have different cameras and none is the data's own."""
+    from clipreid.side import known_as
+
+    sets = config.get("flags", {}).get("data", [])
+    if not flags.same_cameras or len(sets) < 2 or config.get("model", {}).get("sie", "none") == "none":
+        return
+    for data in tests:
+        if known_as(data.name, sets) is None:
+            raise UserError(
+                f"--same-cameras: {run} was trained on several data sets ({', '.join(sets)}), and nothing says "
+                f"which of them has the cameras of {data.name}: leave the flag out, or name one of them with --data"
+            )
+
+
+def on_device(model: ReIDModel) -> ReIDModel:
+    import torch
+
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def untuned(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
+    """The same backbone before any training, its features taken and its pictures prepared in the same way."""
+    from clipreid.backbones import load_backbone
+    from clipreid.model import ReIDModel
+
+    backbone = load_backbone(record["name"], image_size=tuple(record["image_size"]), positions=record["positions"],
+                             stride=record["stride"])  # fmt: skip
+    plain = replace(model.config, tuning="head", sie="none")  # a fresh map is the identity
+    return on_device(ReIDModel(backbone, plain))
+
+
+def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
+    """What to raise the data's cameras and views by for a model that has learned them (None: unknown); says so."""
+    from clipreid.side import known_as
+
+    if model.side is None:
+        return None
+    trained = known_as(data.name, config.get("flags", {}).get("data", []))
+    known = flags.same_cameras or trained is not None
+    which = "those of training" if known else "unknown, each gets the mean embedding (--same-cameras: they are known)"
+    print(f"  side information ({model.config.sie}): the data set's are {which}", flush=True)
+    camera, view = config.get("offsets", {}).get(trained, (0, 0))  # of several training sets
+    return (camera, view) if known else None
+
+
+def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, sides: tuple[int, int] | None = None) -> Scored:
+    from clipreid.evaluation.score import score
+
+    return score(data, model.embed_parts, model.image_size, model.config.interpolation, skip_bad=flags.skip_bad,
+                 protocol=flags.protocol, sides=sides, embed_text=model.embed_text,
+                 progress=_progress if sys.stderr.isatty() else None)  # fmt: skip
+
+
+def _progress(split: str, done: int, total: int) -> None:
+    end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
+    print(f"  {split}: {done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+
+
+def check_report(folder: Path | None, protocol: str, data: str) -> None:
+    """Refuses a --report that cannot be written or drawn."""
+    from clipreid.evaluation import get_protocol
+
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise UserError(f"--report {folder} is a file: give a folder")
+    if folder is not None and get_protocol(protocol).captions:
+        raise UserError(f"--report draws what pictures found, and the queries of {data} are captions: "
+                        "leave it out, or score pictures against pictures with --protocol market1501")  # fmt: skip
+
+
+def check_columns(names: Sequence[str], tests: Sequence[ReIDData], protocol: str | None) -> None:
+    """Refuses a --by that names no column of the queries, or asks for camera pairs where there are none."""
+    from clipreid.evaluation import get_protocol
+
+    for name in names:
+        for data in tests:
+            if name == PAIRS:
+                if get_protocol(protocol or data.protocol).draws:
+                    raise UserError(f"--by {PAIRS}: {protocol or data.protocol} draws random galleries")
+                continue
+            have = [column for column in data.splits["query"].metadata() if column != "path"]
+            if name not in have:
+                raise UserError(f"--by {name}: the queries of {data.name} have {', '.join(have)}; or give {PAIRS}")
+
+
+def show_details(found: Scored, protocol: str, by: Sequence[str], open_set: bool) -> dict[str, Any]:
+    """Prints what --by and --open-set ask of the test feature; returns what metrics.json keeps of it."""
+    from clipreid import evaluation
+    from clipreid.evaluation import by_column, camera_pairs, format_table
+
+    query, gallery = (features[found.feature] for features in (found.query_features, found.gallery_features))
+    tables = found.query.metadata(), found.gallery.metadata()
+    for name in by:
+        if name == PAIRS:
+            print(camera_pairs(query, gallery, *tables, protocol), end="\n\n", flush=True)
+            continue
+        rows = by_column(found.reports[found.feature], tables[0][name], name)
+        if len(rows) > MOST:
+            print(f"the {MOST} of {len(rows)} values with the lowest mAP\n")
+            rows = sorted(rows, key=lambda row: float(str(row["mAP"])))[:MOST]
+        print(format_table(rows), end="\n\n", flush=True)
+    if not open_set:
+        return {}
+    figures = evaluation.open_set(query, gallery, *tables, protocol)
+    print(f"open set  {figures}\n", flush=True)
+    return {"open_set": figures.to_dict()}

@@ -1,0 +1,228 @@
+"""The report as one HTML page: nothing is fetched, nothing runs, every picture lies in it.
+
+Whatever comes from data (names of files, identities, cameras) is escaped. The page's own policy forbids scripts and
+every connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipreid.errors import UserError
+from clipreid.evaluation import figures
+from clipreid.evaluation.breakdown import CameraPairs, camera_pairs
+from clipreid.evaluation.columns import UNKNOWN, code_columns, read_table
+from clipreid.evaluation.lists import confused_cards, queries_of
+from clipreid.evaluation.metrics import Matrix
+from clipreid.evaluation.pictures import Pictures
+from clipreid.evaluation.protocols import Predicate, Protocol, get_protocol
+from clipreid.evaluation.report import Report
+from clipreid.evaluation.shown import Look, Shown, find_shown
+from clipreid.evaluation.style import CSS
+from clipreid.evaluation.tables import TITLES
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+PRIVATE = (
+    "<b>Private.</b> The crops on this page show individuals who may not know of it. Keep it as safe as the data: "
+    "do not publish or pass it on without their consent or another legal ground."
+)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One data set on the page."""
+
+    name: str
+    report: Report
+    shown: Shown | None = None
+    cameras: CameraPairs | None = None
+    label: str = "result"  # what `report` is of: stage 2, ...
+    others: Mapping[str, Report] = field(default_factory=dict)  # to compare with: zero-shot, ...
+
+
+def section_of(
+    name: str,
+    report: Report,
+    query: Pictures,
+    gallery: Pictures,
+    query_features: Matrix | None = None,
+    gallery_features: Matrix | None = None,
+    *,
+    similarity: Matrix | None = None,
+    protocol: str | Protocol | Predicate | None = None,
+    look: Look | None = None,
+    label: str = "result",
+    others: Mapping[str, Report] | None = None,
+    **how: int,
+) -> Section:
+    """Everything that the page says of one data set; arguments as for `find_shown`, `how` its numbers.
+
+    label, others: what `report` is of, and reports to compare it with, by name.
+    """
+    rules = get_protocol(report.protocol if protocol is None else protocol)
+    shown = find_shown(report, query, gallery, query_features, gallery_features, similarity=similarity,
+                       protocol=rules, look=look, **how)  # fmt: skip
+    q, g = code_columns(read_table(query, "query"), read_table(gallery, "gallery"))
+    known = all(bool((side["camera"] != UNKNOWN).any()) for side in (q, g))
+    cameras = None
+    if known and not rules.draws:
+        cameras = camera_pairs(query_features, gallery_features, query, gallery, rules, similarity)
+    return Section(name, report, shown, cameras, label, others or {})
+
+
+def write_report(folder: str | Path, sections: Sequence[Section], title: str, subtitle: str = "") -> list[Path]:
+    """Writes index.html, and each figure of it as PNG; into a folder for each data set where there are several.
+
+    Returns the files. Raises UserError where they cannot be written.
+    """
+    folder = Path(folder)
+    pages = {folder / "index.html": page(sections, title, subtitle).encode()}
+    for i, section in enumerate(sections):
+        place = folder if len(sections) == 1 else folder / f"{i + 1}-{_plain(section.name)}"
+        pages |= {place / f"{name}.png": figures.to_png(f) for name, (f, _) in _figures(section).items()}
+    write(pages)
+    return list(pages)
+
+
+def write(files: Mapping[Path, bytes]) -> None:
+    """Writes files, with their folders. Raises UserError naming the one that cannot be written."""
+    for file, content in files.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"the report cannot be written to {file} ({error.strerror or error})") from error
+
+
+def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:
+    """The whole page."""
+    several = len(sections) > 1
+    links = [f'<a href="#data-{i}">{escape(s.name)}</a>' for i, s in enumerate(sections) if several]
+    links += [link for i, s in enumerate(sections) if not several for link in _links(s, i)]
+    body = "\n".join(_section(section, f"{i}", several) for i, section in enumerate(sections))
+    pictures = any(section.shown is not None for section in sections)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="robots" content="noindex">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{CSS}</style>
+</head>
+<body class="clipreid">
+<a class="skip" href="#main">To the results</a>
+<header><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p></header>
+<nav class="bar" aria-label="Parts of this page"><div>{"".join(links)}</div></nav>
+<main id="main" tabindex="-1">
+{body}
+</main>
+<footer><p class="soft">{f"{PRIVATE}<br>" if pictures else ""}Written by clipreid.</p></footer>
+</body>
+</html>
+"""
+
+
+def fragment(report: Report) -> str:
+    """What a notebook shows: the table, the facts and the figures of one report."""
+    section = Section("", report)
+    parts = _table(section), _facts(report), _figure_row(section, "shown")
+    return f'<div class="clipreid"><style>{CSS}</style>{"".join(parts)}</div>'
+
+
+def _section(section: Section, number: str, several: bool) -> str:
+    level = f"<h2>{escape(section.name)}</h2>"
+    jump = f'<nav class="chips" aria-label="Parts">{" ".join(_links(section, int(number)))}</nav>' if several else ""
+    parts = [_table(section), _facts(section.report), _figure_row(section, number)]
+    if section.shown is not None:
+        parts += [confused_cards(section.shown, number), queries_of(section.shown, number)]
+    return f'<section id="data-{number}">{level}{jump}{"".join(parts)}</section>'
+
+
+def _links(section: Section, number: int) -> list[str]:
+    """To the parts of one section."""
+    parts = {"figures": "Figures"}
+    if section.shown is not None:
+        parts |= {"confused": "Confused identities", "drawn": "Queries at random", "hardest": "Hardest queries"}
+    return [f'<a href="#{part}-{number}">{name}</a>' for part, name in parts.items()]
+
+
+def _table(section: Section) -> str:
+    """Figures in percent, one row for each model, the 95 % interval below each figure."""
+    titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in TITLES.values())
+    rows = [_row(name, report, "") for name, report in section.others.items()]
+    rows.append(_row(section.label, section.report, ' class="main"' if rows else ""))
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Figures in percent"><table><thead><tr>'
+            f'<th scope="col">%</th>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')  # fmt: skip
+
+
+def _row(name: str, report: Report, kind: str) -> str:
+    cells = []
+    for metric in TITLES:
+        between = report.intervals.get(metric)
+        small = f"<small>{100 * between[0]:.1f} to {100 * between[1]:.1f}</small>" if between else ""
+        cells.append(f"<td>{100 * report.metrics[metric]:.1f}{small}</td>")
+    return f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
+
+
+def _facts(report: Report) -> str:
+    counts = report.counts
+    facts = [
+        ("queries", f"{counts['valid_queries']:,} scored of {counts['queries']:,}, "
+                    f"{counts['query_identities']:,} identities"),
+        ("gallery", f"{counts['gallery']:,} pictures, {counts['gallery_identities']:,} identities, "
+                    f"{counts['distractors']:,} pictures are distractors"),
+        ("protocol", f"{report.protocol}: {report.description}"),
+        *(("note", note) for note in report.notes),
+    ]  # fmt: skip
+    if report.intervals:
+        facts.append(("small figures", "95 % intervals: other identities drawn from the same crowd (bootstrap)"))
+    return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in facts)}</dl>"
+
+
+def _figures(section: Section) -> dict[str, tuple[Figure, str]]:
+    """File name -> figure and caption (HTML)."""
+    report = section.report
+    found = {"cmc": (figures.plot_cmc(report, section.others, name=section.label),
+                     "<b>CMC curve.</b> The share of queries that have a match among the first k.")}  # fmt: skip
+    if report.histogram is not None:
+        found["similarities"] = (
+            figures.plot_similarities(report),
+            "<b>Similarities.</b> Pairs of query and gallery picture without junk, each kind as a share of its number.",
+        )
+    if section.cameras is not None:
+        found["cameras"] = (
+            figures.plot_cameras(section.cameras),
+            "<b>Camera pairs.</b> mAP in percent with one camera's pictures as gallery; empty: no query has a match.",
+        )
+    return found
+
+
+def _figure_row(section: Section, number: str) -> str:
+    cells = [
+        f"<figure><figcaption>{caption}</figcaption>{figures.to_svg(figure, name)}</figure>"
+        for name, (figure, caption) in _figures(section).items()
+    ]
+    left_out = []
+    if section.report.histogram is None:
+        left_out.append("There is no histogram of similarities: the galleries are drawn at random, or the similarities "
+                        "came as a stream.")  # fmt: skip
+    if section.shown is not None and section.cameras is None:
+        left_out.append("Camera pairs are left out: no cameras are known, or the galleries are drawn at random.")
+    said = f'<p class="soft">{" ".join(left_out)}</p>' if left_out else ""
+    return f'<div class="figures" id="figures-{number}">{"".join(cells)}</div>{said}'
+
+
+def _plain(name: str) -> str:
+    """A name for a folder."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[-60:]

@@ -1,0 +1,44 @@
+"""Small pictures for a page, each inside it as a data address, and where a model looked, laid over the crop."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+SIDE = 192  # pixels of the longer side, at most: sharp at 96 on fine screens
+
+
+def thumbnail(picture: Image.Image, side: int = SIDE) -> str:
+    """A JPEG of at most `side` pixels, never enlarged, as a data address."""
+    small = picture.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return data_address(small)
+
+
+def looked(picture: Image.Image, share: np.ndarray, side: int = SIDE) -> Image.Image:
+    """The picture, dim where the map `share` [h, w] (of the whole picture, any scale) is low, glowing where it is high.
+
+    The highest of the map is the brightest, whatever its value: pictures cannot be compared in brightness.
+    """
+    from matplotlib import colormaps
+
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    large = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    crop = np.asarray(large, dtype=np.float32) / 255  # [H, W, 3]
+    heat = np.asarray(Image.fromarray((share / share.max()).astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    heat = heat.clip(0, 1)[..., None]  # [H, W, 1]
+    grey = crop.mean(-1, keepdims=True)
+    glow = colormaps["inferno"](heat[..., 0])[..., :3]  # [H, W, 3]
+    mixed = (0.55 * crop + 0.45 * grey) * (0.35 + 0.25 * heat) + 0.55 * heat * glow
+    return Image.fromarray((255 * mixed.clip(0, 1)).astype(np.uint8))
+
+
+def data_address(picture: Image.Image) -> str:
+    """data:image/jpeg;base64,..."""
+    file = io.BytesIO()
+    picture.save(file, format="JPEG", quality=84, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
