@@ -17,7 +17,8 @@ from launching import ROOT, paint_street
 from safetensors.torch import load_file
 
 import clipreid
-from clipreid.cli import Evaluate, _tests, main
+from clipreid.cli import Evaluate, main
+from clipreid.cli_scoring import read_tests
 from clipreid.data import ConcatPixels, Mixture, ReIDData
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
@@ -254,10 +255,12 @@ def test_a_pattern_is_for_tests_too(streets: tuple[str, str, str], tmp_path: Pat
     _, _, scored = read_sets(RunConfig(data=(own,), test=(other, streets[1]), pattern=pattern))
     assert [data.name for data in scored] == [own, other, streets[1]]
     assert set(scored[1].splits["query"].cameras.tolist()) == {1, 2, 3, 4}
-    again = _tests(Evaluate(tmp_path), {"flags": {"data": [own], "test": [other], "pattern": pattern}})
+    again = read_tests(
+        Evaluate(run=tmp_path), tmp_path, {"flags": {"data": [own], "test": [other], "pattern": pattern}}
+    )
     assert [set(data.splits["query"].cameras.tolist()) for data in again] == [{1, 2, 3, 4}] * 2
-    (other_name,) = _tests(
-        Evaluate(tmp_path, data=(f"{other}/",)), {"flags": {"data": [own, other], "pattern": pattern}}
+    (other_name,) = read_tests(
+        Evaluate(run=tmp_path, data=(f"{other}/",)), tmp_path, {"flags": {"data": [own, other], "pattern": pattern}}
     )
     assert set(other_name.splits["query"].cameras.tolist()) == {1, 2, 3, 4}
 
