@@ -1,7 +1,7 @@
 """Language-aligned backbones: one image tower, one text tower, and the loaders that fill them."""
 
 from clipreid.backbones.backbone import Backbone
-from clipreid.backbones.imageonly import ImageBackbone, ImageTower, check_fits
+from clipreid.backbones.imageonly import ImageBackbone, ImageTower, check_fits, check_processes
 from clipreid.backbones.load import is_image_only, load_backbone
 from clipreid.backbones.positions import resize_positions, square_positions
 from clipreid.backbones.rollout import attention_rollout
@@ -22,6 +22,7 @@ __all__ = [
     "VisionTower",
     "attention_rollout",
     "check_fits",
+    "check_processes",
     "is_image_only",
     "load_backbone",
     "resize_positions",

@@ -115,6 +115,19 @@ def check_fits(backbone: Backbone, tuning: str, aggregation: str) -> None:
         raise UserError(f"--tuning lora: {backbone.name} has no linear layers in its blocks; use --tuning full or head")
 
 
+def check_processes(backbone: Backbone, tuning: str, processes: int) -> None:
+    """Refuses to train batch norms inside a tower on several processes: each would see its own pictures only.
+
+    Raises:
+        UserError: full tuning of such a tower (OSNet) on more than one process.
+    """
+    if tuning == "full" and processes > 1 and any(isinstance(m, nn.BatchNorm2d) for m in backbone.image.modules()):
+        raise UserError(
+            f"--tuning full: the batch norms of {backbone.name} would see the pictures of one process only, so results "
+            f"would depend on their number ({processes}): train on one process, or take --tuning head"
+        )
+
+
 def crop_size(image_size: int | tuple[int, int] | None, patch: int, name: str) -> tuple[int, int]:
     """(height, width) in whole patches; None: 256x128, or the nearest there is (252x126 for patches of 14 pixels).
 

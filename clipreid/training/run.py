@@ -14,7 +14,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 import clipreid
-from clipreid.backbones import Backbone, ImageBackbone, check_fits, is_image_only, load_backbone
+from clipreid.backbones import Backbone, ImageBackbone, check_fits, check_processes, is_image_only, load_backbone
 from clipreid.data import Mixture, Pixels, ReIDData, mixed_pk_indices, process_slice, relabel
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
@@ -98,6 +98,8 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     _check_text(config.backbone, tune)
     config, read, tests = read_sets(config)
     backbone, values = _open_backbone(config, values, tune)
+    if tune:
+        check_fits(backbone, values.tuning, tune.aggregation)
     if tune and tune.sie != "none":
         check_cls(tune.sie, backbone.family, config.backbone)
         known_numbers(tune.sie, read.cameras, read.views)  # refuses what nobody knows
@@ -105,6 +107,7 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     config, accelerator = _open_folder(config)
     assert config.output is not None
     values = _share_batch(values, tune, accelerator.num_processes)
+    check_processes(backbone, values.tuning, accelerator.num_processes)
     mixture, _, bad = decode(read, backbone.image_size, values.train_interpolation, config.skip_bad)
     labels, names = relabel(mixture.identities)
     values, shares = _count_batches(config, values, tune, mixture, labels)
@@ -136,8 +139,6 @@ def _open_backbone(config: RunConfig, values: Values, tune: TuneConfig | None) -
         config.backbone, image_size=config.image_size, positions=values.positions,  # type: ignore[arg-type]
         stride=config.stride, gradient_checkpointing=bool(tune and tune.gradient_checkpointing),
     )  # fmt: skip
-    if tune:
-        check_fits(backbone, values.tuning, tune.aggregation)
     if values.pixels == "backbone":
         values = replace(values, train_interpolation=backbone.interpolation, test_interpolation=backbone.interpolation)
     return backbone, values
@@ -201,6 +202,9 @@ def _introduce(run: Run, shares: list[int] | None, bad: list[tuple[str, str]]) -
     if bad:
         path, reason = bad[0]
         run.log.say(f"  note: {len(bad)} training pictures left out (--skip-bad), such as {path}: {reason}")
+    if run.config.preset == "paper" and not run.backbone.raw_logits:
+        run.log.say("  note: image-text logits are cosine x the backbone's scale; the published raw dot products need "
+                    "weights known to be OpenAI's (a tag or Hub name)")  # fmt: skip
     height, width = run.backbone.image_size
     run.log.say(
         f"{run.config.backbone}: crops {height}x{width}, preset {run.config.preset}, "

@@ -16,6 +16,7 @@ from launching import ROOT
 from safetensors.torch import load_file, save_file
 
 import clipreid
+from clipreid.backbones import check_processes
 from clipreid.errors import UserError
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
 from clipreid.training.run import open_run
@@ -137,3 +138,11 @@ def test_launched_as_users_do(launch: Launch, names: dict[str, str], street: Pat
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert clipreid.load(tmp_path / "run").embed(torch.zeros(1, 3, *SIZE, dtype=torch.uint8)).shape == (1, 64)
+
+
+def test_batch_norms_are_not_trained_on_several_processes(names: dict[str, str]) -> None:
+    osnet, vit = (clipreid.load_backbone(names[kind], image_size=SIZE) for kind in ("osnet", "timm"))
+    with pytest.raises(UserError, match=r"--tuning full: the batch norms of osnet:.* \(2\): train on one process"):
+        check_processes(osnet, "full", 2)
+    for backbone, tuning, processes in ((osnet, "full", 1), (osnet, "head", 2), (vit, "full", 2)):
+        check_processes(backbone, tuning, processes)
