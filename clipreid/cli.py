@@ -60,7 +60,7 @@ class Evaluate(Scoring):
     rerank: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Also score re-ranked similarities, as "stage2+NAME": k-reciprocal, kwf or aqe; all look at the whole test set"""
     rerank_options: Annotated[str | None, arg(metavar="OPTION=VALUE,...", help_behavior_hint="")] = None
-    """Settings of --rerank, such as k1=50,k2=15 (default: the published ones)"""
+    """Settings of --rerank, such as k1=50,k2=15 (defaults: docs/evaluation.md)"""
     by: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN", help_behavior_hint="")] = ()
     """Also the figures for each value of a column of the queries (camera, view, clothes, identity), or for each
     camera-pair; repeatable"""

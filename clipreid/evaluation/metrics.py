@@ -15,6 +15,7 @@ to chance.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -150,11 +151,14 @@ def _ranks(matches: Tensor, others: Tensor) -> Tensor:
 
 
 def _sort_rows(x: Tensor) -> Tensor:
-    """Sort each row, ascending, in place where possible. On CPU numpy's vectorised sort is 10 x torch's."""
+    """Sort each row, ascending, in place where possible. On CPU numpy's vectorised sort is 10 x torch's; it uses one
+    core and lets go of the interpreter, so every thread gets a share of the rows."""
     if x.device.type != "cpu":
         return x.sort(1).values
     x = x.contiguous()
-    x.numpy().sort(axis=1)
+    shares = np.array_split(x.numpy(), torch.get_num_threads() if x.numel() > 1_000_000 else 1)
+    with ThreadPoolExecutor(len(shares)) as pool:
+        list(pool.map(lambda rows: rows.sort(axis=1), shares))
     return x
 
 
