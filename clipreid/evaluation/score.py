@@ -13,6 +13,7 @@ from torch import Tensor
 from clipreid.data import ReIDData, Split, pixel_cache, raise_known
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
+from clipreid.evaluation.gaps import check_captions
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import get_protocol
 from clipreid.evaluation.report import Report
@@ -128,12 +129,7 @@ def side_numbers(split: Split, sides: tuple[int, int] | None) -> list[Tensor]:
 
 def _captions(split: Split, name: str) -> tuple[Split, list[str]]:
     """The queries that captions make: a row of the split for each caption, and the captions."""
-    silent = int((split.captions == "").sum())
-    if silent:
-        raise UserError(
-            f"{name}: {silent} of {len(split)} query pictures have no caption, and captions ask here: add them, or "
-            "score pictures against pictures with --protocol market1501"
-        )
+    check_captions(split.captions, name)
     rows = [(row, words) for row, text in enumerate(split.captions.tolist()) for words in text.split("\n")]
     return split.select([row for row, _ in rows]), [words for _, words in rows]
 
