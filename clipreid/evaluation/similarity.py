@@ -16,6 +16,7 @@ from clipreid.evaluation.columns import name_rows
 Matrix = Any  # a torch tensor, numpy array or nested list of two dimensions
 ALIGN = 64  # matrix products are padded to multiples of this, see `unit_rows`
 _CHUNK_ELEMENTS = 2**24  # similarities in memory at once: 64 MB in float32
+_TILE = 2**13  # gallery pictures multiplied at once: matrix libraries copy what they are given
 
 
 def cosine_similarity(query_features: Matrix, gallery_features: Matrix) -> Tensor:
@@ -111,8 +112,10 @@ def _products(query: Tensor, gallery: Tensor, chunk: int) -> Iterator[Tensor]:
         rows = min(chunk, len(query) - start)
         block = queries[start : start + rows]  # [c, D]
         block = torch.nn.functional.pad(block, (0, 0, 0, -rows % ALIGN))  # [c padded, D]
+        product = block.new_empty(len(block), columns.shape[1])  # [c padded, G padded]
         with full_precision(block.device):
-            product = block @ columns
+            for a in range(0, columns.shape[1], _TILE):
+                product[:, a : a + _TILE] = block @ columns[:, a : a + _TILE]
         yield product[:rows, : len(gallery)]  # [c, G]
 
 
