@@ -69,7 +69,7 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
 
 def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
     """Refuses --same-cameras where the training sets of the run have different cameras and none is the data's own."""
-    from clipreid.side import known_as
+    from clipreid.data import known_as
 
     sets = config.get("flags", {}).get("data", [])
     if not flags.same_cameras or len(sets) < 2 or config.get("model", {}).get("sie", "none") == "none":
@@ -101,7 +101,7 @@ def untuned(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
 
 def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
     """What to raise the data's cameras and views by for a model that has learned them (None: unknown); says so."""
-    from clipreid.side import known_as
+    from clipreid.data import known_as
 
     if model.side is None:
         return None

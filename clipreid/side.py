@@ -112,16 +112,3 @@ def known_numbers(kind: str, cameras: Numbers, views: Numbers) -> tuple[tuple[in
         )
     found = {side: tuple(rows[:, nth].tolist()) for nth, side in enumerate(wanted)}
     return found.get("camera", ()), found.get("view", ())
-
-
-def known_as(spec: str, trained: Sequence[str]) -> str | None:
-    """Which of the data sets `trained` on has the cameras of `spec`, by their numbers; None = none of them.
-
-    The same place, or the same public data set at another; camera 3 of one set is not camera 3 of another.
-    """
-    from clipreid.data.readers import LAYOUTS, place
-
-    kind, home = spec.partition(":")[0], {place(name): name for name in trained}
-    if place(spec) in home:
-        return home[place(spec)]
-    return next((name for name in trained if kind in LAYOUTS and name.partition(":")[0] == kind), None)

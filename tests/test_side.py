@@ -15,10 +15,11 @@ from torch import Tensor
 
 import clipreid
 from clipreid.backbones import load_backbone
+from clipreid.data import known_as
 from clipreid.errors import UserError
 from clipreid.hub import backbone_record, model_record, save_model
 from clipreid.model import ModelConfig, ReIDModel
-from clipreid.side import SideEmbedding, known_as, known_numbers
+from clipreid.side import SideEmbedding, known_numbers
 from clipreid.training.config import PRESETS, PromptConfig, RunConfig, TuneConfig
 from clipreid.training.run import measure, open_run
 from clipreid.training.stage2 import make_optimiser

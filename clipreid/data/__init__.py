@@ -6,7 +6,7 @@ from clipreid.data.crops import SCHEMA, ReIDData, Split, check_trainable, relabe
 from clipreid.data.mixing import ConcatPixels, Mixture, Pixels, join_pixels, raise_known, short_names
 from clipreid.data.pictures import read_picture, to_pixels
 from clipreid.data.pk import mixed_pk_indices, pk_indices, process_slice, set_shares
-from clipreid.data.readers import load_data, place, reader_flags
+from clipreid.data.readers import known_as, load_data, place, reader_flags
 from clipreid.data.seeds import seed_for
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "augment",
     "check_trainable",
     "join_pixels",
+    "known_as",
     "load_data",
     "mixed_pk_indices",
     "normalise",

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,17 @@ def place(spec: str) -> str:
     if not root or reader == "synthetic" or (reader == "hub" and not path.exists()):
         return spec
     return f"{reader}:{os.path.realpath(path)}"
+
+
+def known_as(spec: str, trained: Sequence[str]) -> str | None:
+    """Which of the data sets `trained` on has the cameras of `spec`, by their numbers; None = none of them.
+
+    The same place, or the same public data set at another; camera 3 of one set is not camera 3 of another.
+    """
+    kind, home = spec.partition(":")[0], {place(name): name for name in trained}
+    if place(spec) in home:
+        return home[place(spec)]
+    return next((name for name in trained if kind in LAYOUTS and name.partition(":")[0] == kind), None)
 
 
 def reader_flags(specs: Iterable[str], pattern: str | None, columns: str | None) -> dict[str, dict[str, Any]]:

@@ -102,13 +102,14 @@ class Unscored:
         query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
         if n == 0 or not self.asked[i] or n > ruled + own:  # what is left over was not drawn
             return query
-        reasons = [_fill(protocol.reason, values)] * (ruled > 0) + ["the query picture itself"] * (own > 0)
+        reasons = [fill_reason(protocol.reason, values)] * (ruled > 0) + ["the query picture itself"] * (own > 0)
         subject = "the only picture" if n == 1 else f"all {n} pictures"
         of = f"of identity {values['identity']} in the gallery {'is' if n == 1 else 'are'}"
         return f"{query}: {subject} {of} {' or '.join(reasons)}"
 
 
-def _fill(text: str, values: dict[str, object]) -> str:
+def fill_reason(text: str, values: dict[str, object]) -> str:
+    """A protocol's reason with the query's own values put in for {camera}, {view}, ..."""
     for name, value in values.items():
         text = text.replace("{" + name + "}", str(value))
     return text

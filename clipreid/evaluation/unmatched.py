@@ -6,7 +6,7 @@ import torch
 
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import Table, code_columns, read_table
-from clipreid.evaluation.gaps import describe_gaps
+from clipreid.evaluation.gaps import describe_gaps, fill_reason
 from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
 
 _CHUNK = 2**24  # pairs of query and gallery in memory at once
@@ -47,8 +47,6 @@ def _why(rules: Protocol, values: dict[str, object], here: int, ruled: int) -> s
         return f"{who} is not in the gallery"
     if not ruled:
         return f"the only picture of {who} in the gallery is the query itself"
-    reason = rules.reason
-    for name, value in values.items():
-        reason = reason.replace("{" + name + "}", str(value))
+    reason = fill_reason(rules.reason, values)
     own = " or the query itself" if ruled < here else ""
     return f"{here} of {here} pictures of {who} in the gallery are {reason}{own} (junk = {rules.rule})"

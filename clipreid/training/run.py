@@ -15,7 +15,7 @@ from torch import Tensor
 
 import clipreid
 from clipreid.backbones import Backbone, ImageBackbone, check_fits, check_processes, is_image_only, load_backbone
-from clipreid.data import Mixture, Pixels, ReIDData, mixed_pk_indices, process_slice, relabel
+from clipreid.data import Mixture, Pixels, ReIDData, known_as, mixed_pk_indices, process_slice, relabel
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
 from clipreid.hub import (
@@ -26,7 +26,7 @@ from clipreid.hub import (
     save_identities,
 )
 from clipreid.model import ReIDModel
-from clipreid.side import check_cls, known_as, known_numbers
+from clipreid.side import check_cls, known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
 from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
