@@ -1,0 +1,36 @@
+"""A trained model <-> a run folder <-> a repository on the Hugging Face Hub.
+
+`folder` writes and reads run folders, `download` fetches published ones, `publish` and `card` make them.
+"""
+
+from clipreid.hub.folder import (
+    ADAPTER,
+    CONFIG,
+    HEADS,
+    IDENTITIES,
+    TOWER,
+    backbone_print,
+    backbone_record,
+    load,
+    load_identities,
+    model_record,
+    read_config,
+    save_identities,
+    save_model,
+)
+
+__all__ = [
+    "ADAPTER",
+    "CONFIG",
+    "HEADS",
+    "IDENTITIES",
+    "TOWER",
+    "backbone_print",
+    "backbone_record",
+    "load",
+    "load_identities",
+    "model_record",
+    "read_config",
+    "save_identities",
+    "save_model",
+]
