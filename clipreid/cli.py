@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -18,6 +19,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, UseAppendAction, arg
 
 from clipreid.cli_compare import Compare
 from clipreid.cli_data import Data
+from clipreid.cli_export import Export
+from clipreid.cli_publish import Publish
 from clipreid.cli_report import PICTURE, draw_lists, report_section, write_page
 from clipreid.cli_rerank import check_flags, score_reranked
 from clipreid.cli_scoring import (
@@ -32,6 +35,8 @@ from clipreid.cli_scoring import (
     sides_of,
     untuned,
 )
+from clipreid.cli_search import Embed, Search
+from clipreid.cli_strength import check_strengths, score_strengths
 from clipreid.errors import UserError, told_plainly
 
 if TYPE_CHECKING:
@@ -45,11 +50,11 @@ SHOWN = ("torch", "transformers", "open_clip_torch", "peft", "accelerate", "data
 class Evaluate(Scoring):
     """Score a trained run: mAP, mINP and rank-1/5/10 on one or several data sets.
 
-    The figures are added to RUN/metrics.json as "stage2".
+    The figures are added to RUN/metrics.json as "stage2"; of a run on the Hub they are only printed.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run folder, such as runs/demo"""
+    """Run folder, such as runs/demo, or OWNER/NAME[@REVISION] on the Hub"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Write DIR/index.html, one page to look at: figures, ranked lists, where the model looked, who is confused. Also
     its figures as PNG, and ranked_lists.png: what zero-shot and this run put first for queries of the first data set"""
@@ -66,6 +71,9 @@ class Evaluate(Scoring):
     camera-pair; repeatable"""
     open_set: bool = False
     """Also how well a threshold tells matches from mistakes: TPR at FPR 0.01 and 0.001, equal error rate"""
+    strength: Annotated[str | None, arg(metavar="S,S,...", help_behavior_hint="")] = None
+    """Score the run with this much of what training changed, such as 0,0.25,0.5,0.75,1 (0: zero-shot, 1: as trained),
+    and draw precision at home against that abroad: RUN/strength.png, with --report DIR/strength.png and no page"""
 
     def __call__(self) -> None:
         evaluate(self)
@@ -143,7 +151,7 @@ class Version:
 def main(args: Sequence[str] | None = None) -> None:
     """The entry point of the `clipreid` command; `args` stand in for the command line in tests."""
     about = "Recognise the same individual again: evaluate what the recipes trained."
-    commands: Any = Evaluate | Compare | Matrix | Import | Data | Version
+    commands: Any = Evaluate | Compare | Matrix | Embed | Search | Publish | Export | Import | Data | Version
     command = tyro.cli(commands, prog="clipreid", description=about, args=args, config=(FlagCreatePairsOff,))
     with told_plainly():
         command()
@@ -156,26 +164,41 @@ def evaluate(flags: Evaluate) -> None:
         UserError: the run, the data, the protocol or the report folder cannot be used.
     """
     from clipreid.evaluation import get_protocol
-    from clipreid.evaluation.score import ZERO_SHOT
-    from clipreid.hub import load, read_config
-    from clipreid.training.folder import add_metrics, read_metrics, results_table
+    from clipreid.hub import find_run, snapshot_of
     from clipreid.training.harness import set_threads
 
     set_threads(flags.threads)
     if flags.protocol is not None:
         get_protocol(flags.protocol)
-    config = read_config(flags.run)
+    folder = find_run(flags.run)
+    if snapshot_of(folder) is None:
+        return _evaluate(flags, folder, folder)
+    with TemporaryDirectory() as scratch:  # the Hub's cache is not ours to write into
+        _evaluate(flags, folder, Path(scratch))
+
+
+def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
+    """Scores the run in `folder`; its figures go to metrics.json in `record`."""
+    from clipreid.evaluation import get_protocol
+    from clipreid.evaluation.score import ZERO_SHOT
+    from clipreid.hub import load, read_config
+    from clipreid.training.folder import METRICS, add_metrics, read_metrics, results_table
+
+    config = read_config(folder)
     has_backbone = "positions" in config.get("backbone", {})  # an imported run has none beside its own tower
     if flags.zero_shot and not has_backbone:
         raise UserError(f"--zero-shot: {flags.run} was imported, and holds no backbone from before its training")
-    read_metrics(flags.run)  # nothing is scored that could not be kept
+    strengths = check_strengths(flags, config)
+    read_metrics(record)  # nothing is scored that could not be kept
     tests = read_tests(flags, flags.run, config)
     check_cameras(flags, flags.run, config, tests)
     again = check_flags(flags.rerank, flags.rerank_options, [flags.protocol or data.protocol for data in tests])
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
     check_columns(flags.by, tests, flags.protocol)
-    model = on_device(load(flags.run))
+    model = on_device(load(folder))
     print(f"{flags.run}: {config['backbone']['name']}, tuning {model.config.tuning}, {model.device}\n", flush=True)
+    if strengths:
+        return score_strengths(flags, config, model, tests, strengths, record if record == folder else None)
     names: list[str] = []
     sections: list[Section] = []
     for data in tests:
@@ -185,25 +208,26 @@ def evaluate(flags: Evaluate) -> None:
         _explain(found)
         name = data.name + (f" ({flags.protocol})" if flags.protocol not in (None, data.protocol) else "")
         details = show_details(found, flags.protocol or data.protocol, flags.by, flags.open_set)
-        add_metrics(flags.run, "stage2", {name: found.entry() | details})
+        add_metrics(record, "stage2", {name: found.entry() | details})
         if flags.rerank is not None:
-            add_metrics(flags.run, *score_reranked(found, name, flags.rerank, again))
+            add_metrics(record, *score_reranked(found, name, flags.rerank, again))
         draw = flags.report if not names else None
         before = score_on(untuned(model, config["backbone"]), data, flags) if has_backbone and (
             flags.zero_shot or draw) else None  # fmt: skip
         if before:
-            add_metrics(flags.run, "zero-shot", {name: before.entry(before.best(ZERO_SHOT))})
+            add_metrics(record, "zero-shot", {name: before.entry(before.best(ZERO_SHOT))})
         if draw:
             draw_lists(draw / PICTURE, before, found, flags.queries)
         if flags.report is not None:
             rules = get_protocol(flags.protocol or data.protocol)
             sections.append(report_section(name, rules, model, found, before, sides))
         names.append(name)
-    print(f"{results_table(flags.run, names)}\n\nwritten: {flags.run / 'metrics.json'}", end="")
+    written = [record / METRICS] if record == folder else []
     if flags.report is not None:
         write_page(flags.report, sections, flags.run, model)
-        print(f", {flags.report / 'index.html'}", end="")
-    print()
+        written.append(flags.report / "index.html")
+    said = f"written: {', '.join(map(str, written))}" if written else f"nothing is written: {flags.run} is on the Hub"
+    print(f"{results_table(record, names)}\n\n{said}")
 
 
 def _explain(found: Scored) -> None:

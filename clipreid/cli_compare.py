@@ -36,12 +36,12 @@ PICTURE, TABLE, FIGURES = "changed.png", "queries.csv", "comparison.json"
 class Compare(Scoring):
     """Compare two models on the same queries: difference, its interval, p-value, the queries that changed most.
 
-    A model is a run folder, several of them parted by commas (seeds: figures are their means), or zero-shot: the
-    backbone of the other one before training. Nothing is written into the runs.
+    A model is a run folder or OWNER/NAME[@REVISION] on the Hub, several of them parted by commas (seeds: figures are
+    their means), or zero-shot: the backbone of the other one before training. Nothing is written into the runs.
     """
 
     run_a: Annotated[Positional[str], arg(metavar="RUN_A")]
-    """Run folder, runs/a0,runs/a1,... or zero-shot"""
+    """Run folder or OWNER/NAME on the Hub, runs/a0,runs/a1,... or zero-shot"""
     run_b: Annotated[Positional[str], arg(metavar="RUN_B")]
     """The same; differences are RUN_B less RUN_A"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -106,7 +106,7 @@ def compare_runs(flags: Compare) -> None:
         UserError: runs, data, protocol, weight or the report folder cannot be used; the models cannot be compared.
     """
     from clipreid.evaluation import compare, format_table, get_protocol
-    from clipreid.hub import read_config
+    from clipreid.hub import read_config, run_name
     from clipreid.training.folder import write_json
     from clipreid.training.harness import set_threads
 
@@ -128,7 +128,7 @@ def compare_runs(flags: Compare) -> None:
         print(f"\n{result}\n")
         for model, side in zip((a, b), found, strict=True):
             if len(side.reports) > 1:
-                print(format_table({"run": run.name, **report.metrics}
+                print(format_table({"run": run_name(run), **report.metrics}
                                    for run, report in zip(model.runs, side.reports, strict=True)), "\n")  # fmt: skip
         table = result.changed_table(flags.changed)
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
@@ -148,13 +148,13 @@ def compare_runs(flags: Compare) -> None:
 
 def _models(flags: Compare) -> tuple[Model, Model]:
     """Both models, their run folders checked; says what they are."""
-    from clipreid.hub import read_config
+    from clipreid.hub import read_config, run_name
 
     runs = [_runs(flags.run_a), _runs(flags.run_b)]
     zero = [side is None for side in runs]
     if all(zero):
         raise UserError(f"{ZERO} against {ZERO}: name a run folder on one side, its backbone is the other")
-    labels = [ZERO if side is None else ", ".join(run.name for run in side) for side in runs]
+    labels = [ZERO if side is None else ", ".join(run_name(run) for run in side) for side in runs]
     if labels[0] == labels[1] or max(map(len, labels)) > 24:
         labels = ["A", "B"]
     models = []
@@ -164,7 +164,7 @@ def _models(flags: Compare) -> tuple[Model, Model]:
             config = read_config(run)
             if is_zero and "positions" not in config.get("backbone", {}):
                 raise UserError(f"{ZERO}: {run} was imported, and holds no backbone from before its training")
-            told = f"{run}, {config['backbone']['name']}, tuning {config.get('model', {}).get('tuning')}"
+            told = f"{run}, {config.get('backbone', {}).get('name')}, tuning {config.get('model', {}).get('tuning')}"
             print(f"{label}: {'before training, ' if is_zero else ''}{told}")
         models.append(Model(label, folders, is_zero))
     print(flush=True)
@@ -175,6 +175,8 @@ def _runs(text: str) -> tuple[Path, ...] | None:
     """The run folders that a word of the command line names; None for zero-shot."""
     if text == ZERO:
         return None
+    from clipreid.hub import find_run
+
     if Path(text).exists():
         return (Path(text),)
     names = [part.strip() for part in text.split(",") if part.strip()]
@@ -182,7 +184,7 @@ def _runs(text: str) -> tuple[Path, ...] | None:
     if twice or not names:
         what = f"names {twice[0]} twice: give every run once" if twice else "names no run folder"
         raise UserError(f"{text!r} {what}")
-    return tuple(Path(name) for name in names)
+    return tuple(find_run(name) for name in names)
 
 
 def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> None:

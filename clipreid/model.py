@@ -121,6 +121,8 @@ class ReIDModel(nn.Module):
             check_cls(config.sie, backbone.family, backbone.name)
             self.side = SideEmbedding(config.cameras, config.views, tower.width, config.sie_coefficient)
         self.necks = nn.ModuleDict({name: Neck(width, identities) for name, width in widths.items()})
+        self.strength = 1.0  # `clipreid.strength` turns it, and keeps weights before and after training in `ends`
+        self.ends: dict[str, tuple[Tensor, Tensor]] = {}
 
     def train(self, mode: bool = True) -> ReIDModel:
         """As of any module, but a frozen tower keeps the batch statistics it came with (OSNet has some)."""

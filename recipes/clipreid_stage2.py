@@ -33,6 +33,7 @@ from clipreid.side import known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
 from clipreid.training.folder import evaluate_command, results_table
 from clipreid.training.harness import launch
+from clipreid.training.push import push
 from clipreid.training.run import Run, measure, open_run, text_bank
 from clipreid.training.sets import VAL
 from clipreid.training.stage1 import text_scale
@@ -82,6 +83,8 @@ def main(config: Stage2) -> None:
     for line in next_commands(run):
         run.log.say(f"  {line}")
     run.accelerator.end_training()
+    if run.config.push and run.accelerator.is_main_process:
+        run.log.say(f"\n{push(run.folder, run.config)}")
 
 
 def save_all_identities(run: Run, model: ReIDModel) -> None:

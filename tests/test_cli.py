@@ -106,7 +106,8 @@ def test_unknown_commands_and_options_say_what_there_is(capsys: Capture) -> None
 def test_mistakes_are_one_message_without_traceback(tmp_path: Path) -> None:
     done = command("evaluate", tmp_path / "nowhere")
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {tmp_path / 'nowhere'} is not a folder: give a run folder, such as runs/demo"
+    said = "is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
+    assert done.stderr.strip() == f"error: {tmp_path / 'nowhere'} {said}"
     assert done.stdout == ""
 
 

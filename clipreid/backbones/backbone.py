@@ -4,6 +4,7 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
+from clipreid.backbones.positions import PositionMode
 from clipreid.backbones.text import TextConfig, TextTower
 from clipreid.backbones.vision import Tokens, VisionConfig, VisionTower
 
@@ -34,9 +35,12 @@ class Backbone(nn.Module):
         raw_logits: True only for OpenAI's CLIP weights: image-text logits are raw dot products there,
             elsewhere cosine x logit_scale.
         interpolation: how its pictures are resized, "bicubic" or "bilinear".
+        positions: how its position table was resized to the crop, "bicubic" or "bilinear".
 
     `family` is "clip", "siglip" or "image-only" (`ImageBackbone`).
     """
+
+    positions: PositionMode = "bicubic"
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Backbone(nn.Module):
         logit_bias: float = 0.0,
         raw_logits: bool = False,
         interpolation: str = "bicubic",
+        positions: PositionMode = "bicubic",
     ) -> None:
         super().__init__()
         if image.embed_dim != text.embed_dim:
@@ -61,7 +66,7 @@ class Backbone(nn.Module):
         self.mean = mean or (CLIP_MEAN if image.has_cls else SIGLIP_MEAN)
         self.std = std or (CLIP_STD if image.has_cls else SIGLIP_STD)
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
-        self.raw_logits, self.interpolation = raw_logits, interpolation
+        self.raw_logits, self.interpolation, self.positions = raw_logits, interpolation, positions
 
     @classmethod
     def from_configs(cls, image: VisionConfig, text: TextConfig, **kwargs: Any) -> "Backbone":

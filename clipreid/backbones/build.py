@@ -50,7 +50,7 @@ def build(
     size = _size(image_size, source)
     if stride is not None and not 1 <= stride <= source.vision.patch_size:
         raise UserError(f"stride={stride}: choose 1 to {source.vision.patch_size}, the patch size of {name}")
-    vision = replace(source.vision, image_size=size, stride=stride)
+    vision = replace(source.vision, image_size=size, stride=None if stride == source.vision.patch_size else stride)
     if POSITIONS not in source.image_state:
         raise UserError(f"{name}: the weights have no position table for the image tower")
     table = source.image_state[POSITIONS].float()
@@ -71,6 +71,7 @@ def build(
         logit_bias=source.logit_bias,
         raw_logits=source.raw_logits,
         interpolation=source.interpolation,
+        positions=positions,
     )
 
 

@@ -48,7 +48,9 @@ def load_backbone(
     if is_image_only(name):
         if stride is not None:
             raise UserError(f"stride={stride}: {name} is wrapped as it is, with its own stride: leave it out")
-        return _wrap(name, image_size, positions, gradient_checkpointing)
+        wrapped = _wrap(name, image_size, positions, gradient_checkpointing)
+        wrapped.positions = positions
+        return wrapped
     source = _read(name)
     return build(
         source,

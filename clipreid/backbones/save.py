@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipreid.backbones.backbone import Backbone
+from clipreid.backbones.backbone import Backbone, Triple
 from clipreid.backbones.build import POSITIONS
 from clipreid.backbones.hf import RESAMPLE
 from clipreid.backbones.imageonly import HOOKABLE
 from clipreid.backbones.positions import square_positions
 from clipreid.backbones.tokenizer import FastTokenizer
-from clipreid.backbones.vision import VisionTower
+from clipreid.backbones.vision import VisionConfig, VisionTower
 
 # our names of activations -> transformers'
 ACTIVATION_NAMES = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
@@ -51,7 +51,9 @@ def save_backbone(
     if isinstance(backbone.tokenizer, FastTokenizer):
         backbone.tokenizer.save(folder)
     _write_json(folder / "config.json", _config(backbone, image_size or backbone.image_size))
-    _write_json(folder / "preprocessor_config.json", _preprocessor(backbone))
+    resample = next(number for number, word in RESAMPLE.items() if word == backbone.interpolation)
+    pictures = preprocessor(backbone.family, backbone.image_size, resample, backbone.mean, backbone.std)
+    _write_json(folder / "preprocessor_config.json", pictures)
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in _state(backbone).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
@@ -62,13 +64,19 @@ def square_backbone(backbone: Backbone, image_size: int) -> Backbone:
     Raises:
         ValueError: the square's grid is coarser than the backbone's (see `square_positions`).
     """
-    config = replace(backbone.image.config, image_size=(image_size, image_size), stride=None)
     result = copy.deepcopy(backbone)
-    result.image = VisionTower(config, backbone.image.gradient_checkpointing).to(backbone.image.post_layernorm.weight)
-    state = dict(backbone.image.state_dict())
-    state[POSITIONS] = square_positions(state[POSITIONS], backbone.image.grid, config.grid)
-    result.image.load_state_dict(state)
+    result.image = square_tower(backbone.image, image_size)
     return result
+
+
+def square_tower(tower: VisionTower, image_size: int) -> VisionTower:
+    """The same of an image tower alone; raises the same."""
+    config = replace(tower.config, image_size=(image_size, image_size), stride=None)
+    square = VisionTower(config, tower.gradient_checkpointing).to(tower.post_layernorm.weight)
+    state = dict(tower.state_dict())
+    state[POSITIONS] = square_positions(state[POSITIONS], tower.grid, config.grid)
+    square.load_state_dict(state)
+    return square
 
 
 def _check(backbone: Backbone) -> None:
@@ -108,19 +116,10 @@ def _state(backbone: Backbone) -> dict[str, Tensor]:
 def _config(backbone: Backbone, image_size: tuple[int, int]) -> dict[str, Any]:
     is_clip = backbone.family == "clip"
     v, t = backbone.image.config, backbone.text.config
-    vision = {
-        "model_type": f"{backbone.family}_vision_model",
-        "image_size": v.image_size[0],
-        "patch_size": v.patch_size,
-        "hidden_size": v.width,
-        "num_hidden_layers": v.depth,
-        "num_attention_heads": v.heads,
-        "intermediate_size": v.mlp_width,
-        "hidden_act": ACTIVATION_NAMES[v.activation],
-        "layer_norm_eps": v.eps,
-    }
+    vision = vision_config(v)
     text = {
         "model_type": f"{backbone.family}_text_model",
+        "dtype": "float32",
         "vocab_size": t.vocab_size,
         "max_position_embeddings": t.context_length,
         "hidden_size": t.width,
@@ -133,10 +132,7 @@ def _config(backbone: Backbone, image_size: tuple[int, int]) -> dict[str, Any]:
         "eos_token_id": 2 if t.eot_id is None else t.eot_id,  # 2: transformers then takes the largest id
         "pad_token_id": backbone.tokenizer.pad_id if isinstance(backbone.tokenizer, FastTokenizer) else 0,
     }
-    for part in (vision, text) if is_clip else ():
-        part["projection_dim"] = v.embed_dim
-    if not is_clip:
-        text["projection_size"] = t.embed_dim
+    text["projection_dim" if is_clip else "projection_size"] = t.embed_dim
     top = {"projection_dim": v.embed_dim, "logit_scale_init_value": math.log(backbone.logit_scale)}
     return {
         "architectures": ["CLIPModel" if is_clip else "SiglipModel"],
@@ -149,19 +145,38 @@ def _config(backbone: Backbone, image_size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def _preprocessor(backbone: Backbone) -> dict[str, Any]:
-    height, width = backbone.image_size
+def vision_config(config: VisionConfig) -> dict[str, Any]:
+    """transformers' config of an image tower for square pictures, as a folder of that tower alone has it, too."""
+    family = "clip" if config.pooling == "cls" else "siglip"
+    found = {
+        "model_type": f"{family}_vision_model",
+        "dtype": "float32",  # for who loads one tower alone: else transformers keeps the stored float16
+        "image_size": config.image_size[0],
+        "patch_size": config.patch_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "layer_norm_eps": config.eps,
+    }
+    return found | ({"projection_dim": config.embed_dim} if family == "clip" else {})
+
+
+def preprocessor(family: str, size: tuple[int, int], resample: int, mean: Triple, std: Triple) -> dict[str, Any]:
+    """transformers' image processor: the whole picture resized to (height, width) with Pillow's filter of the number
+    `resample`, then normalised."""
     return {
-        "image_processor_type": "CLIPImageProcessor" if backbone.family == "clip" else "SiglipImageProcessor",
+        "image_processor_type": "CLIPImageProcessor" if family == "clip" else "SiglipImageProcessor",
         "do_resize": True,
         "do_center_crop": False,
-        "size": {"height": height, "width": width},
-        "resample": next(number for number, word in RESAMPLE.items() if word == backbone.interpolation),
+        "size": {"height": size[0], "width": size[1]},
+        "resample": resample,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": list(backbone.mean),
-        "image_std": list(backbone.std),
+        "image_mean": list(mean),
+        "image_std": list(std),
     }
 
 

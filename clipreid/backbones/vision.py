@@ -64,7 +64,7 @@ class PatchEmbeddings(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:  # [B, 3, H, W] -> [B, (1+)N, C]
         x = rearrange(self.patch_embedding(pixels), "b c h w -> b (h w) c")
         if hasattr(self, "class_embedding"):
-            cls = repeat(self.class_embedding, "c -> b 1 c", b=len(x)).to(x.dtype)
+            cls = repeat(self.class_embedding, "c -> b 1 c", b=x.shape[0]).to(x.dtype)  # len() would fix B in an export
             x = torch.cat([cls, x], dim=1)
         return x + self.position_embedding.weight
 
@@ -80,7 +80,7 @@ class PoolingHead(nn.Module):
         self.mlp = MLP(config.width, config.mlp_width, config.activation)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, N, C] -> [B, C]
-        probe = self.probe.to(x.dtype).expand(len(x), 1, -1)
+        probe = self.probe.to(x.dtype).expand(x.shape[0], 1, -1)
         y = self.attention(probe, x, x, need_weights=False)[0][:, 0]  # [B, C]
         return y + self.mlp(self.layernorm(y))
 

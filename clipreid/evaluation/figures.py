@@ -38,7 +38,7 @@ def plot_cmc(report: Report, others: Mapping[str, Report] | None = None, top: in
 
     others: more reports to draw beside it, by name.  name: of `report`, when there are others.
     """
-    with _style():
+    with styled():
         figure, axes = _axes()
         ends = []
         for i, (label, one) in enumerate([*(others or {}).items(), (name, report)]):
@@ -80,7 +80,7 @@ def plot_similarities(report: Report) -> Figure:
         raise UserError("this report has no histogram of similarities: its galleries were drawn at random, or the "
                         "similarities came as a stream. Evaluate features or a matrix")  # fmt: skip
     edges, counts = _merge(found.edges, np.stack([found.positive, found.negative]))
-    with _style():
+    with styled():
         figure, axes = _axes()
         for label, n, colour, line in zip(("different identities", "same identity"), counts[::-1], (WRONG, RIGHT),
                                           ("--", "-"), strict=True):  # fmt: skip
@@ -115,7 +115,7 @@ def plot_cameras(pairs: CameraPairs) -> Figure:
     from matplotlib import colormaps
 
     values, rows, columns = pairs.mAP, pairs.query_cameras, pairs.gallery_cameras
-    with _style():
+    with styled():
         figure, axes = _axes((max(SIZE[0], 0.8 + 0.32 * len(columns)), max(SIZE[1], 0.7 + 0.24 * len(rows))))
         axes.grid(False)
         low, high = np.nanmin(values), np.nanmax(values)
@@ -140,7 +140,7 @@ def plot_cameras(pairs: CameraPairs) -> Figure:
 def to_png(figure: Figure) -> bytes:
     """The figure on white."""
     file = io.BytesIO()
-    with _style():
+    with styled():
         figure.savefig(file, format="png", dpi=200, facecolor="white")
     return file.getvalue()
 
@@ -148,7 +148,7 @@ def to_png(figure: Figure) -> bytes:
 def to_svg(figure: Figure, label: str) -> str:
     """An <svg> element for inside a page, its colours those of the page (`IN_PAGE`); `label` is read aloud."""
     file = io.StringIO()
-    with _style():
+    with styled():
         nothing: Any = {"Creator": None, "Date": None, "Format": None, "Type": None}
         figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     svg = file.getvalue()
@@ -161,7 +161,8 @@ def to_svg(figure: Figure, label: str) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1)
 
 
-def _style() -> Any:
+def styled() -> Any:
+    """Around drawing and saving: the look of every figure of the project."""
     from matplotlib import rc_context  # only here: its first import on a machine builds a font cache
 
     return rc_context(LOOK)

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipreid.data import ReIDData, Split, pixel_cache, raise_known
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
+from clipreid.evaluation.figures import cmc
 from clipreid.evaluation.gaps import check_captions
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import get_protocol
@@ -42,10 +43,11 @@ class Scored:
         return max((u for u in usable if u in self.reports), key=lambda part: self.reports[part].metrics["mAP"])
 
     def entry(self, feature: str | None = None) -> dict[str, Any]:
-        """What `metrics.json` keeps: the report of `feature`, its name, and the figures of every part."""
+        """What `metrics.json` keeps: the report of `feature`, its name, its CMC, and the figures of every part."""
         feature = feature or self.feature
-        parts = {part: report.metrics for part, report in self.reports.items()}
-        return self.reports[feature].to_dict() | {"feature": feature, "parts": parts, "bad": self.bad}
+        report, parts = self.reports[feature], {part: report.metrics for part, report in self.reports.items()}
+        curve = {} if report.std else {"cmc": [round(float(share), 4) for share in cmc(report)[1]]}  # ranks 1..20
+        return report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | curve
 
     def similarity(self, feature: str | None = None) -> Tensor:
         """[Q, G] dot products: cosines, where the features have unit length."""

@@ -3,6 +3,8 @@
 `folder` writes and reads run folders, `download` fetches published ones, `publish` and `card` make them.
 """
 
+from clipreid.hub.checks import run_name, snapshot_of
+from clipreid.hub.download import find_run
 from clipreid.hub.folder import (
     ADAPTER,
     CONFIG,
@@ -27,10 +29,13 @@ __all__ = [
     "TOWER",
     "backbone_print",
     "backbone_record",
+    "find_run",
     "load",
     "load_identities",
     "model_record",
     "read_config",
+    "run_name",
     "save_identities",
     "save_model",
+    "snapshot_of",
 ]

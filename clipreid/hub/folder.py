@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from clipreid.backbones import Backbone, load_backbone
 from clipreid.backbones.imported import ImportedBackbone
 from clipreid.errors import UserError
-from clipreid.model import ModelConfig, ReIDModel
-
-CONFIG, HEADS, IDENTITIES, TOWER = (
-    "config.json",
-    "heads.safetensors",
-    "identities.safetensors",
-    "image_tower.safetensors",
+from clipreid.hub.checks import (
+    ADAPTER,
+    CONFIG,
+    HEADS,
+    IDENTITIES,
+    TOWER,
+    backbone_settings,
+    check_file,
+    model_settings,
+    read_config,
+    read_tensors,
 )
-ADAPTER = Path("adapter") / "adapter_model.safetensors"
+from clipreid.hub.download import find_run
+from clipreid.hub.plain import mark_adapter
+from clipreid.model import ModelConfig, ReIDModel
+from clipreid.strength import check_strength, set_strength
+
 PARTS = ("necks.", "maps.", "side.")  # of a model, in heads.safetensors
 
 
@@ -38,32 +45,21 @@ def backbone_print(backbone: Backbone) -> str:
     return digest.hexdigest()[:16]
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a run folder.
+def save_model(model: ReIDModel, folder: Path) -> None:
+    """Writes `adapter/` (plain peft) or `image_tower.safetensors`, and `heads.safetensors`.
 
     Raises:
-        UserError: no such folder, not a run folder, or a config that cannot be read.
+        ValueError: the model's strength is not 1: the files are those of the whole run.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give a run folder, such as runs/demo")
-    file = folder / CONFIG
-    if not file.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no {CONFIG}")
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error})") from error
-    if not isinstance(config, dict) or "clipreid" not in config:
-        raise UserError(f"{file} was not written by clipreid")
-    return config
-
-
-def save_model(model: ReIDModel, folder: Path) -> None:
-    """Writes `adapter/` (plain peft) or `image_tower.safetensors`, and `heads.safetensors`."""
+    if model.strength != 1:
+        raise ValueError(f"a model of strength {model.strength} is not saved: set_strength(model, 1) first")
     if model.config.tuning == "lora":
         # without the word about embeddings peft would ask the Hub for the backbone's config
         model.image.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)  # type: ignore[operator]
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template
+        (backbone,) = model.source
+        source = {"name": backbone.name, "positions": backbone.positions, "stride": _stride(backbone)}
+        mark_adapter(folder / "adapter", {"backbone": source, "model": model_record(model.config)}, model.family)
     elif model.config.tuning == "full":
         save_file(_plain(model.tower.state_dict()), folder / TOWER)
     heads = {n: t for n, t in model.state_dict().items() if n.startswith(PARTS) and "classifier" not in n}
@@ -80,60 +76,61 @@ def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) 
 def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     """The tensors and the identity names that `save_identities` wrote."""
     file = folder / IDENTITIES
-    tensors = _read(file)
+    tensors = read_tensors(file, folder)
     with safe_open(file, "pt") as handle:
         return tensors, json.loads((handle.metadata() or {}).get("names", "[]"))
 
 
-def load(run: str | Path) -> ReIDModel:
-    """A trained model from its run folder, ready to `embed`.
+def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0) -> ReIDModel:
+    """A trained model from its run folder or from the Hugging Face Hub, ready to `embed`.
+
+    What is downloaded is kept in the Hub's cache, from which it loads without network. Nothing in a run folder or
+    repository is executed: JSON and safetensors are read, and checked before they are believed (`checks`).
 
     Example:
         >>> model = clipreid.load("runs/demo")
         >>> features = model.embed(["a.jpg", "b.jpg"])  # float32 [2, D], L2-normalised
+        >>> model = clipreid.load("owner/name", revision="v1")
 
     Args:
-        run: a run folder.
+        run: a run folder, or the name of a published run: OWNER/NAME (see `find_run`).
+        revision: of a published run: a branch, tag or commit; None is its main branch.
+        strength: how much of what training changed takes part, from 0 (zero-shot) to 1 (`set_strength`).
 
     Raises:
-        UserError: not a run folder; an unfinished run; files that are missing, damaged, not safetensors, or made
-            for another backbone; missing or unexpected weights.
+        UserError: neither a run folder nor a repository that can be had; an unfinished run; no such strength;
+            settings that are unknown, missing or absurd; files that are missing, damaged, not safetensors, lead out
+            of the folder, or were made for another backbone; missing or unexpected weights.
     """
-    folder = Path(run)
+    check_strength(strength)
+    folder = find_run(run, revision)
     config = read_config(folder)
     if "model" not in config:
         raise UserError(f"{folder} holds no trained model yet: run recipes/clipreid_stage2.py --output {folder}")
-    record = config["model"]
-    names = {f.name for f in fields(ModelConfig)}
-    if not isinstance(record, dict) or record.keys() != names:
-        odd = sorted(set(record) ^ names, key=str) if isinstance(record, dict) else ["(all)"]
-        raise UserError(
-            f"{folder / CONFIG}: model settings {', '.join(odd)} are unknown or missing: another version wrote it"
-        )
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
-    settings = ModelConfig(**values)
-    model = ReIDModel(_read_backbone(folder, config.get("backbone")), settings)
+    settings = model_settings(config, folder / CONFIG)
+    source = backbone_settings(config, folder / CONFIG, folder)
+    weights = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}[settings.tuning]
+    for file in (weights, folder / HEADS):
+        check_file(file, folder)  # before the backbone is read, which takes longer
+    model = ReIDModel(_read_backbone(folder, source), settings)
     if settings.tuning == "lora":
-        _fill_adapter(model, folder)
+        wanted = get_peft_model_state_dict(model.image, save_embedding_layers=False)
+        set_peft_model_state_dict(model.image, read_tensors(weights, folder, wanted))
     elif settings.tuning == "full":
-        _fill(model.tower, _read(folder / TOWER), folder / TOWER)
-    heads = _read(folder / HEADS)
-    wanted = {n for n in model.state_dict() if n.startswith(PARTS)}
-    _compare(wanted, set(heads), folder / HEADS)
-    _fill(model, heads, folder / HEADS, strict=False)
-    return model.eval()
+        model.tower.load_state_dict(read_tensors(weights, folder, model.tower.state_dict()))
+    wanted = {n: t for n, t in model.state_dict().items() if n.startswith(PARTS)}
+    model.load_state_dict(read_tensors(folder / HEADS, folder, wanted), strict=False)
+    return set_strength(model.eval(), strength)
 
 
-def _read_backbone(folder: Path, source: Any) -> Backbone:
+def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
     """The backbone of a run, the same weights as in training; of an imported run an empty tower of its shape."""
-    if isinstance(source, dict) and source.keys() == {"name", "vision"}:
+    if "vision" in source:
         try:
             return ImportedBackbone.from_record(source["vision"])
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise UserError(f"{folder / CONFIG}: the shape of the imported tower is unusable ({error})") from error
-    if not isinstance(source, dict) or source.keys() != {"name", "image_size", "positions", "stride", "print"}:
-        raise UserError(f"{folder / CONFIG}: the backbone is not described as this version does")
-    backbone = load_backbone(source["name"], image_size=tuple(source["image_size"]), positions=source["positions"],
+    backbone = load_backbone(source["name"], image_size=source["image_size"], positions=source["positions"],
                              stride=source["stride"])  # fmt: skip
     if (now := backbone_print(backbone)) != source["print"]:
         raise UserError(
@@ -143,48 +140,10 @@ def _read_backbone(folder: Path, source: Any) -> Backbone:
     return backbone
 
 
-def _fill_adapter(model: ReIDModel, folder: Path) -> None:
-    file = folder / ADAPTER
-    tensors = _read(file)
-    own = get_peft_model_state_dict(model.image, save_embedding_layers=False)
-    _compare(set(own), set(tensors), file)
-    for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(f"{file}: {name} is {list(tensor.shape)}, this backbone needs {list(own[name].shape)}: "
-                            "the adapter was made for another backbone")  # fmt: skip
-    set_peft_model_state_dict(model.image, tensors)
-
-
-def _fill(module: torch.nn.Module, tensors: dict[str, Tensor], file: Path, strict: bool = True) -> None:
-    try:
-        module.load_state_dict(tensors, strict=strict)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1:2]  # torch lists every weight
-        raise UserError(f"{file} does not fit this backbone: {' '.join(first).strip()}") from error
-
-
-def _compare(wanted: set[str], found: set[str], file: Path) -> None:
-    """Refuses missing and unexpected weights: nothing is filled in silently."""
-    problems = []
-    for what, names in (("missing", sorted(wanted - found)), ("unexpected", sorted(found - wanted))):
-        if names:
-            problems.append(f"{len(names)} {what} (such as {names[0]})")
-    if problems:
-        raise UserError(f"{file} does not fit this model: weights {' and '.join(problems)}")
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, refused unless they are finite."""
-    if not file.is_file():
-        raise UserError(f"{file} is missing: the run folder is incomplete")
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise UserError(f"{file} is not a safetensors file ({error}): nothing else is loaded, for safety") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"{file}: {name} has values that are not finite")
-    return tensors
+def find_adapter(folder: Path) -> Path:
+    """The adapter's weights: below adapter/ in a run folder, at the root of a published one."""
+    root = folder / ADAPTER.name
+    return root if root.is_file() and not (folder / ADAPTER).is_file() else folder / ADAPTER
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,9 +156,13 @@ def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
         "name": backbone.name,
         "image_size": list(backbone.image_size),
         "positions": positions,
-        "stride": None if backbone.family == "image-only" else backbone.image.config.stride,
+        "stride": _stride(backbone),
         "print": backbone_print(backbone),
     }
+
+
+def _stride(backbone: Backbone) -> int | None:
+    return None if backbone.family == "image-only" else backbone.image.config.stride
 
 
 def model_record(config: ModelConfig) -> dict[str, Any]:

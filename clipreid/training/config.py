@@ -55,6 +55,10 @@ class RunConfig:
     """bf16: autocast of the image tower while it is trained; stage 1 and evaluation stay in float32"""
     track: Literal["none", "wandb"] = "none"
     """Also send the log to a tracker; log.jsonl is always written"""
+    push: str | None = None
+    """Publish the finished run as this OWNER/NAME on the Hugging Face Hub; token and repository are seen to first"""
+    private: bool = False
+    """With --push: make the repository private"""
 
 
 @dataclass(frozen=True)

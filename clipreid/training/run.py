@@ -18,18 +18,13 @@ from clipreid.backbones import Backbone, ImageBackbone, check_fits, check_proces
 from clipreid.data import Mixture, Pixels, ReIDData, known_as, mixed_pk_indices, process_slice, relabel
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
-from clipreid.hub import (
-    CONFIG,
-    IDENTITIES,
-    backbone_record,
-    load_identities,
-    save_identities,
-)
+from clipreid.hub import CONFIG, IDENTITIES, backbone_record, load_identities, save_identities
 from clipreid.model import ReIDModel
 from clipreid.side import check_cls, known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
 from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
+from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import VAL, check_batch, decode, read_sets, shared_people
 from clipreid.training.stage1 import image_features, learn_prompts, separability, text_scale
 
@@ -96,6 +91,7 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     set_threads(config.threads)
     values = resolve(config.preset, config.backbone, prompts, tune)
     _check_text(config.backbone, tune)
+    check_push(config, tune is not None)
     config, read, tests = read_sets(config)
     backbone, values = _open_backbone(config, values, tune)
     if tune:
@@ -119,6 +115,7 @@ def open_run(config: RunConfig, prompts: PromptConfig, tune: TuneConfig | None =
     )  # fmt: skip
     run.record = _record(run, prompts, tune)
     claim(run.folder, run.record, config, tune is not None, accelerator)
+    prepare_push(config, accelerator.is_main_process)
     start_tracking(accelerator, config, asdict(values))
     _introduce(run, shares, bad)
     return run
@@ -223,7 +220,7 @@ def _record(run: Run, prompts: PromptConfig, tune: TuneConfig | None) -> dict[st
         "identities": len(run.names), "epochs": values.prompt_epochs, "rate": values.prompt_rate,
         "batch": values.prompt_batch, "tokens": prompts.prompt_tokens,
     }  # fmt: skip
-    flags = {k: v for k, v in asdict(config).items() if k not in ("resume", "overwrite", "output")}
+    flags = {k: v for k, v in asdict(config).items() if k not in ("resume", "overwrite", "output", "push", "private")}
     source = backbone_record(backbone, values.positions)
     record = {"clipreid": clipreid.__version__, "status": "new", "backbone": source, "stage1": stage1,
               "flags": flags, "values": asdict(values), "offsets": run.mixture.offsets}  # fmt: skip
@@ -231,6 +228,7 @@ def _record(run: Run, prompts: PromptConfig, tune: TuneConfig | None) -> dict[st
         record["stage2"] = asdict(tune)
     if isinstance(backbone, ImageBackbone):
         record["pooling"] = backbone.image.pooling
+    record |= origin(config, run.mixture.sets, run.tests)
     return json.loads(json.dumps(record, default=str))
 
 

@@ -1,0 +1,66 @@
+"""`clipreid export`: the flags; the work is in `clipreid.export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from clipreid.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a run for other programs: as a model of transformers, or as an ONNX graph.
+
+    merged: config.json, model.safetensors and preprocessor_config.json, which transformers loads without clipreid or
+    peft; README.md there shows how. onnx: model.onnx takes normalised pixels [N, 3, H, W] and gives features [N, D];
+    preprocessing.json beside it says how pictures are prepared.
+    """
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Run folder, such as runs/demo, or the name of a published run, OWNER/NAME"""
+    format: Literal["merged", "onnx"]
+    """merged: safetensors in transformers' layout; onnx: needs pip install "clipreid[onnx]" """
+    output: Annotated[Path, arg(metavar="DIR")]
+    """New or empty folder"""
+    strength: Annotated[float, arg(metavar="S")] = 1.0
+    """How much of what training changed takes part, from 0 (zero-shot) to 1 (as trained)"""
+
+    def __call__(self) -> None:
+        export(self)
+
+
+def export(flags: Export) -> None:
+    """`clipreid export`.
+
+    Raises:
+        UserError: the run, the format or the folder cannot be used.
+    """
+    from clipreid.export import check_merged, check_onnx, export_merged, export_onnx
+    from clipreid.hub import find_run, load, read_config
+    from clipreid.strength import check_strength
+
+    check_strength(flags.strength)
+    if flags.output.exists() and (not flags.output.is_dir() or any(flags.output.iterdir())):
+        raise UserError(f"--output {flags.output} is in use: give a new or an empty folder")
+    if flags.format == "onnx":
+        check_onnx()
+    folder = find_run(flags.run)
+    config = read_config(folder)
+    if flags.format == "merged" and "model" in config:  # without it `load` says what is missing
+        check_merged(config)
+    model = load(folder, strength=flags.strength)
+    if model.side is not None:
+        print(f"side information ({model.config.sie}): the mean embedding, as for unknown cameras and views")
+    width = sum(model.widths.values())
+    size = "x".join(map(str, model.image_size))
+    if flags.format == "merged":
+        export_merged(model, flags.output, flags.run.rstrip("/").rpartition("/")[2])
+        print(f"{flags.output}: transformers' layout, crops {size}; README.md there shows how to load it")
+        return
+    worst = export_onnx(model, flags.output)
+    print(f"{flags.output / 'model.onnx'}: pixels [N, 3, {', '.join(map(str, model.image_size))}] -> "
+          f"features [N, {width}]; differs from the run by {worst:.1g} at most in onnxruntime")  # fmt: skip

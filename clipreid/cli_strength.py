@@ -1,0 +1,81 @@
+"""`clipreid evaluate --strength`; the dial is in `clipreid.strength`, its table and figure in `evaluation.dial`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipreid.cli_scoring import score_on, sides_of
+from clipreid.errors import UserError
+
+if TYPE_CHECKING:
+    from clipreid.cli import Evaluate
+    from clipreid.data import ReIDData
+    from clipreid.model import ReIDModel
+
+PICTURE = "strength.png"
+
+
+def check_strengths(flags: Evaluate, config: dict[str, Any]) -> tuple[float, ...]:
+    """The strengths of --strength, () without it. Raises UserError before anything is loaded or scored."""
+    if flags.strength is None:
+        return ()
+    from clipreid.backbones.imported import IMPORTED
+    from clipreid.strength import parse_strengths
+
+    found = parse_strengths(flags.strength)
+    others = {"--zero-shot": flags.zero_shot, "--rerank": flags.rerank, "--by": flags.by, "--open-set": flags.open_set}
+    for name in (name for name, given in others.items() if given):
+        raise UserError(f"--strength scores plain similarities at every strength: leave out {name}, or run it apart")
+    if config.get("backbone", {}).get("name") == IMPORTED:
+        raise UserError(f"--strength: {flags.run} was imported, and holds no backbone from before its training")
+    return found
+
+
+def model_name(strength: float) -> str:
+    """What `metrics.json` calls a run at a strength: "stage2@0.5", and "stage2" for the whole of it."""
+    return "stage2" if strength == 1 else f"stage2@{strength:g}"
+
+
+def score_strengths(
+    flags: Evaluate, config: dict[str, Any], model: ReIDModel, tests: list[ReIDData], strengths: tuple[float, ...],
+    keep: Path | None,
+) -> None:  # fmt: skip
+    """Scores every data set at every strength, prints the table, draws the figure; pictures are decoded once.
+
+    keep: the run folder whose metrics.json gets the figures, and that gets the picture unless there is a --report;
+        None: they are not kept.
+    """
+    from clipreid.data import known_as, short_names
+    from clipreid.evaluation.dial import plot_strength, strength_table
+    from clipreid.evaluation.figures import to_png
+    from clipreid.strength import set_strength
+    from clipreid.training.folder import METRICS, add_metrics
+
+    other = flags.protocol
+    names = [data.name + (f" ({other})" if other not in (None, data.protocol) else "") for data in tests]
+    trained = config.get("flags", {}).get("data", [])
+    curves: dict[str, dict[float, dict[str, Any]]] = {}
+    home = []
+    for data, name, short in zip(tests, names, short_names(names), strict=True):
+        print(data.summary(), flush=True)
+        sides = sides_of(model, data, flags, config)
+        curves[short] = {}
+        for strength in strengths:
+            entry = score_on(set_strength(model, strength), data, flags, sides).entry()
+            curves[short][strength] = entry
+            if keep is not None:
+                add_metrics(keep, model_name(strength), {name: entry})
+            print(f"  strength {strength:g}: mAP {entry['mAP']:.1%}", flush=True)
+        if known_as(data.name, trained) is not None:
+            home.append(short)
+    print(f"\n{strength_table(curves)}\n")
+    if home:
+        print(f"home (trained on): {', '.join(home)}\n")
+    written = [keep / METRICS] if keep is not None else []
+    if (folder := flags.report or keep) is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / PICTURE).write_bytes(to_png(plot_strength(curves, home)))
+        written.append(folder / PICTURE)
+    said = f"written: {', '.join(map(str, written))}" if written else f"nothing is written: {flags.run} is on the Hub"
+    print(said)

@@ -1,0 +1,46 @@
+"""What a data set was, in a few numbers: so that two runs can be seen to have used the same data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import PurePath
+from typing import Any
+
+from clipreid.data.crops import ReIDData, Split
+from clipreid.data.readers import place
+
+
+def fingerprint(split: Split) -> dict[str, Any]:
+    """Counts of a split, and a hash of who is where: {"pictures", "identities", "cameras", "hash"}.
+
+    The hash is SHA-256, 16 hex digits, over the sorted rows (file name without folders, identity, camera, view): the
+    same wherever the data lies and in whatever order it was read, another one when a picture, name or label differs.
+    Pixels are not looked at, and neither names nor identities can be read off it.
+    """
+    rows = zip(split.paths.tolist(), split.identities.tolist(), split.cameras.tolist(), split.views.tolist(),
+               strict=True)  # fmt: skip
+    digest = hashlib.sha256()
+    for row in sorted(repr((PurePath(path).name, *labels)) for path, *labels in rows):
+        digest.update(row.encode() + b"\n")
+    cameras = split.cameras
+    return {
+        "pictures": len(split),
+        "identities": len(set(split.identities.tolist())),
+        "cameras": len(set(cameras[cameras >= 0].tolist())),
+        "hash": digest.hexdigest()[:16],
+    }
+
+
+def fingerprints(trained: Sequence[ReIDData], tested: Sequence[ReIDData]) -> dict[str, dict[str, Any]]:
+    """Of every data set its splits that are used: `train` of what is trained on, `query` and `gallery` of the tests."""
+    found: dict[str, dict[str, Any]] = {}
+    for names, sets in ((("train",), trained), (("query", "gallery"), tested)):
+        for data in sets:
+            found.setdefault(data.name, {}).update({n: fingerprint(data.splits[n]) for n in names if n in data.splits})
+    return found
+
+
+def local_places(specs: Sequence[str]) -> list[str]:
+    """Those of these data names that lie on this machine: to be told now, while relative paths still mean the same."""
+    return [spec for spec in specs if place(spec) != spec]

@@ -1,0 +1,95 @@
+"""The picture of a model card: how training went and what it changed, drawn from a run folder's own figures.
+
+There is no crop in it, and no name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clipreid.evaluation.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+TUNED, ZERO_SHOT, SHOWN = "stage2", "zero-shot", 3  # models of metrics.json; data sets drawn at most
+COLOURS = {"loss": MAIN, "id_loss": MAIN, "triplet_loss": WRONG, "i2t_loss": RIGHT, "t2i_loss": OTHER}
+
+
+def read_losses(log: Path) -> dict[str, list[dict[str, Any]]]:
+    """The epochs of `log.jsonl` by stage, each with its means; {} without the file.
+
+    Lines cut short are left out; of an epoch that was run twice (a killed run, resumed) the later counts.
+    """
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for line in log.read_text().splitlines() if log.is_file() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and isinstance(entry.get("loss"), int | float):
+            found.setdefault(str(entry.get("stage")), {})[int(entry.get("step", 0))] = entry
+    return {stage: [epochs[step] for step in sorted(epochs)] for stage, epochs in found.items()}
+
+
+def draw_curves(losses: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Any]) -> bytes | None:
+    """A PNG: the losses of each stage, then for each data set (at most three) the CMC before and after.
+
+    losses: as `read_losses`.  metrics: as metrics.json, its data sets named as they are to be shown.
+    None where there is nothing to draw.
+    """
+    shown = [(name, models) for name, models in metrics.items() if TUNED in models][:SHOWN]
+    stages = [(name, epochs) for name, epochs in losses.items() if len(epochs) > 1]
+    count = len(stages) + len(shown)
+    if not count:
+        return None
+    from matplotlib.figure import Figure  # only here: its first import on a machine builds a font cache
+
+    columns = count if count < 4 else 2
+    rows = -(-count // columns)
+    with styled():
+        figure = Figure(figsize=(3.3 * columns, 2.7 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+        for (name, epochs), cell in zip(stages, axes, strict=False):
+            _losses(cell, name, epochs)
+        for (name, models), cell in zip(shown, axes[len(stages) :], strict=False):
+            _cmc(cell, name, models)
+        for cell in axes[count:]:
+            cell.set_axis_off()
+    return to_png(figure)
+
+
+def _losses(axes: Axes, name: str, epochs: Sequence[Mapping[str, Any]]) -> None:
+    """The mean of each loss in each epoch, as a share of its first: their scales differ."""
+    from matplotlib.ticker import MaxNLocator
+
+    terms = [key for key in epochs[0] if key.endswith("_loss")] or ["loss"]
+    for term in terms:
+        values = [float(epoch.get(term, float("nan"))) for epoch in epochs]
+        label = f"{term.removesuffix('_loss')}, first {values[0]:.2f}"
+        axes.plot(range(1, len(values) + 1), [v / (values[0] or 1.0) for v in values], label=label,
+                  color=COLOURS.get(term, OTHER), marker="o" if len(values) < 20 else None, markersize=3)  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(title=f"{name}: losses", xlabel="epoch", ylabel="share of the first epoch's", ylim=(0, None))
+    axes.legend(fontsize=8)
+
+
+def _cmc(axes: Axes, name: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+    """Rank-k before (where it was scored) and after; the curve where metrics.json keeps it, else ranks 1, 5 and 10."""
+    lowest, last = 100.0, 10
+    for model, label, colour, line in ((ZERO_SHOT, "zero-shot", OTHER, "--"), (TUNED, "this model", MAIN, "-")):
+        if model not in models:
+            continue
+        entry = models[model]
+        curve = entry.get("cmc")
+        ranks = list(range(1, len(curve) + 1)) if curve else [1, 5, 10]
+        share = [100 * value for value in curve or [entry[f"rank{k}"] for k in ranks]]
+        text = f"{label}, mAP {100 * entry['mAP']:.1f} %"
+        axes.plot(ranks, share, line, color=colour, label=text, marker=None if curve else "o", markersize=4)
+        lowest, last = min(lowest, share[0]), max(last, ranks[-1])
+    axes.set(title=name, xlabel="rank k", ylabel="queries with a match, %", xlim=(0.5, last + 0.5),
+             ylim=(max(0.0, lowest - 10), 101.5), xticks=[1, *range(5, last + 1, 5)])  # fmt: skip
+    axes.legend(loc="lower right", fontsize=8)

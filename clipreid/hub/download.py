@@ -1,0 +1,164 @@
+"""A run by its folder, or by its name on the Hugging Face Hub: downloaded once, then taken from the cache."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from clipreid.errors import UserError
+from clipreid.hub.checks import ADAPTER, CONFIG, HEADS, LARGEST, TOWER, WEIGHTS, check_size
+
+PREFIX = "hub:"
+WANTED = (CONFIG, HEADS, TOWER, WEIGHTS, ADAPTER.as_posix())  # all that is ever downloaded
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
+BUSY = (408, 429, 500, 502, 503, 504)  # the Hub is there, but cannot answer now
+LOG_IN = "log in with `hf auth login`, or put a token that may read it into HF_TOKEN"
+KEPT = "; files that are complete are not downloaded twice"
+
+
+def find_run(run: str | Path, revision: str | None = None) -> Path:
+    """The folder of a run: a local one, else a repository of the Hub, downloaded or from the cache.
+
+    Only the files that `load` needs are downloaded, and only if the repository lists sensible sizes for them. Without
+    network, what was downloaded before is taken; an interrupted download is continued when asked for again.
+
+    Args:
+        run: a run folder; else OWNER/NAME, OWNER/NAME@REVISION or, where a folder OWNER is here too, hub:OWNER/NAME.
+        revision: of a repository: a branch, tag or commit; None is its main branch.
+
+    Raises:
+        UserError: neither a folder nor a name; no such repository or revision, or no access to it; a repository that
+            holds no run; no network and nothing in the cache; a download that failed.
+    """
+    text = run.as_posix() if isinstance(run, Path) else run
+    folder = Path(text).expanduser()
+    if not text.startswith(PREFIX) and folder.exists():
+        if revision is not None:
+            raise UserError(f"{text} is a folder here, which has no revisions: leave out revision={revision!r}, or "
+                            f"write {PREFIX}OWNER/NAME for what is on the Hub")  # fmt: skip
+        return folder
+    name, _, own = text.removeprefix(PREFIX).partition("@")
+    if not NAME.fullmatch(name) or ".." in name:
+        raise UserError(
+            f"{text} is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
+        )
+    if not text.startswith(PREFIX) and folder.parent.is_dir():
+        raise UserError(f"{text} is not a folder, and {folder.parent} is one: check the name, or write {PREFIX}{text} "
+                        "for the repository of that name on the Hub")  # fmt: skip
+    revision = revision or own or None
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise UserError(f"{name}: {revision!r} cannot be a revision: give a branch, a tag or a commit")
+    return _download(name, revision)
+
+
+def _download(name: str, revision: str | None) -> Path:
+    try:
+        commit = _check_listing(name, revision)
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+    except UserError:
+        raise
+    except LocalEntryNotFoundError as error:  # the Hub answered, and then did not
+        raise _explain(name, revision, error.__cause__ or error) from error
+    except Exception as error:
+        if _is_unreachable(error):
+            return _cached(name, revision, error)
+        raise _explain(name, revision, error) from error
+    if found.name != commit:
+        raise UserError(f"{name} was changed while it was downloaded: try again")
+    return found
+
+
+def _check_listing(name: str, revision: str | None) -> str:
+    """The commit of a revision, if what it lists can be a run."""
+    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    for path in sizes:
+        if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
+            raise UserError(f"{name} lists a file {path!r}, a name that leads elsewhere: the repository is refused")
+    if CONFIG not in sizes:
+        listed = ", ".join(sorted(sizes)[:8]) or "nothing"
+        raise UserError(f"{name} on the Hub is not a run of clipreid: it has no {CONFIG}. It has: {listed}")
+    for path in WANTED:
+        check_size(f"{name}: {path}", sizes.get(path, 0), LARGEST[PurePosixPath(path).name])
+    return info.sha or ""
+
+
+def _cached(name: str, revision: str | None, why: Exception) -> Path:
+    """What was downloaded before, when the Hub cannot be asked."""
+    asked_for = isinstance(why, OfflineModeIsEnabled)
+    reason = "HF_HUB_OFFLINE is set" if asked_for else f"the Hub did not answer: {_first_line(why)}"
+    do = "connect, unset HF_HUB_OFFLINE" if asked_for else "wait" if isinstance(why, HfHubHTTPError) else "connect"
+    try:
+        found = snapshot_download(name, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
+    except LocalEntryNotFoundError as error:
+        partly = hasattr(error, "snapshot_path")  # an IncompleteSnapshotError, which older clients lack
+        state = "only partly" if partly else "not"
+        raise UserError(
+            f"{_named(name, revision)} is no folder here, {state} in the cache ({constants.HF_HUB_CACHE}), and cannot "
+            f"be downloaded ({reason}): {do} and try again{KEPT if partly else ''}"
+        ) from error
+    if not asked_for:
+        told = f"note: {_named(name, revision)} is taken from the cache, commit {Path(found).name[:12]} ({reason})"
+        print(told, file=sys.stderr, flush=True)
+    return Path(found)
+
+
+def _is_unreachable(error: Exception) -> bool:
+    """Whether the Hub could not answer, so that asking again later may help. The client's network errors are those of
+    its HTTP library, which is another one in other versions of it: they share the name of a base class."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response is not None and error.response.status_code in BUSY
+    network = any(base.__name__ in ("TransportError", "RequestException") for base in type(error).__mro__)
+    return network or isinstance(error, ConnectionError | TimeoutError)
+
+
+def _explain(name: str, revision: str | None, error: BaseException) -> UserError:
+    """What a refusal of the Hub means, and what to do."""
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else 0
+    token = "the token that is set here cannot see it" if get_token() else "no token is set here"
+    if isinstance(error, GatedRepoError):
+        said = f"{name} is gated: ask for access on {constants.ENDPOINT}/{name}, {LOG_IN}, then try again"
+    elif isinstance(error, RevisionNotFoundError):
+        said = f"{name} has no revision {revision!r}{_revisions(name)}"
+    elif isinstance(error, RepositoryNotFoundError):
+        said = f"{name} is no folder here, and no repository on the Hub, or a private one ({token}): check the name; "
+        said += f"for a private one {LOG_IN}"
+    elif status in (401, 403):
+        said = f"{name}: the Hub refused the token ({status}, {_first_line(error)}): {LOG_IN}"
+    elif isinstance(error, HFValidationError):
+        said = f"{name} cannot be a name on the Hub: {_first_line(error)}"
+    else:
+        said = f"{_named(name, revision)}: the download failed ({_first_line(error)}): try again{KEPT}"
+    return UserError(said)
+
+
+def _revisions(name: str) -> str:
+    """Those that there are, if the Hub tells."""
+    try:
+        refs = HfApi().list_repo_refs(name)
+    except (HfHubHTTPError, OSError):
+        return ": look on its page"
+    names = [ref.name for ref in (*refs.branches, *refs.tags)]
+    return f": it has {', '.join(names[:20])} (or give a commit)"
+
+
+def _named(name: str, revision: str | None) -> str:
+    return name if revision is None else f"{name}@{revision}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,0 +1,156 @@
+"""What a run is without clipreid: whether peft and transformers alone give its features, and how."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clipreid.backbones.imported import IMPORTED
+from clipreid.backbones.load import TINY, is_image_only
+from clipreid.model import ReIDModel
+
+# open_clip's names of OpenAI's weights and the Hub's repositories of the same weights, in transformers' layout
+OPENAI = {
+    "open_clip:ViT-B-32-quickgelu/openai": "openai/clip-vit-base-patch32",
+    "open_clip:ViT-B-16-quickgelu/openai": "openai/clip-vit-base-patch16",
+    "open_clip:ViT-L-14-quickgelu/openai": "openai/clip-vit-large-patch14",
+    "open_clip:ViT-L-14-336-quickgelu/openai": "openai/clip-vit-large-patch14-336",
+}
+CLASSES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # of transformers, by family
+
+
+def transformers_base(backbone: str) -> str | None:
+    """What holds the weights of a backbone in transformers' layout, by `load_backbone`'s name for it.
+
+    Returns:
+        A Hub repository OWNER/NAME; a folder for `hf:FOLDER`; `tiny-clip` or `tiny-siglip2` for what lies in
+        `weights/` of this package; None where no such repository is known for certain (open_clip's other tags,
+        some of which have the weights there with another activation) or there can be none (timm, OSNet, imported).
+    """
+    if backbone in TINY:
+        return backbone
+    if backbone.startswith("hf:"):
+        return backbone.removeprefix("hf:")
+    return OPENAI.get(backbone)
+
+
+def plain_base(config: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Whether the adapter of a run, on transformers' own image tower, gives the run's features without clipreid.
+
+    Args:
+        config: `config.json` of a finished run; only the name, positions and stride of `backbone` and the tuning and
+            sie of `model` are read.
+
+    Returns:
+        (base, reason): `transformers_base` of its backbone, and None if peft and transformers with
+        `interpolate_pos_encoding=True` give equal features, else a sentence that says why they cannot.
+    """
+    source, model = config["backbone"], config["model"]
+    name = source["name"]
+    base = transformers_base(name)
+    return base, next(iter(_reasons(name, base, source, model)), None)
+
+
+def _reasons(name: str, base: str | None, source: dict[str, Any], model: dict[str, Any]) -> list[str]:
+    if name == IMPORTED:
+        return ["it was imported as a whole image tower: there is no adapter"]
+    found = {
+        f"{name} is an image-only tower, which transformers has no such model for": is_image_only(name),
+        "all weights of the image tower were trained: there is no adapter": model["tuning"] == "full",
+        "a linear map on the frozen features was trained: there is no adapter": model["tuning"] == "head",
+        f"its patches overlap (stride {source.get('stride')}), which transformers' towers cannot": source.get("stride"),
+        f"it adds side information (sie {model['sie']}) to the tokens, which transformers' towers cannot": (
+            model["sie"] != "none"
+        ),
+        "its position table was resized bilinearly, and transformers resizes it bicubically": (
+            source.get("positions") == "bilinear"
+        ),
+        f"no repository in transformers' layout is known for certain to hold the weights of {name}": base is None,
+    }
+    return [reason for reason, holds in found.items() if holds]
+
+
+def mark_adapter(folder: Path, config: dict[str, Any], family: str) -> None:
+    """Writes into `adapter_config.json` in `folder` what the adapter belongs on, as far as peft can make use of it.
+
+    `base_model_name_or_path` is the backbone's repository or folder for transformers (its name where there is none).
+    `auto_mapping` is transformers' class where `AutoPeftModel` then loads a tower that gives the run's features, else
+    null: better no tower than one with other features.
+
+    Args:
+        config: as for `plain_base`.  family: "clip", "siglip" or "image-only".
+    """
+    file = folder / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    base, reason = plain_base(config)
+    settings["base_model_name_or_path"] = base or config["backbone"]["name"]
+    can = reason is None and base not in TINY
+    settings["auto_mapping"] = {"base_model_class": CLASSES[family], "parent_library": "transformers"} if can else None
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True))
+
+
+def plain_lines(model: ReIDModel, base: str, adapter: str, picture: str = "a.jpg") -> str:
+    """Python that turns a picture into the feature of `model.embed` with peft and transformers only.
+
+    Args:
+        model: of a run without a reason in `plain_base`.
+        base: its base from there.
+        adapter: the Hub repository, or the folder with `adapter_config.json`.
+        picture: the file that the lines open.
+
+    Returns:
+        The lines; they leave the test feature, float32 [1, D] of unit length, in `feature`.
+    """
+    whole = "CLIPModel" if model.family == "clip" else "SiglipModel"  # vision_model: CLIP- or SiglipVisionModel
+    tiny = base in TINY
+    place = f'files("clipreid") / "weights" / "{base}"' if tiny else json.dumps(base)
+    load = [
+        f"base = {whole}.from_pretrained({place}, dtype=torch.float32)",
+        f"tower = PeftModel.from_pretrained(base.vision_model, {json.dumps(adapter)}).eval()",
+    ]
+    imports = ["from importlib.resources import files"] * tiny + ["from peft import PeftModel"]
+    return _lines(model, imports, whole, load, picture)
+
+
+def merged_lines(model: ReIDModel, folder: str, picture: str = "a.jpg") -> str:
+    """The same with transformers only, for a folder of `clipreid export --format merged`."""
+    whole = "CLIPVisionModelWithProjection" if model.family == "clip" else "SiglipVisionModel"
+    load = [
+        f"base = {whole}.from_pretrained({json.dumps(folder)}).eval()",
+        f"tower = {'base.vision_model' if model.family == 'clip' else 'base'}",
+    ]
+    return _lines(model, [], whole, load, picture)
+
+
+def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], picture: str) -> str:
+    """What both have in common: the picture, the two parts of the feature, and their concatenation."""
+    is_clip, config, (height, width) = model.family == "clip", model.config, model.image_size
+    final = "out.pooler_output" if is_clip else "out.last_hidden_state.mean(1)"
+    if is_clip and config.aggregation == "mean":
+        final = "tower.post_layernorm(out.last_hidden_state[:, 1:]).mean(1)"
+    projection = "base.visual_projection(out.pooler_output)" if is_clip else "out.pooler_output"
+    parts = "[final, projection]" if model.raw_logits else "[normalize(final), normalize(projection)]"
+    lines = [
+        "import torch",
+        *imports,
+        "from PIL import Image",
+        "from torch.nn.functional import normalize",
+        "from torchvision import transforms",
+        f"from transformers import {whole}",
+        "",
+        *load,
+        "prepare = transforms.Compose([",
+        f"    transforms.Resize(({height}, {width}), transforms.InterpolationMode.{config.interpolation.upper()}),",
+        "    transforms.ToTensor(),",
+        f"    transforms.Normalize({list(config.mean)}, {list(config.std)}),",
+        "])",
+        f'pixels = prepare(Image.open({json.dumps(picture)}).convert("RGB"))[None]',
+        "with torch.no_grad():",
+        "    out = tower(pixel_values=pixels, interpolate_pos_encoding=True)",
+        f"    final = {final}",
+        f"    projection = {projection}",
+        f"feature = normalize(torch.cat({parts}, dim=1))",
+        "",
+    ]
+    return "\n".join(lines)

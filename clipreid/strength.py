@@ -1,0 +1,103 @@
+"""The strength dial: how much of what training changed takes part, from none (zero-shot) to all of it (the run)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from clipreid.backbones import load_backbone
+from clipreid.backbones.imported import IMPORTED
+from clipreid.errors import UserError
+from clipreid.model import ReIDModel
+
+Ends = dict[str, tuple[Tensor, Tensor]]  # {name: (weight before training, after)}
+
+
+def check_strength(strength: float) -> float:
+    """The strength, if it is a number from 0 to 1; raises `UserError` else."""
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= 1:
+        raise UserError(f"strength {strength!r}: give a number from 0 (zero-shot) to 1 (as trained)")
+    return float(strength)
+
+
+def set_strength(model: ReIDModel, strength: float) -> ReIDModel:
+    """Scales what training changed in a model that embeds, in place; may be called again with another strength.
+
+    At 0 the features are those of the backbone before training, at 1 those of the run, both exactly. In between:
+
+        LoRA          the update is scaled: W + s * (alpha / r) B A
+        full tuning   weights between before and after: (1 - s) W0 + s W (WiSE-FT, arXiv 2109.01903, equation 1)
+        head tuning   the linear maps between the identity and what was learned, likewise
+        SIE           the embedding of camera or view is multiplied by s
+
+    For full tuning the backbone is read again, and both ends stay in memory. The pooling of the features
+    (`aggregation`) is a choice, not trained, and stays.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: not a number from 0 to 1; less than 1 for an imported run, whose base is not known.
+    """
+    strength = check_strength(strength)
+    if strength == model.strength:
+        return model
+    if model.config.tuning == "lora":
+        for module in model.image.modules():
+            if isinstance(module, LoraLayer):
+                module.set_scale("default", strength)
+    else:
+        _interpolate(model, strength)
+    if model.side is not None:
+        model.side.coefficient = strength * model.config.sie_coefficient
+    model.strength = strength
+    return model
+
+
+@torch.no_grad()
+def _interpolate(model: ReIDModel, strength: float) -> None:
+    """Sets the weights between the two ends, which are found once."""
+    whole = model.tower if model.config.tuning == "full" else model.maps
+    if not model.ends:
+        trained = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+        before = _base(model) if model.config.tuning == "full" else {n: torch.eye(len(t)) for n, t in trained.items()}
+        model.ends = {name: (before[name].to(tensor.device), tensor) for name, tensor in trained.items()}
+    for name, tensor in whole.state_dict().items():
+        start, end = model.ends[name]
+        if tensor.is_floating_point():
+            tensor.copy_(start.lerp(end, strength))  # exact at 0 and at 1
+        else:  # counts of batches
+            tensor.copy_(end if strength else start)
+
+
+def _base(model: ReIDModel) -> dict[str, Tensor]:
+    """The weights of the image tower before full tuning."""
+    (backbone,) = model.source
+    if backbone.name == IMPORTED:
+        raise UserError("strength: an imported run holds no backbone from before its training to mix with; "
+                        "only strength 1 is known of it")  # fmt: skip
+    stride = None if backbone.family == "image-only" else backbone.image.config.stride
+    fresh = load_backbone(backbone.name, image_size=backbone.image_size, positions=backbone.positions, stride=stride)
+    return fresh.image.state_dict()
+
+
+def parse_strengths(text: str) -> tuple[float, ...]:
+    """`0,0.25,1` as numbers, each once, in the order given.
+
+    Raises:
+        UserError: something that is no number from 0 to 1.
+    """
+    found = []
+    for word in text.split(","):
+        try:
+            number = float(word)
+        except ValueError:
+            number = math.nan
+        if not 0 <= number <= 1:
+            raise UserError(f"--strength {text}: {word.strip() or '(nothing)'} is no number from 0 (zero-shot) to 1 "
+                            "(as trained); give such as 0,0.25,0.5,0.75,1")  # fmt: skip
+        found.append(number)
+    return tuple(dict.fromkeys(found))

@@ -1,0 +1,61 @@
+"""`--push OWNER/NAME`: token and repository are seen to before training, the finished run is published at its end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clipreid.data import ReIDData
+from clipreid.data.fingerprint import fingerprints, local_places
+from clipreid.errors import UserError
+from clipreid.hub.public import backbone_is_local, public_backbone
+from clipreid.hub.publish import check_account, check_repository, describe, open_repository, publish_command, upload
+from clipreid.training.config import RunConfig
+
+AGAIN = "start the training again"
+
+
+def origin(config: RunConfig, sets: Sequence[ReIDData], tests: Sequence[ReIDData]) -> dict[str, Any]:
+    """What `config.json` keeps for publishing: fingerprints of the data, and which names mean places here."""
+    here = [config.backbone] if backbone_is_local(config.backbone) else []
+    return {"fingerprint": fingerprints(sets, tests), "local": [*here, *local_places([*config.data, *config.test])]}
+
+
+def check_push(config: RunConfig, stage2: bool) -> None:
+    """Refuses what could not be published, before anything slow.
+
+    Raises:
+        UserError: --private alone; stage 1 alone; a name without owner; a backbone that nobody else can have; no token,
+            or a wrong one.
+    """
+    if config.push is None:
+        if config.private:
+            raise UserError("--private is for --push OWNER/NAME: nothing is published without it")
+        return
+    if not stage2:
+        raise UserError(
+            "--push: stage 1 alone has nothing to publish, what it learns belongs to single identities; give --push to "
+            "recipes/clipreid_stage2.py"
+        )
+    check_repository(config.push)
+    source = {"name": config.backbone}
+    public_backbone({"backbone": source, "local": [config.backbone] if backbone_is_local(config.backbone) else []})
+    if os.environ.get("RANK", "0") == "0":
+        check_account(config.push, AGAIN)
+
+
+def prepare_push(config: RunConfig, main: bool) -> None:
+    """Makes the repository, on the main process. Raises UserError as `open_repository`."""
+    if config.push is not None and main:
+        open_repository(config.push, config.private, AGAIN)
+
+
+def push(folder: Path, config: RunConfig) -> str:
+    """Publishes the finished run; what to tell. Raises UserError with the command that publishes it later."""
+    from clipreid.hub.package import package
+
+    assert config.push is not None
+    again = publish_command(folder, config.push, *["--private"] * config.private)
+    return describe(upload(package(folder, config.push), config.push, config.private, again), config.push)

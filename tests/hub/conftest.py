@@ -1,0 +1,61 @@
+"""The Hub on this machine that the tests of publishing and loading talk to, and runs to be spoiled."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hub_server import Hub
+
+REPOSITORY = "alice/demo"
+Refused = Callable[[str, str], None]
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with Hub() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound") / "run"
+    from test_hub import make_run
+
+    make_run("tiny-clip", folder)
+    return folder
+
+
+@pytest.fixture
+def run(sound: Path, tmp_path: Path) -> Path:
+    """A copy of a sound run, to be spoiled."""
+    return shutil.copytree(sound, tmp_path / "run")
+
+
+@pytest.fixture
+def refused(hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Refused]:
+    """`refused("folder", "repository" or OWNER/NAME, message)`: loading the run is refused, and leaves no trace."""
+    mark = tmp_path / "executed"
+    monkeypatch.chdir(tmp_path)
+    hub.here(monkeypatch, tmp_path / "home")
+
+    import clipreid
+    from clipreid.errors import UserError
+
+    def check(where: str, message: str) -> None:
+        before = listing(tmp_path)
+        if where == "repository":
+            hub.put(REPOSITORY, run)
+        with pytest.raises(UserError, match=message):
+            clipreid.load({"repository": REPOSITORY, "folder": run}.get(where, where))
+        assert not mark.exists()
+        assert listing(tmp_path) == before
+
+    yield check
+    assert not mark.exists()
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """What lies below a folder, without the Hub's cache: sizes and times."""
+    found = (file for file in folder.rglob("*") if "home" not in file.relative_to(folder).parts)
+    return {str(file): (file.lstat().st_size, file.lstat().st_mtime_ns) for file in found}

@@ -1,0 +1,154 @@
+"""Settings made to harm, in run folders and repositories: each is refused with a message, nothing is written.
+
+`run` and `refused` are fixtures of conftest.py.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hub_server import Hub
+from safetensors.torch import save_file
+from test_hub import edit_config
+
+import clipreid
+from clipreid.errors import UserError
+from clipreid.hub import CONFIG, TOWER, find_run, read_config
+from clipreid.hub.checks import PUBLIC
+
+NAME = "alice/demo"
+Refused = Callable[[str, str], None]
+
+
+def backbone(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda c: c["backbone"].update(values)
+
+
+def model(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda c: c["model"].update(values)
+
+
+SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "a huge picture": (
+        backbone(image_size=[1_000_000, 1_000_000]),
+        r"image_size is \[1000000, 1000000\]: it must be a list of 2 integers, numbers from 8 to 4096",
+    ),
+    "a picture of nothing": (backbone(image_size=[0, -5]), r"image_size is \[0, -5\]"),
+    "a cube": (backbone(image_size=[64, 32, 3]), r"image_size is \[64, 32, 3\]: it must be a list of 2 integers"),
+    "a huge rank": (model(lora_rank=10**9), r"lora_rank is 1000000000: it must be an integer, numbers from 1 to 1024"),
+    "no rank": (model(lora_rank=0), r"lora_rank is 0"),
+    "a rank in words": (model(lora_rank="8"), r"lora_rank is \"8\""),
+    "a true rank": (model(lora_rank=True), r"lora_rank is true"),
+    "a broken rank": (model(lora_rank=4.5), r"lora_rank is 4.5"),
+    "an alpha beyond floats": (model(lora_alpha=10**400), r"lora_alpha is 1000.*\.\.\.: it must be a number"),
+    "an alpha that is none": (model(lora_alpha=float("nan")), r"lora_alpha is NaN"),
+    "a std of zero": (model(std=[0, 0, 0]), r"std is \[0, 0, 0\]: .* numbers from 0.001 to 10"),
+    "an endless list": (model(cameras=[1] * 20_000), r"cameras is \[1, 1.*\.\.\.: it must be a list of integers"),
+    "a table for a number": (model(sie_coefficient={"a": 1}), r"sie_coefficient is"),
+    "an unknown interpolation": (model(interpolation="../x"), r"unknown interpolation '../x'"),
+    "an unknown key": (
+        model(auto_map={"AutoModel": "modeling.Evil"}),
+        r"settings auto_map are unknown or missing",
+    ),
+    "a missing key": (lambda c: c["model"].pop("mean"), r"model settings mean are unknown or missing"),
+    "an unknown key of the backbone": (backbone(trust_remote_code=True), r"settings trust_remote_code are unknown or"),
+    "a missing key of the backbone": (lambda c: c["backbone"].pop("stride"), r"settings stride are unknown or missing"),
+    "unknown positions": (backbone(positions="cubist"), r"positions 'cubist': clipreid has bicubic, bilinear"),
+    "a backbone of another kind": (lambda c: c.update(backbone=["tiny-clip"]), r"backbone is \[\"tiny-clip\"\]"),
+    "flags of another kind": (lambda c: c.update(flags=[1]), r"flags is \[1\]"),
+    "data of another kind": (lambda c: c.update(flags={"data": [1]}), r"flags.data is \[1\]"),
+    "another fingerprint": (backbone(print="0" * 16), r"trained on other weights of 'tiny-clip'"),
+    "another backbone": (backbone(name="tiny-siglip2"), r"trained on other weights of 'tiny-siglip2'"),
+    "a backbone that is not there": (backbone(name="hf:../../secret"), r"no folder|not a public name"),
+}
+
+
+@pytest.mark.parametrize("where", ["folder", "repository"])
+@pytest.mark.parametrize("how", SETTINGS)
+def test_settings(run: Path, refused: Refused, how: str, where: str) -> None:
+    change, message = SETTINGS[how]
+    edit_config(run, change)
+    refused(where, message)
+
+
+def test_a_config_that_is_no_config(run: Path, refused: Refused) -> None:
+    for content, message in (
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"\xff\xfe{}", "is not valid JSON"),
+        (b'{"clipreid": "1", "model": ' + b"9" * 5000 + b"}", "is not valid JSON"),
+        (b"null", "was not written by clipreid"),
+        (b'{"clipreid": "' + b"x" * (5 << 20) + b'"}', "config.json has 5 MB, a run's at most 4: it is refused"),
+    ):
+        (run / CONFIG).write_bytes(content)
+        for where in ("folder", "repository"):
+            refused(where, message)
+
+
+VISION = {
+    "image_size": [64, 32], "patch_size": 16, "stride": None, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64,
+    "embed_dim": 16, "pooling": "cls", "activation": "quick_gelu", "eps": 1e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["folder", "repository"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"width": 16_384, "depth": 256},
+            r"is too small for the tower that config.json describes",
+        ),
+        ({"width": 10**12}, r"vision: width is 1000000000000"),
+        ({"patch_size": 1, "image_size": [4096, 4096]}, r"is too small for the tower"),
+        ({"heads": 5}, r"the shape of the imported tower is unusable"),
+        ({"patch_size": 100}, r"the shape of the imported tower is unusable|does not fit"),
+        ({"activation": "__import__('os')"}, r"the shape of the imported tower is unusable"),
+        ({"evil": 1}, r"vision: evil are unknown or missing"),
+    ],
+)
+def test_towers_described_in_the_config(
+    run: Path, refused: Refused, change: dict[str, Any], message: str, where: str
+) -> None:
+    save_file({"x": torch.zeros(20_000)}, run / TOWER)
+    edit_config(run, lambda c: c.update(backbone={"name": "imported", "vision": VISION | change}))
+    edit_config(run, lambda c: c["model"].update(tuning="full"))
+    refused(where, message)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hf:{here}", "hf:./weights", "hf:~/weights", "hf:../x/y", "open_clip:ViT-B-16/{here}/w.pt", "open_clip:{here}",
+     "timm:vit_small_patch16_224/{here}/w.pth", "osnet:x1_0/w.pth", "osnet:x1_0/../w.pth", "hf:owner/..", "{here}",
+     "open_clip:local-dir:{here}", "open_clip:hf-hub:evil/repo"],
+)  # fmt: skip
+def test_a_downloaded_run_names_no_file_of_this_machine(
+    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Callable[[str], Path], name: str
+) -> None:
+    hub.here(monkeypatch, tmp_path / "home")
+    named = name.format(here=tiny_folder("clip"))
+    edit_config(run, backbone(name=named))
+    hub.put(NAME, run)
+    with pytest.raises(UserError, match=r"is not a public name: a downloaded run may only use tiny-clip, "):
+        clipreid.load(NAME)
+
+
+def test_public_names_are_taken() -> None:
+    for name in ("tiny-clip", "hf:openai/clip-vit-base-patch16", "open_clip:ViT-B-16-quickgelu/openai",
+                 "open_clip:ViT-B-16-SigLIP2-256/webli", "timm:vit_small_patch14_dinov2.lvd142m"):  # fmt: skip
+        assert PUBLIC.fullmatch(name)
+
+
+def test_a_downloaded_run_names_no_data_of_this_machine(
+    hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.here(monkeypatch, tmp_path / "home")
+    specs = ["folder:/etc", "synthetic", "hub:/etc", "hub:a/b", "market1501:/x", "synthetic:new-cameras", "hub:../a"]
+    edit_config(run, lambda c: c.update(flags={"data": specs, "test": specs[:1]}))
+    assert read_config(run)["flags"]["data"] == specs
+    hub.put(NAME, run)
+    assert read_config(find_run(NAME))["flags"] == {
+        "data": ["synthetic", "hub:a/b", "synthetic:new-cameras"],
+        "test": [],
+    }

@@ -1,0 +1,119 @@
+"""`clipreid evaluate --strength`: a table, a picture, and figures that are those of the models themselves."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from test_cli import cache, crops, make_run, metrics, refused  # noqa: F401 (two are fixtures)
+
+from clipreid.cli import main
+from clipreid.errors import UserError
+from clipreid.evaluation.dial import plot_strength, strength_table
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_folder: Callable[[str], Path], crops: Path) -> Path:  # noqa: F811
+    return make_run(tmp_path / "run", tiny_folder("clip"), "lora", [f"folder:{crops}"])
+
+
+@pytest.fixture
+def abroad(crops: Path, tmp_path: Path) -> Path:  # noqa: F811
+    """The same street through tinted glass."""
+    shutil.copytree(crops, tmp_path / "abroad")
+    for file in (tmp_path / "abroad").rglob("*.jpg"):
+        with Image.open(file) as picture:
+            seen = picture.convert("RGB").point([v * 2 // 3 for v in range(256)] * 2 + list(range(256)))
+        seen.save(file)
+    return tmp_path / "abroad"
+
+
+def test_every_strength_is_scored_and_kept(
+    run: Path, crops: Path, abroad: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:  # fmt: skip
+    import clipreid.data.cache
+
+    monkeypatch.setenv("CLIPREID_CACHE", str(run.parent / "cache"))
+    decoded, decode = [], clipreid.data.cache.to_pixels
+    monkeypatch.setattr(clipreid.data.cache, "to_pixels", lambda *a: (decoded.append(a[0]), decode(*a))[1])
+    both = ["--data", f"folder:{crops}", "--data", f"folder:{abroad}"]
+    main(["evaluate", str(run), "--strength", "1,0,0.5", *both])
+    said, found = capsys.readouterr().out, metrics(run)
+    assert len(decoded) == len(set(decoded)) == 2 * len(list((crops / "test").iterdir()))
+    main(["evaluate", str(run), "--zero-shot", *both])
+    plain = metrics(run)
+    for data in (f"folder:{crops}", f"folder:{abroad}"):
+        assert found[data].keys() == {"stage2@0", "stage2@0.5", "stage2"}
+        assert found[data]["stage2"] == plain[data]["stage2"]
+        assert found[data]["stage2@0"]["parts"] == plain[data]["zero-shot"]["parts"]
+        assert plain[data].keys() == {"stage2@0", "stage2@0.5", "stage2", "zero-shot"}
+    rows = [line.split() for line in said.splitlines() if line.startswith(f"{crops.name} ")]
+    assert [row[1] for row in rows] == ["0", "0.5", "1"]
+    assert rows[2][2] == f"{found[f'folder:{crops}']['stage2']['mAP']:.1%}"
+    assert f"home (trained on): {crops.name}" in said
+    with Image.open(run / "strength.png") as picture:
+        assert picture.width > 1.8 * picture.height  # two panels
+
+
+def test_with_a_report_folder_the_picture_goes_there(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    main(["evaluate", str(run), "--strength", "0.5", "--report", str(tmp_path / "seen")])
+    assert f"written: {run / 'metrics.json'}, {tmp_path / 'seen' / 'strength.png'}" in capsys.readouterr().out
+    assert [file.name for file in (tmp_path / "seen").iterdir()] == ["strength.png"]
+    assert not (run / "strength.png").exists()
+
+
+def test_mistakes_are_named_before_anything_is_scored(run: Path, capsys: Capture) -> None:
+    assert "--strength 2: 2 is no number from 0" in refused(capsys, "evaluate", run, "--strength", "2")
+    for flag in (["--zero-shot"], ["--rerank", "kwf"], ["--by", "camera"], ["--open-set"]):
+        assert f"leave out {flag[0]}" in refused(capsys, "evaluate", run, "--strength", "0,1", *flag)
+    config = json.loads((run / "config.json").read_text())
+    config["backbone"] = {"name": "imported", "vision": {}}
+    (run / "config.json").write_text(json.dumps(config))
+    assert "was imported, and holds no backbone" in refused(capsys, "evaluate", run, "--strength", "0,1")
+    assert not (run / "metrics.json").exists()
+
+
+def entry(value: float) -> dict[str, Any]:
+    return {"mAP": value, "rank1": value, "intervals": {"mAP": (max(0, value - 0.1), value), "rank1": (0, 1)}}
+
+
+@settings(max_examples=20)
+@given(values=st.lists(st.floats(0, 1), min_size=6, max_size=6))
+def test_the_figure_shows_the_figures(values: list[float]) -> None:
+    """Both panels hold exactly the numbers that are asked for."""
+    order = (0.0, 0.5, 1.0)
+    home, away = values[:3], values[3:]
+    curves = {
+        "a": dict(zip(order, map(entry, home), strict=True)),
+        "b": dict(zip(order, map(entry, away), strict=True)),
+    }
+    left, right = plot_strength(curves, home=["a"]).axes
+    drawn = [torch.tensor(line.get_ydata()) / 100 for line in left.lines]
+    torch.testing.assert_close(drawn, [torch.tensor(v, dtype=torch.float64) for v in (home, away)])
+    (path,) = right.lines
+    found = torch.tensor(path.get_xydata()) / 100
+    torch.testing.assert_close(found, torch.tensor(list(zip(home, away, strict=True)), dtype=torch.float64))
+    assert [text.get_text() for text in right.texts] == ["strength 0", "0.5", "1"]
+
+
+def test_one_panel_without_a_home_or_an_abroad() -> None:
+    curves = {"a": {0.0: entry(0.2), 1.0: entry(0.4)}}
+    assert len(plot_strength(curves).axes) == len(plot_strength(curves, home=["a"]).axes) == 1
+    with pytest.raises(UserError, match="at the same strengths"):
+        plot_strength(curves | {"b": {0.0: entry(0.1)}})
+
+
+def test_the_table_has_intervals_where_there_are_any() -> None:
+    table = strength_table({"a": {1.0: entry(0.4), 0.0: {"mAP": 0.2, "rank1": 0.3}}})
+    assert [line.split() for line in table.splitlines()[2:]] == [
+        ["a", "0", "20.0%", "30.0%"],
+        ["a", "1", "40.0%", "(30.0", "to", "40.0)", "40.0%", "(0.0", "to", "100.0)"],
+    ]
