@@ -78,10 +78,12 @@ def timed(work: Callable[[], Any], repeats: int) -> tuple[list[float], Any]:
     return seconds, result
 
 
-def run_step(script: str, step: str, folder: Path, threads: int, repeats: int = 1) -> dict[str, Any]:
-    """Runs `python script --step step` as a process of its own: the JSON that it prints last."""
+def run_step(
+    script: str, step: str, folder: Path, threads: int, repeats: int = 1, more: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Runs `python script --step step` with `more` flags as a process of its own: the JSON that it prints last."""
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    command = [sys.executable, script, "--step", step, "--folder", str(folder), "--repeats", str(repeats)]
+    command = [sys.executable, script, "--step", step, "--folder", str(folder), "--repeats", str(repeats), *more]
     done = subprocess.run(command, env=os.environ | variables, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{step} failed with status {done.returncode}")

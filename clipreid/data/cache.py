@@ -94,11 +94,12 @@ def _keys(split: Split, size: tuple[int, int], interpolation: str) -> tuple[str,
             if image["bytes"] is not None:
                 name += hashlib.sha256(image["bytes"]).digest()
             source.update(name)
-            content.update(name if image["bytes"] is not None else name + _state(image["path"]))
+            content.update(name if image["bytes"] is not None else name + file_state(image["path"]))
     return source.hexdigest()[:12], content.hexdigest()[:20]
 
 
-def _state(path: str) -> bytes:
+def file_state(path: str) -> bytes:
+    """Size and time of a file: what changes when somebody writes it."""
     try:
         status = os.stat(path)
     except OSError:
@@ -144,7 +145,7 @@ def _mended(split: Split, cache: PixelCache, size: tuple[int, int], interpolatio
 def _any_usable(split: Split, rows: list[int], size: tuple[int, int], interpolation: str) -> bool:
     """Whether one of these pictures can be decoded."""
     images = (image for batch in split.select(rows).images(BLOCK) for image in batch) if rows else ()
-    return any(isinstance(_decode(image, size, interpolation), np.ndarray) for image in images)
+    return any(isinstance(decode(image, size, interpolation), np.ndarray) for image in images)
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _write(
     bar = tqdm(total=total, initial=done, desc=title, unit=" pictures", disable=not progress, delay=1)
 
     def work(image: dict[str, Any]) -> tuple[str, np.ndarray | str]:
-        return image["path"] or "", _decode(image, size, interpolation)
+        return image["path"] or "", decode(image, size, interpolation)
 
     rest = split.select(np.arange(done, total)) if done else split
     with open(scratch / PIXELS, "ab") as pixels, open(scratch / JOURNAL, "a") as journal, bar:
@@ -248,7 +249,7 @@ def _write(
     return blocks
 
 
-def _decode(image: dict[str, Any], size: tuple[int, int], interpolation: str) -> np.ndarray | str:
+def decode(image: dict[str, Any], size: tuple[int, int], interpolation: str) -> np.ndarray | str:
     """uint8 [3, H, W], or the reason why there is none."""
     try:
         return to_pixels(image["path"] if image["bytes"] is None else image["bytes"], size, interpolation)

@@ -108,6 +108,11 @@ def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:
     links += [link for i, s in enumerate(sections) if not several for link in _links(s, i)]
     body = "\n".join(_section(section, f"{i}", several) for i, section in enumerate(sections))
     pictures = any(section.shown is not None for section in sections)
+    return document(title, subtitle, "".join(links), body, pictures)
+
+
+def document(title: str, subtitle: str, links: str, body: str, pictures: bool) -> str:
+    """A page in the dress of the report; links and body are HTML. pictures: whether crops are on it."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -123,7 +128,7 @@ def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:
 <body class="clipreid">
 <a class="skip" href="#main">To the results</a>
 <header><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p></header>
-<nav class="bar" aria-label="Parts of this page"><div>{"".join(links)}</div></nav>
+<nav class="bar" aria-label="Parts of this page"><div>{links}</div></nav>
 <main id="main" tabindex="-1">
 {body}
 </main>

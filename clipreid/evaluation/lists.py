@@ -54,10 +54,10 @@ def _article(shown: Shown, tables: tuple[dict[str, Any], dict[str, Any]], query:
     """One query: its crop, where the model looked, and what was found."""
     picture, name = shown.query.picture(query.row), f"query-{number}-{query.row}"
     facts = facts_of(tables[0], query.row)
-    crops = [_crop(thumbnail(picture), f"query: {_facts(facts)}", "query", "")]
+    crops = [crop_cell(thumbnail(picture), f"query: {_facts(facts)}", "query", "")]
     if query.look is not None:
         glow = data_address(looked(picture, query.look))
-        crops.append(_crop(glow, "where the model looked at this query", "looked at", ""))
+        crops.append(crop_cell(glow, "where the model looked at this query", "looked at", ""))
     results = "".join(_result(shown, tables[1], result) for result in query.results)
     if query.hidden:
         results += f'<li class="junk"><span class="tag">and {query.hidden} more<br>junk pictures</span></li>'
@@ -79,11 +79,12 @@ def _result(shown: Shown, table: Mapping[str, Any], result: Result) -> str:
     place = "junk" if result.rank is None else f"rank {result.rank}"
     said = f"{place}, {SAID[result.kind]}: {_facts(facts)}"
     under = "<br>".join([escape(facts["identity"]), *_facts(facts, "identity").split(", "), f"{result.similarity:.2f}"])
-    crop = _crop(thumbnail(shown.gallery.picture(result.row)), said, mark, under)
+    crop = crop_cell(thumbnail(shown.gallery.picture(result.row)), said, mark, under)
     return f'<li class="{result.kind}">{crop}</li>'
 
 
-def _crop(address: str, said: str, above: str, under: str) -> str:
+def crop_cell(address: str, said: str, above: str, under: str) -> str:
+    """One picture with what stands above and under it; all texts are HTML."""
     below = f'<span class="tag under">{under}</span>' if under else ""
     return (f'<div><span class="tag">{above}</span><div class="crop"><img src="{address}" alt="{said}" '
             f'decoding="async"></div>{below}</div>')  # fmt: skip
@@ -111,7 +112,9 @@ def _card(shown: Shown, pair: Confused) -> str:
     crops = []
     for split, row, what in sides:
         facts = facts_of(dict(split.metadata()), row)
-        crops.append(_crop(thumbnail(split.picture(row)), f"{what}: {_facts(facts)}", escape(facts["identity"]), what))
+        crops.append(
+            crop_cell(thumbnail(split.picture(row)), f"{what}: {_facts(facts)}", escape(facts["identity"]), what)
+        )
     noun = "query" if pair.total == 1 else "queries"
     return (f'<li><div class="two wrong">{"".join(crops)}</div><p class="tag under">'
             f"{pair.queries} of their {pair.total} {noun}</p></li>")  # fmt: skip

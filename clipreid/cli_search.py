@@ -1,0 +1,228 @@
+"""`clipreid embed` and `clipreid search`: the flags; the work is in `clipreid.search`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from clipreid.errors import UserError, told_plainly
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipreid.model import ReIDModel
+    from clipreid.search import Embedded, Gallery, Hit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model, and how it runs."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Run folder, such as runs/demo, or a published one, owner/name"""
+    revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
+    """Of owner/name: branch, tag or commit (default: main)"""
+    strength: float = 1.0
+    """How much of the training takes part: 0 (zero-shot) to 1"""
+    threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """CPU threads (default: all cores, shared by the local processes)"""
+
+    def load(self) -> ReIDModel:
+        """The model, on the GPU where there is one: of several, the one of this process."""
+        import torch
+
+        from clipreid.cli_scoring import on_device
+        from clipreid.hub import load
+        from clipreid.training.harness import set_threads
+
+        set_threads(self.threads)
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        return on_device(load(self.run, revision=self.revision, strength=self.strength))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed(Loading):
+    """Turn pictures into a gallery, a parquet file of features, for `clipreid search`.
+
+    Interrupted and repeated it goes on where it was; started several times at once (or under torchrun, as
+    `python -m clipreid embed`), the processes share the work.
+    """
+
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES")]
+    """Folders (with everything below them), files, globs, or data sets: synthetic, market1501:ROOT, hub:..."""
+    output: Annotated[Path, arg(metavar="FILE.parquet")]
+    """Gallery to write"""
+    split: Annotated[str, arg(metavar="NAME")] = "gallery"
+    """Of data sets: which part"""
+    pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
+    """Reads identity, camera, view from file names, as for the recipes: a built-in name such as market1501, or a
+    regular expression with such groups (default: unknown)"""
+    columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
+    """For hub: data whose columns have other names: identity=pid,camera=camid"""
+    batch_size: int = 64
+    """Pictures at a time, at most 256"""
+    overwrite: bool = False
+    """Replace a gallery made by another model or of other pictures"""
+
+    def __call__(self) -> None:
+        with told_plainly("interrupted: the same command goes on where it was"):
+            embed(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search(Loading):
+    """Find the most similar pictures of a gallery, exactly: ask with pictures or in words."""
+
+    gallery: Annotated[Path, arg(metavar="FILE.parquet")]
+    """What `clipreid embed` wrote, with the same RUN"""
+    image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
+    """Pictures to ask with"""
+    text: Annotated[tuple[str, ...], arg(metavar="SENTENCE", help_behavior_hint="")] = ()
+    """Sentences to ask with, such as "a person with a red backpack"; the model needs a text tower"""
+    top: int = 10
+    """How many pictures to find for each"""
+    camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
+    """Only pictures of these cameras"""
+    not_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
+    """No pictures of these cameras; those of unknown cameras stay"""
+    json: bool = False
+    """Print JSON instead of tables, and nothing else"""
+    report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Also write DIR/index.html, one page with the pictures"""
+
+    def __call__(self) -> None:
+        search(self)
+
+
+def embed(flags: Embed) -> None:
+    """`clipreid embed`.
+
+    Raises:
+        UserError: the run, the pictures or the output cannot be used.
+    """
+    from clipreid.search import embed as work
+    from clipreid.search import find_pictures
+
+    first = os.environ.get("RANK", "0") == "0"
+    pictures = find_pictures(flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns)
+    model = flags.load()
+    if first:
+        print(f"{flags.run}: {len(pictures):,} pictures, {model.device}", flush=True)
+    told = _progress() if first and sys.stderr.isatty() else None
+    done = work(model, pictures, flags.output, run=flags.run, sources=flags.images, batch_size=flags.batch_size,
+                overwrite=flags.overwrite, threads=flags.threads, progress=told)  # fmt: skip
+    if first:
+        print(_summary(done, flags.output, model))
+
+
+def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
+    lines = []
+    if done.complete:
+        lines.append("nothing to do: it was there already, made by this model of these pictures")
+    if done.found:
+        lines.append(f"{done.found:,} pictures were done by an earlier attempt")
+    if done.stale:
+        lines.append(f"{done.stale:,} pictures were done again: since the earlier attempt they, or others beside them, "
+                     "or the settings, have changed")  # fmt: skip
+    if done.bad:
+        lines.append(f"{done.bad:,} pictures cannot be decoded and were left out: {done.listing}")
+    if model.side is not None:
+        lines.append(f"side information ({model.config.sie}): every picture got the mean embedding")
+    return "\n".join([*lines, f"written: {output}, {done.pictures:,} pictures"])
+
+
+def _progress() -> Callable[[int, int], None]:
+    """A line on stderr that is written over: pictures done, pictures per second, time left."""
+    begun: list[tuple[float, int]] = []
+
+    def tell(done: int, total: int) -> None:
+        now = time.monotonic()
+        begun.append((now, done)) if not begun else None
+        rate = (done - begun[0][1]) / max(now - begun[0][0], 1e-9)
+        left = f", {rate:,.1f} a second, {_clock((total - done) / rate)} left" if rate else ""
+        end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
+        print(f"  {done:,} of {total:,} pictures{left}\033[K", end=end, file=sys.stderr, flush=True)
+
+    return tell
+
+
+def _clock(seconds: float) -> str:
+    minutes, hours = int(seconds) // 60, int(seconds) // 3600
+    return f"{hours}:{minutes % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def search(flags: Search) -> None:
+    """`clipreid search`.
+
+    Raises:
+        UserError: the run, the gallery or the queries cannot be used.
+    """
+    from clipreid.search import Gallery, mark_itself, write_page
+
+    if bool(flags.image) == bool(flags.text):
+        both = "one of them, not both" if flags.image else "pictures or sentences to ask with"
+        raise UserError(f"--image or --text: give {both}")
+    if flags.report is not None and flags.report.exists() and not flags.report.is_dir():
+        raise UserError(f"--report {flags.report} is a file: give a folder")
+    if lost := [file for file in flags.image if not file.is_file()]:
+        raise UserError(f"--image {lost[0]}: no such file")
+    if empty := [text for text in flags.text if not text.strip()]:
+        raise UserError(f"--text {empty[0]!r}: the sentence is empty")
+    gallery = Gallery.open(flags.gallery)
+    gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
+    model = flags.load()
+    gallery.check(model)
+    features, part = _ask(flags, model)
+    found = gallery.search(features, flags.top, part=part, cameras=flags.camera, not_cameras=flags.not_camera)
+    found = [mark_itself(hits, query) for hits, query in zip(found, flags.image, strict=True)] if flags.image else found
+    queries = flags.image or flags.text
+    page = write_page(flags.report, gallery, queries, found) if flags.report is not None else None
+    if flags.json:
+        print(_as_json(flags, gallery, found))
+        return
+    for query, hits in zip(queries, found, strict=True):
+        print(f"{query}\n\n{_table(hits)}\n", flush=True)
+    if page is not None:
+        print(f"written: {page}")
+
+
+def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:
+    """Features of the queries, and which part of the gallery's they are compared with."""
+    if flags.image:
+        return model.embed(flags.image), None
+    return model.embed_text(flags.text), "projection"
+
+
+def _table(hits: Sequence[Hit]) -> str:
+    from clipreid.evaluation import format_table
+
+    rows = [{"rank": hit.rank, "similarity": f"{hit.similarity:.4f}", "path": _short(hit.path),
+             "identity": hit.identity, "camera": hit.camera} for hit in hits]  # fmt: skip
+    for row, hit in zip(rows, hits, strict=True):
+        if hit.itself:
+            row["path"] = f"{row['path']} (the query itself)"
+    return format_table(rows)
+
+
+def _short(path: str) -> str:
+    """Below the current folder without it."""
+    return path.removeprefix(os.getcwd().rstrip(os.sep) + os.sep)
+
+
+def _as_json(flags: Search, gallery: Gallery, found: Sequence[Sequence[Hit]]) -> str:
+    kind = "image" if flags.image else "text"
+    entries: list[dict[str, Any]] = [
+        {kind: str(query), "results": [vars(hit) for hit in hits]}
+        for query, hits in zip(flags.image or flags.text, found, strict=True)
+    ]
+    record = {"run": flags.run, "gallery": str(flags.gallery), "pictures": len(gallery), "queries": entries}
+    return json.dumps(record, indent=1)

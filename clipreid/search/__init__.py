@@ -1,0 +1,12 @@
+"""Finding individuals in one's own pictures: features of many pictures in one file, and exact search in it.
+
+`embed` writes a gallery, `Gallery` opens and searches it, `find_pictures` reads what a user names on the command line.
+"""
+
+from clipreid.search.embedding import Embedded, embed
+from clipreid.search.format import model_print
+from clipreid.search.gallery import Gallery, Hit, mark_itself
+from clipreid.search.page import write_page
+from clipreid.search.pictures import find_pictures
+
+__all__ = ["Embedded", "Gallery", "Hit", "embed", "find_pictures", "mark_itself", "model_print", "write_page"]

@@ -1,0 +1,87 @@
+"""Where `embed` keeps what is done: one small parquet file for each block of pictures, joined into one at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock
+
+from clipreid.errors import UserError
+from clipreid.search.format import schema_of, writer
+
+GROUP = 32  # blocks that become one row group of the gallery
+BAD = "bad"  # in a block's metadata: the pictures left out
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A folder of finished blocks, by name; a file appears at once and whole, or not at all."""
+
+    folder: Path
+    about: Mapping[str, Any]  # of the gallery
+
+    def file(self, name: str) -> Path:
+        return self.folder / f"{name}.parquet"
+
+    def has(self, name: str) -> bool:
+        return self.file(name).exists()
+
+    def done(self) -> set[str]:
+        """The names of all blocks that are there."""
+        try:
+            return {entry.name[:-8] for entry in os.scandir(self.folder) if entry.name.endswith(".parquet")}
+        except FileNotFoundError:
+            return set()
+
+    def lock(self, name: str, timeout: float = -1) -> FileLock:
+        """Held by at most one process; the system releases it when that dies."""
+        self.folder.mkdir(exist_ok=True)
+        return FileLock(self.folder / f"{name}.lock", timeout=timeout)
+
+    def write(self, name: str, table: pa.Table, bad: Sequence[tuple[str, str]]) -> None:
+        """Keeps a block: its rows, and (path, reason) of its pictures that cannot be used."""
+        scratch = self.folder / f"{name}.{os.getpid()}"
+        with writer(scratch, self.about) as out:
+            out.write_table(table.cast(schema_of(self.about)))
+            out.add_key_value_metadata({BAD: json.dumps(bad)})
+        scratch.replace(self.file(name))
+
+    def bad(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """(path, reason) of all pictures that cannot be used."""
+        found: list[tuple[str, str]] = []
+        for name in names:
+            with self._intact(name) as file:
+                found += [(path, reason) for path, reason in json.loads(pq.read_metadata(file).metadata[BAD.encode()])]
+        return found
+
+    def join(self, names: Sequence[str], output: Path, about: Mapping[str, Any]) -> None:
+        """Writes the blocks, in this order, as one gallery, of which `about` is kept; a few of them are in memory."""
+        scratch = self.folder / "joined"
+        with writer(scratch, about) as out:
+            for start in range(0, len(names), GROUP):
+                table = pa.concat_tables([self._read(name) for name in names[start : start + GROUP]])
+                if len(table):
+                    out.write_table(table.combine_chunks().cast(schema_of(about)))
+        scratch.replace(output)
+
+    def _read(self, name: str) -> pa.Table:
+        with self._intact(name) as file, pq.ParquetFile(file, page_checksum_verification=True) as parquet:
+            return parquet.read().replace_schema_metadata(None)
+
+    @contextlib.contextmanager
+    def _intact(self, name: str) -> Iterator[Path]:
+        """Removes a block that cannot be read (after a power cut, say), so that it is done again."""
+        file = self.file(name)
+        try:
+            yield file
+        except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+            file.unlink(missing_ok=True)
+            raise UserError(f"{file} was damaged ({error}) and is removed: repeat the command") from error

@@ -1,0 +1,299 @@
+"""Pictures to a gallery, block by block: a killed process goes on where it was, several share the work.
+
+Each block of pictures becomes a file in a hidden folder beside the output, named for what is in it: which model, which
+pictures, and their state (size and time, or the bytes themselves). So a block is done exactly where its file lies
+there, and a picture that changes makes its block a new one. Processes claim blocks by file locks, which the system
+releases when a process dies; whoever finds all blocks done joins them, in order, into the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from filelock import Timeout
+
+from clipreid.data import Split
+from clipreid.data.blocks import in_blocks
+from clipreid.data.cache import decode, file_state
+from clipreid.errors import UserError
+from clipreid.model import ReIDModel
+from clipreid.search.blocks import Blocks
+from clipreid.search.format import FEATURE, describe, read_about
+
+BLOCK = 256  # pictures: what a killed process loses at most
+LARGEST = 256  # batch; a block is not embedded across its end
+PASSES = 5  # over pictures that change meanwhile
+PAUSE = 0.2  # seconds between looks at what other processes have done
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What `embed` has done."""
+
+    pictures: int  # in the gallery
+    bad: int  # pictures left out because they could not be decoded
+    listing: Path  # names them, with the reasons; not there where there are none
+    found: int = 0  # pictures that were done already, by an earlier attempt
+    stale: int = 0  # pictures done earlier that count no more: they, or others of their block, have changed since
+    complete: bool = False  # the output was there already, made by this model of these pictures
+
+
+def embed(
+    model: ReIDModel,
+    pictures: Split,
+    output: str | Path,
+    *,
+    run: str = "",
+    sources: Sequence[str] = (),
+    batch_size: int = 64,
+    overwrite: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Embedded:
+    """Writes the features of N pictures, on the model's device, into a gallery (`clipreid.search.format`).
+
+    Pictures that cannot be decoded are left out and listed in OUTPUT.unusable.txt. Repeated after it was killed it goes
+    on where it was, and the file is the same, bit for bit, on the same machine; several processes that make the same
+    call share the work. Memory: a block of pictures, and about 1.5 kB a picture for paths and names.
+
+    Args:
+        run, sources: kept in the file, for people, and for finding pictures that are no files again.
+        batch_size: pictures at a time, up to `LARGEST`.
+        overwrite: replace an output made by another model or of other pictures.
+        threads: that decode; default all cores.
+        progress: called as progress(pictures done, N), those of all processes.
+
+    Returns:
+        In every process the same, but for what it found.
+
+    Raises:
+        UserError: no picture can be decoded; an output that is in the way, or cannot be written; pictures that keep
+            changing.
+    """
+    output = Path(os.path.abspath(Path(output).expanduser()))
+    if not 1 <= batch_size <= LARGEST:
+        raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: name a file")
+    about = describe(model, run) | {"sources": list(sources), "split": pictures.name}
+    job = _Job(model.eval(), pictures, output, about, batch_size, threads, progress)
+    with _writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        return job.run(overwrite)
+
+
+@dataclass
+class _Job:
+    """One process's view of the work."""
+
+    model: ReIDModel
+    pictures: Split
+    output: Path
+    about: dict[str, Any]
+    batch_size: int
+    threads: int | None
+    progress: Progress | None
+    names: list[str] = field(default_factory=list)  # of the blocks, in order
+
+    @property
+    def blocks(self) -> Blocks:
+        return Blocks(self.output.with_name(f".{self.output.name}.embedding"), self.about)
+
+    @property
+    def listing(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.unusable.txt")
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256("".join(self.names).encode()).hexdigest()[:24]
+
+    def run(self, overwrite: bool) -> Embedded:
+        self.names = self._name_blocks()
+        if self._finished():
+            return self._result(complete=True)
+        if self.output.exists() and not overwrite:
+            raise UserError(f"--output {self.output} is there already, made by another model or of other pictures: "
+                            "--overwrite, or another name")  # fmt: skip
+        self._check_space()
+        done = self.blocks.done()
+        stale = {name[:7] for name in done - set(self.names)} & {name[:7] for name in set(self.names) - done}
+        found = sum(self._size(number) for number, name in enumerate(self.names) if name in done)
+        try:
+            self._make()
+        except OSError:
+            if not self._finished():  # else another process has, and removed the blocks
+                raise
+        shutil.rmtree(self.blocks.folder, ignore_errors=True)
+        return self._result(found=found, stale=sum(self._size(int(number)) for number in stale))
+
+    def _make(self) -> None:
+        changed = 0
+        while not self._finished():
+            self._do_all()
+            names, self.names = self.names, self._name_blocks()  # pictures may have changed meanwhile
+            if names == self.names:
+                self._join()
+            elif (changed := changed + 1) == PASSES:
+                raise UserError("the pictures keep changing while they are embedded: wait until they are all there")
+
+    def _join(self) -> None:
+        with self.blocks.lock("join"):
+            if self._finished() or self._missing():
+                return
+            bad = self.blocks.bad(self.names)
+            usable = len(self.pictures) - len(bad)
+            self.listing.unlink(missing_ok=True)
+            if bad:
+                lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in bad]
+                self.listing.write_text("".join(lines))
+            if not usable:
+                raise UserError(f"none of the {len(self.pictures):,} pictures can be decoded: see {self.listing}")
+            about = self.about | {"key": self.key, "bad": len(bad), "pictures": usable}
+            self.blocks.join(self.names, self.output, about)
+
+    def _name_blocks(self) -> list[str]:
+        """Number and hash of each block."""
+        names: list[str] = []
+        start = 0
+        settings = json.dumps([self.about[k] for k in ("gallery", "model", "dimension")] + [self.batch_size]).encode()
+        identities, cameras = self.pictures.identities, self.pictures.cameras
+        for images in self.pictures.images(BLOCK):
+            digest = hashlib.sha256(settings)
+            for row, image in enumerate(images, start):
+                known = [image["path"], str(identities[row]), int(cameras[row])]
+                data = image["bytes"]
+                state = file_state(image["path"]) if data is None else hashlib.sha256(data).digest()
+                digest.update(json.dumps(known).encode() + state)
+            names.append(f"{len(names):07d}-{digest.hexdigest()[:24]}")
+            start += len(images)
+        return names
+
+    def _size(self, number: int) -> int:
+        return max(0, min(BLOCK, len(self.pictures) - number * BLOCK))
+
+    def _finished(self) -> bool:
+        """Whether the output is what this job is to make: another process may have joined the blocks."""
+        try:
+            about = read_about(self.output) if self.output.exists() else {}
+            return about.get("key") == self.key and pq.read_metadata(self.output).num_rows == about["pictures"]
+        except UserError:
+            return False
+
+    def _result(self, complete: bool = False, found: int = 0, stale: int = 0) -> Embedded:
+        about = read_about(self.output)
+        return Embedded(about["pictures"], about["bad"], self.listing, found, stale, complete)
+
+    def _check_space(self) -> None:
+        """Room for the blocks and the gallery made of them."""
+        needed = 2 * 4 * self.about["dimension"] * len(self.pictures)
+        free = shutil.disk_usage(self.output.parent).free
+        if needed > free:
+            raise UserError(f"embedding {len(self.pictures):,} pictures needs {needed / 1e9:.1f} GB in "
+                            f"{self.output.parent}, where {free / 1e9:.1f} GB are free: make room")  # fmt: skip
+
+    # Blocks ---------------------------------------------------------------------------------------------------
+
+    def _do_all(self) -> None:
+        """Until every block is done, by this process or by another."""
+        while missing := self._missing():
+            if self._finished():
+                return
+            claimed = [self._claim(number) for number in missing]
+            if not any(claimed):
+                time.sleep(PAUSE)  # others are at them
+
+    def _missing(self) -> list[int]:
+        done = self.blocks.done()
+        missing = [number for number, name in enumerate(self.names) if name not in done]
+        self._tell(len(self.pictures) - sum(map(self._size, missing)))
+        return missing
+
+    def _tell(self, done: int) -> None:
+        if self.progress is not None:
+            self.progress(done, len(self.pictures))
+
+    def _claim(self, number: int) -> bool:
+        """Does one block, unless another process has done it or is at it."""
+        name = self.names[number]
+        if self.blocks.has(name):
+            return False
+        try:
+            with self.blocks.lock(name, timeout=0):
+                if self.blocks.has(name) or self._finished():
+                    return False
+                done = self.blocks.done()
+                before = sum(self._size(n) for n, other in enumerate(self.names) if other in done)
+                self.blocks.write(name, *self._embed_block(number, before))
+        except Timeout:
+            return False
+        return True
+
+    def _embed_block(self, number: int, done: int) -> tuple[pa.Table, list[tuple[str, str]]]:
+        """The rows of one block, and (path, reason) of its bad pictures; `done` pictures were done before."""
+        rows = np.arange(number * BLOCK, number * BLOCK + self._size(number))
+        size, interpolation = self.model.image_size, self.model.config.interpolation
+
+        def work(image: dict[str, Any]) -> tuple[str | None, np.ndarray | str]:
+            return image["path"], decode(image, size, interpolation)
+
+        kept: dict[int, str] = {}  # row -> path
+        bad: list[tuple[str, str]] = []
+        features = [np.empty((0, self.about["dimension"]), np.float32)]
+        waiting: list[np.ndarray] = []
+        found = (each for block in in_blocks(self.pictures.select(rows), work, self.threads) for each in block)
+        for row, (path, pixels) in zip(rows.tolist(), found, strict=True):
+            if isinstance(pixels, str):
+                bad.append((path or f"picture {row}", pixels))
+                continue
+            kept[row] = path or f"picture {row}"
+            waiting.append(pixels)
+            if len(waiting) == self.batch_size:
+                features.append(self._features(waiting))
+                waiting = []
+                self._tell(done + len(kept) + len(bad))
+        if waiting:
+            features.append(self._features(waiting))
+        self._tell(done + len(rows))
+        return _table(self.pictures, kept, np.concatenate(features)), bad
+
+    def _features(self, pixels: list[np.ndarray]) -> np.ndarray:
+        found = self.model.embed_parts(torch.from_numpy(np.stack(pixels)))["concat"].cpu().numpy()
+        if not np.isfinite(found).all():
+            raise UserError("the model gives features that are not finite: its weights are damaged")
+        return found
+
+
+def _table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.Table:
+    """Rows of a gallery: what is unknown is null. kept: row of the split -> path."""
+    rows = list(kept)
+    cameras = pictures.cameras[rows]
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+    return pa.table({
+        "path": pa.array(kept.values(), pa.string()),
+        "identity": pa.array([name or None for name in pictures.identities[rows].tolist()], pa.string()),
+        "camera": pa.array(cameras, pa.int32(), mask=cameras < 0),
+        FEATURE: lists,
+    })  # fmt: skip
+
+
+@contextlib.contextmanager
+def _writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error}); what is done is kept: "
+                        "repeat the command when there is room") from error  # fmt: skip

@@ -1,0 +1,93 @@
+"""The file of a gallery: a parquet file whose features lie in it as they do in memory.
+
+Columns path, identity and camera (null = unknown), feature (fixed-size list of float32); the schema's metadata says
+which model made them. Any parquet reader can read it. The features of a row group are one uncompressed page without
+nulls, so that they can be mapped instead of decoded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from clipreid.errors import UserError
+from clipreid.model import ReIDModel
+
+KEY, VERSION = b"clipreid", 1  # of the metadata
+FEATURE = "feature"
+COMPRESSION = {"path": "ZSTD", "identity": "ZSTD", "camera": "ZSTD", "feature.list.element": "NONE"}
+
+
+def schema_of(about: Mapping[str, Any]) -> pa.Schema:
+    """The columns of a gallery; about: what is kept of the model, with its "dimension"."""
+    feature = pa.list_(pa.field("element", pa.float32(), nullable=False), about["dimension"])
+    fields = [("path", pa.string(), False), ("identity", pa.string(), True), ("camera", pa.int32(), True)]
+    columns = [pa.field(name, kind, nullable=null) for name, kind, null in [*fields, (FEATURE, feature, False)]]
+    return pa.schema(columns, metadata={KEY: json.dumps(dict(about), sort_keys=True)})
+
+
+def writer(file: Path, about: Mapping[str, Any]) -> pq.ParquetWriter:
+    """Writes tables of `schema_of(about)`; one `write_table` with at most 2^14 rows becomes one row group."""
+    return pq.ParquetWriter(file, schema_of(about), compression=COMPRESSION, use_dictionary=False,
+                            write_statistics=False, write_page_checksum=True, data_page_size=2**30)  # fmt: skip
+
+
+def model_print(model: ReIDModel) -> str:
+    """A hash of everything that the features of a model depend on: weights, settings, crop size, strength."""
+    digest = hashlib.sha256(json.dumps([asdict(model.config), list(model.image_size), model.strength]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not name.startswith("necks."):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:24]
+
+
+def describe(model: ReIDModel, run: str) -> dict[str, Any]:
+    """What a gallery says of the model that made it."""
+    import clipreid
+
+    (backbone,) = model.source
+    return {
+        "gallery": VERSION,
+        "clipreid": clipreid.__version__,
+        "run": run,
+        "backbone": backbone.name,
+        "model": model_print(model),
+        "strength": model.strength,
+        "dimension": sum(model.widths.values()),
+        "parts": dict(model.widths),  # in the order in which they stand in the feature
+        "image_size": list(model.image_size),
+    }
+
+
+def read_about(file: Path) -> dict[str, Any]:
+    """What a gallery says of itself.
+
+    Raises:
+        UserError: no such file; not parquet, or damaged; another kind of parquet file; another version's.
+    """
+    if not file.is_file():
+        raise UserError(f"{file} is no file: make a gallery with `clipreid embed RUN IMAGES --output {file}`")
+    try:
+        schema = pq.read_schema(file)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{file} is no parquet file, or damaged ({error}): embed the pictures again") from error
+    try:
+        about = json.loads((schema.metadata or {})[KEY])
+        version = about["gallery"]
+        fits = version == VERSION and schema.equals(schema_of(about))
+        fits = fits and sum(about["parts"].values()) == about["dimension"] > 0
+    except (KeyError, ValueError, TypeError, AttributeError):
+        version, fits = None, False
+    if not fits:
+        other = "no gallery" if version in (None, VERSION) else f"version {version} of this format, here is {VERSION}"
+        raise UserError(f"{file} is parquet, but {other}: make one with `clipreid embed`")
+    return about

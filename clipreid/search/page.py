@@ -1,0 +1,97 @@
+"""What was found, as one HTML page in the dress of the report: nothing is fetched, and every picture lies in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cache
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from clipreid.data import Split, load_data
+from clipreid.data.pictures import read_picture
+from clipreid.errors import UserError
+from clipreid.evaluation.html import document, write
+from clipreid.evaluation.lists import crop_cell
+from clipreid.evaluation.thumbnails import thumbnail
+from clipreid.search.gallery import Gallery, Hit
+from clipreid.search.pictures import is_data
+
+GONE = '<span class="tag">the picture is<br>not there any more</span>'
+
+
+def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Path], found: Sequence[list[Hit]]) -> Path:
+    """Writes index.html; queries: the picture (a Path) or the text (str) that asked. Returns the file.
+
+    Pictures that are gone are named only. Raises UserError where the page cannot be written.
+    """
+    album = Album(gallery)
+    names = [query.name if isinstance(query, Path) else f"“{query}”" for query in queries]
+    links = "".join(f'<a href="#query-{i}">{escape(name)}</a>' for i, name in enumerate(names) if len(names) > 1)
+    articles = [_article(album, f"query-{i}", name, query, hits)
+                for i, (name, query, hits) in enumerate(zip(names, queries, found, strict=True))]  # fmt: skip
+    about = f"{len(gallery):,} pictures, embedded by {gallery.about['run']} ({gallery.about['backbone']})"
+    file = Path(folder) / "index.html"
+    page = document(f"Found in {gallery.file.name}", about, links, "\n".join(articles), pictures=True)
+    write({file: page.encode()})
+    return file
+
+
+class Album:
+    """The pictures of a gallery: files, or those of the data set that was embedded."""
+
+    def __init__(self, gallery: Gallery) -> None:
+        self.about = gallery.about
+
+    def picture(self, path: str) -> Image.Image | None:
+        """RGB; None where it is gone or cannot be read."""
+        try:
+            if os.path.isfile(path):
+                return read_picture(path)
+            for split in self._splits():
+                rows = (split.paths == path).nonzero()[0]
+                if len(rows):
+                    return split.picture(int(rows[0]))
+        except (OSError, ValueError):
+            return None
+        return None
+
+    def _splits(self) -> list[Split]:
+        return [s for spec in self.about["sources"] if is_data(spec) and (s := _split(spec, self.about["split"]))]
+
+
+@cache
+def _split(spec: str, name: str) -> Split | None:
+    try:
+        return load_data(spec).splits.get(name)
+    except UserError:  # its files are gone, too
+        return None
+
+
+def _article(album: Album, name: str, title: str, query: str | Path, hits: list[Hit]) -> str:
+    """One query and what was found for it."""
+    asked = ""
+    if isinstance(query, Path):
+        asked = f'<div class="asked">{crop_cell(thumbnail(read_picture(query)), "query", "query", "")}</div>'
+    results = "".join(_result(album, hit) for hit in hits)
+    return f"""<article id="{name}" aria-label="{escape(title)}" tabindex="-1">
+<div class="head"><h4>{escape(title)}</h4></div>
+<div class="list">{asked}<ol tabindex="0" aria-label="results for {escape(title)}">{results}</ol></div></article>"""
+
+
+def _result(album: Album, hit: Hit) -> str:
+    known = {"identity": hit.identity, "camera": hit.camera}
+    facts = [f"{name} {escape(str(value))}" for name, value in known.items() if value is not None]
+    said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.3f}"])
+    under = "<br>".join([f"{hit.similarity:.3f}", *facts, f'<span title="{escape(hit.path)}">{_end(hit.path)}</span>'])
+    picture = album.picture(hit.path)
+    mark = f"{hit.rank}{' · the query itself' if hit.itself else ''}"
+    if picture is None:
+        return f'<li><span class="tag">{mark}</span>{GONE}<span class="tag under">{under}</span></li>'
+    return f"<li>{crop_cell(thumbnail(picture), said, mark, under)}</li>"
+
+
+def _end(path: str) -> str:
+    return escape(path.replace(os.sep, "/").rpartition("/")[2])

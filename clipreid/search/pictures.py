@@ -1,0 +1,102 @@
+"""From what a user names (folders, files, globs, data sets) to pictures with identity and camera where known."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+
+from clipreid.data import Split, load_data
+from clipreid.data.folders import list_pictures
+from clipreid.data.layouts import LAYOUTS
+from clipreid.data.patterns import Crop, Place, fitting, named_pattern, read_paths
+from clipreid.data.readers import VALID
+from clipreid.errors import UserError
+
+READERS = frozenset({*(name.partition(":")[0] for name in VALID), *LAYOUTS})
+
+
+def find_pictures(
+    images: Sequence[str], *, split: str = "gallery", pattern: str | None = None, columns: str | None = None
+) -> Split:
+    """The pictures that are named, in that order, each file once; nothing is decoded.
+
+    images: folders (everything below them), files, globs (`crops/**/*.jpg`), or names of data sets (`synthetic`,
+        `market1501:ROOT`), of which `split` is taken. What exists as a file or folder is never taken for anything else.
+    pattern: reads identity, camera and view from paths (`clipreid.data.patterns`): below a named folder, or a file's
+        as it was written. Without it they are unknown: "" and -1.
+    columns: as for `load_data`.
+
+    Raises:
+        UserError: nothing is named; no such thing; no pictures; a pattern that does not fit; no such split.
+    """
+    if not images:
+        raise UserError("name what to embed: folders, files, globs, or a data set such as synthetic")
+    tables: list[datasets.Dataset] = []
+    places: dict[str, Place] = {}  # by the absolute path
+    specs = [entry for entry in images if is_data(entry)]
+    for entry in images:
+        if entry in specs:
+            tables.append(_of_data(entry, split, pattern, columns).table)
+        else:
+            for path, place in _of_files(entry):
+                places.setdefault(path, place)
+    if columns and not specs:
+        raise UserError(f"--columns names columns of tables and works with hub: only, not with {images[0]!r}")
+    if places:
+        tables.append(_split(places, pattern).table)
+    return Split(split, datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0])
+
+
+def is_data(entry: str) -> bool:
+    """Whether this is the name of a data set: `synthetic`, `market1501:ROOT`, and no file or folder here."""
+    return entry.partition(":")[0] in READERS and not os.path.exists(entry)
+
+
+def _of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> Split:
+    reader = spec.partition(":")[0]
+    data = load_data(spec, pattern if reader == "folder" else None, None, columns if reader == "hub" else None)
+    if split not in data.splits:
+        raise UserError(f"{spec} has no split {split!r}: give --split {' or '.join(data.splits)}")
+    return data.splits[split]
+
+
+def _of_files(entry: str) -> list[tuple[str, Place]]:
+    """(absolute path, what a pattern reads) of every picture of one folder, file or glob."""
+    path = Path(entry).expanduser()
+    if path.is_dir():
+        home = os.path.abspath(path)
+        below = list_pictures(path)
+        return [(_readable(os.path.join(home, *name.split("/"))), Place(str(path), name)) for name in below]
+    if path.exists():
+        return [(_readable(os.path.abspath(path)), Place("", str(path).replace(os.sep, "/")))]
+    files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
+    if not files:
+        what = "the glob finds no file" if glob.has_magic(entry) else "no such file or folder"
+        raise UserError(f"{entry}: {what}, and it is no data set (those are {', '.join(VALID)}, or NAME:ROOT)")
+    return [(_readable(os.path.abspath(file)), Place("", file.replace(os.sep, "/"))) for file in files]
+
+
+def _readable(path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"the name of {os.fsencode(path)!r} is not UTF-8, which a gallery needs: rename it") from error
+    return path
+
+
+def _split(places: dict[str, Place], pattern: str | None) -> Split:
+    crops = [Crop("")] * len(places)
+    if pattern is not None:
+        chosen = named_pattern(pattern)
+        crops = read_paths(chosen, fitting(chosen, list(places.values())))
+    return Split.from_columns(
+        "pictures",
+        image=[{"path": path} for path in places],
+        identity=[crop.identity for crop in crops],
+        camera=[crop.camera for crop in crops],
+        view=[crop.view for crop in crops],
+    )
