@@ -1,0 +1,70 @@
+"""Looking at what training learned: prompts, text bank, and where it pays; from a notebook or a script.
+
+from clipreid import explore
+learned = explore.open_prompts("runs/demo")
+print(explore.nearest_words(learned, [0]).words)
+"""
+
+from clipreid.explore.ablate import ablated, ablation
+from clipreid.explore.bank import interpolate, mean_by, order_by, probe, probe_table, retrieve
+from clipreid.explore.browse import browse, hover_map, plane
+from clipreid.explore.crops import few, pictures_of, rows_of, write_folder
+from clipreid.explore.learned import Learned, learned_prompts, open_prompts, picture_features
+from clipreid.explore.pictures import (
+    Line,
+    Row,
+    draw_ablation,
+    draw_map,
+    draw_probe,
+    draw_rows,
+    draw_similarity,
+    draw_tradeoff,
+    looks,
+)
+from clipreid.explore.places import fused_precision, line_of, mean_precision, score_places
+from clipreid.explore.truth import families, synthetic_people, true_attributes
+from clipreid.explore.words import Words, chance_cosine, nearest_words, said_truly, said_words, vocabulary
+
+__all__ = [
+    "Learned",
+    "Line",
+    "Row",
+    "Words",
+    "ablated",
+    "ablation",
+    "browse",
+    "chance_cosine",
+    "draw_ablation",
+    "draw_map",
+    "draw_probe",
+    "draw_rows",
+    "draw_similarity",
+    "draw_tradeoff",
+    "families",
+    "few",
+    "fused_precision",
+    "hover_map",
+    "interpolate",
+    "learned_prompts",
+    "line_of",
+    "looks",
+    "mean_by",
+    "mean_precision",
+    "nearest_words",
+    "open_prompts",
+    "order_by",
+    "picture_features",
+    "pictures_of",
+    "plane",
+    "probe",
+    "probe_table",
+    "retrieve",
+    "rows_of",
+    "said_truly",
+    "said_words",
+    "score_places",
+    "synthetic_people",
+    "true_attributes",
+    "vocabulary",
+    "write_folder",
+]

@@ -1,0 +1,70 @@
+"""What learned tokens are worth: replaced or dropped, how much worse does a text find its own pictures?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from clipreid.errors import UserError
+from clipreid.evaluation import evaluate
+from clipreid.explore.learned import Learned
+
+Replacement = Literal["mean", "neutral", "drop"]
+
+
+def ablated(learned: Learned, places: Sequence[int], by: Replacement = "mean") -> Tensor:
+    """The text bank [I, E] without the tokens at these places (0..M-1) of every prompt.
+
+    by: "mean", the mean of that token over all identities, so that it says nothing of one of them; "neutral", the word
+    x, as before training; "drop", a shorter sentence.
+
+    Raises UserError for an unknown `by` or place.
+    """
+    tokens, count = learned.tokens.clone(), learned.tokens.shape[1]
+    if by not in get_args(Replacement):
+        raise UserError(f"no replacement {by!r}: choose one of {', '.join(get_args(Replacement))}")
+    if wrong := sorted({place for place in places if not 0 <= place < count}):
+        raise UserError(f"there is no token {wrong[0]}: the prompts have {count}, from 0 to {count - 1}")
+    chosen = sorted(set(places))
+    if by == "drop":
+        tokens = tokens[:, [place for place in range(count) if place not in chosen]]
+    else:
+        tokens[:, chosen] = tokens[:, chosen].mean(0, keepdim=True) if by == "mean" else _neutral(learned)
+    return learned.read(tokens, torch.arange(len(tokens)))
+
+
+def ablation(
+    learned: Learned, features: Tensor, identities: Sequence[str], by: Replacement = "mean"
+) -> list[dict[str, Any]]:
+    """One row for no token, each token alone, and all of them.
+
+    Args:
+        features: of pictures, in the text space, [N, E], unit length.
+        identities: whose pictures they are, [N].
+
+    Returns:
+        dicts with `without` (which token, counted from 1), `similarity` (mean cosine to the whole prompt's text),
+        `mAP` and `rank1` of text to image: each text asks for its own pictures, all of them count.
+    """
+    count = learned.tokens.shape[1]
+    which: dict[str, list[int]] = {"none": [], **{str(i + 1): [i] for i in range(count)}, "all": list(range(count))}
+    rows = []
+    for name, places in which.items():
+        bank = ablated(learned, places, by)
+        found = evaluate(bank, features, {"identity": learned.names}, {"identity": list(identities)}, "text-to-image")
+        similarity = float((bank * learned.bank).sum(1).mean())
+        rows.append({"without": name, "similarity": similarity} | {k: found.metrics[k] for k in ("mAP", "rank1")})
+    return rows
+
+
+@torch.no_grad()
+def _neutral(learned: Learned) -> Tensor:
+    """The embedding [W] of the word x."""
+    backbone = learned.backbone
+    assert backbone.tokenizer is not None
+    without, with_x = backbone.tokenizer([f"a photo of a{x} {learned.noun}." for x in ("", " x")])  # [L] each
+    place = int((without != with_x).int().argmax())
+    return backbone.text.embed(with_x[None].to(learned.tokens.device))[0, place]

@@ -1,0 +1,59 @@
+"""Some pictures of a data set: of one individual, a few of everybody, or written out as a folder of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipreid.data import Split
+from clipreid.errors import UserError
+
+
+def rows_of(split: Split, identity: str, most: int | None = None) -> list[int]:
+    """Row numbers of an individual's pictures, one of each camera first. UserError where there is none."""
+    rows = np.flatnonzero(split.identities == identity)
+    if not len(rows):
+        raise UserError(f"no picture of {identity!r} in {split.name}")
+    return [int(row) for row in rows[np.argsort(_nth(split.cameras[rows]), kind="stable")][:most]]
+
+
+def pictures_of(split: Split, identity: str, most: int | None = None) -> list[Image.Image]:
+    """An individual's pictures, at most so many, in the order of `rows_of`. UserError where there is none."""
+    return [split.picture(row) for row in rows_of(split, identity, most)]
+
+
+def few(split: Split, most: int, identities: int | None = None) -> Split:
+    """At most so many pictures of each individual, of different cameras where they can be; the first so many
+    individuals (default: all), in the order of their names."""
+    names = np.unique(split.identities)[:identities]
+    return split.select([row for name in names.tolist() for row in rows_of(split, name, most)])
+
+
+def write_folder(splits: Mapping[str, Split], folder: Path) -> int:
+    """Writes pictures as FOLDER/SPLIT/IDENTITY/camCAMERA_NUMBER.png, to be read as `folder:FOLDER`; returns how many.
+
+    Where a camera is not known, no name of its split says one.
+
+    Raises UserError where the folder holds something, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something already: give an empty or a new folder")
+    count = 0
+    for name, split in splits.items():
+        try:
+            for row, (identity, camera) in enumerate(zip(split.identities, split.cameras, strict=True)):
+                (folder / name / identity).mkdir(parents=True, exist_ok=True)
+                seen = f"cam{camera}_" if (split.cameras >= 0).all() else ""  # one way of naming for all
+                split.picture(row).save(folder / name / identity / f"{seen}{row:05d}.png")
+                count += 1
+        except OSError as error:
+            raise UserError(f"{folder} cannot be written ({error.strerror or error}): give another folder") from error
+    return count
+
+
+def _nth(values: np.ndarray) -> np.ndarray:
+    """Which occurrence of its value each entry is, [n]: 0 for the first."""
+    return np.array([(values[:i] == value).sum() for i, value in enumerate(values)], dtype=int)

@@ -1,0 +1,164 @@
+"""What stage 1 left behind: learned tokens, opened again in front of the text tower that reads them.
+
+I identities, M learned tokens of each, W text width, E embedding, N pictures. All features here have unit length: a
+dot product is a cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipreid.backbones import Backbone, load_backbone
+from clipreid.data import Split, pixel_cache
+from clipreid.errors import UserError
+from clipreid.evaluation import extract
+from clipreid.hub import IDENTITIES, load_identities, read_config
+from clipreid.model import ModelConfig, ReIDModel
+from clipreid.prompts import IdentityPrompts
+
+AGREE = 1e-3  # of unit length: how far the text bank may lie from what the prompts say today
+BATCH = 32  # pictures at a time: on a CPU faster than more
+HALF = (0.5, 0.5, 0.5)
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """Learned tokens, and what reads them.
+
+    prompts: holds the tokens, `prompts.context` [I, M, W].  names: of the identities, [I].  bank: their texts [I, E].
+    model: the backbone as stage 1 saw it, frozen and untuned; `model.embed` and `model.look` work.
+    noun: of the prompts; of the first one, where they differ.
+    """
+
+    prompts: IdentityPrompts
+    names: list[str]
+    bank: Tensor
+    model: ReIDModel
+    noun: str
+
+    @property
+    def backbone(self) -> Backbone:
+        (backbone,) = self.model.source
+        return backbone
+
+    @property
+    def tokens(self) -> Tensor:
+        """The learned tokens [I, M, W]."""
+        return self.prompts.context.detach()
+
+    def numbers(self, identities: Sequence[str]) -> list[int]:
+        """Names to numbers 0..I-1. Raises UserError for a name that no prompt was learned for."""
+        place = {name: i for i, name in enumerate(self.names)}
+        unknown = [name for name in identities if name not in place]
+        if unknown:
+            raise UserError(f"no prompt was learned for {unknown[0]!r}: there are {len(self.names)}, such as "
+                            f"{', '.join(self.names[:5])}")  # fmt: skip
+        return [place[name] for name in identities]
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, like: Tensor | None = None) -> Tensor:
+        """Any tokens in the place of the learned ones, [n, m, W] with m <= M, to text features [n, E].
+
+        A prompt with fewer tokens is as much shorter, as if the sentence had been written that way.
+
+        like: [n] numbers of the identities whose sentence is used (default: the first one's; the sentences differ in
+            the noun only).
+
+        Raises ValueError for more tokens than were learned, or another width.
+        """
+        learned, p = self.tokens, self.prompts
+        missing = learned.shape[1] - tokens.shape[1]
+        if tokens.dim() != 3 or missing < 0 or tokens.shape[2] != learned.shape[2]:
+            raise ValueError(f"tokens are {list(tokens.shape)}: [n, at most {learned.shape[1]}, {learned.shape[2]}]")
+        kind = p.kind[torch.zeros(len(tokens), dtype=torch.long) if like is None else like]  # [n]
+        parts, pool = [p.prefix[kind], tokens, p.suffix[kind]], p.pool[kind]
+        if p.text.causal:
+            pool = pool - missing
+        elif missing:  # read at full length: what is missing is padding at the end
+            parts.append(p.suffix[kind][:, -1:].expand(-1, missing, -1))
+        return F.normalize(p.text(torch.cat(parts, dim=1), pool), dim=1)
+
+    def features(self, split: Split) -> Tensor:
+        """Pictures [N] to features in the text space [N, E], by the untuned image tower, as stage 1 saw them."""
+        return picture_features(self.model, split)
+
+
+def open_prompts(run: str | Path, noun: Sequence[str] | None = None) -> Learned:
+    """The prompts in a run folder in which stage 1 is finished (stage 2 may be, too).
+
+    Args:
+        run: the folder, with config.json and identities.safetensors.
+        noun: one for each identity, where the run was trained on several kinds of individuals.
+
+    Raises:
+        UserError: not such a folder, or prompts that do not give the text bank beside them: another backbone.
+    """
+    folder = Path(run)
+    config = read_config(folder)
+    if not (folder / IDENTITIES).is_file():
+        raise UserError(f"{folder} has no {IDENTITIES}: run recipes/clipreid_stage1.py --output {folder} (a published "
+                        "run leaves it out, for it belongs to single identities)")  # fmt: skip
+    tensors, names = load_identities(folder)
+    if "prompts" not in tensors:
+        raise UserError(f"{folder / IDENTITIES} holds no prompts: it was trained with --prompts none")
+    source, kind = config["backbone"], config["stage1"]["noun"]
+    if noun is None and "," in kind:
+        raise UserError(f"{folder} was trained on several kinds of individuals ({kind}): give noun=[...], one for each "
+                        "identity")  # fmt: skip
+    backbone = load_backbone(source["name"], image_size=tuple(source["image_size"]), positions=source["positions"],
+                             stride=source["stride"])  # fmt: skip
+    learned = learned_prompts(backbone, tensors["prompts"], names, noun or kind, _pixels(backbone, config["values"]))
+    saved = F.normalize(tensors["text_bank"], dim=1)
+    if (apart := float((learned.bank - saved).norm(dim=1).max())) > AGREE:
+        raise UserError(f"{folder / IDENTITIES}: its prompts do not say what its text bank says ({apart:.2g} apart): "
+                        f"{source['name']} is not the backbone that they were learned with")  # fmt: skip
+    return learned
+
+
+def learned_prompts(
+    backbone: Backbone,
+    tokens: Tensor,
+    names: Sequence[str],
+    noun: str | Sequence[str] = "person",
+    pixels: dict[str, Any] | None = None,
+) -> Learned:
+    """Tokens [I, M, W] of I identities, wherever they come from, to be looked at as those of a run.
+
+    noun: one, or one for each identity.  pixels: mean, std and interpolation of the pictures (default: the backbone's).
+    """
+    if tokens.dim() != 3 or len(tokens) != len(names):
+        raise ValueError(f"tokens are {list(tokens.shape)} for {len(names)} names: [{len(names)}, M, W] is needed")
+    prompts = IdentityPrompts(backbone, len(tokens), noun, tokens.shape[1])
+    if tokens.shape != prompts.context.shape:
+        raise ValueError(f"tokens of width {tokens.shape[2]}: {backbone.name} needs {prompts.context.shape[2]}")
+    prompts.context.data.copy_(tokens)
+    prompts.requires_grad_(False)
+    plain = ModelConfig(tuning="head", **(pixels or _pixels(backbone, {"pixels": "backbone"})))  # identity maps
+    model = ReIDModel(backbone, plain).eval()
+    first = noun if isinstance(noun, str) else noun[0]
+    return Learned(prompts, list(names), F.normalize(prompts.bank(), dim=1), model, first)
+
+
+def picture_features(model: ReIDModel, split: Split, part: str = "projection") -> Tensor:
+    """Pictures [N] to features [N, E]: one part of a model's test feature, by default the one that texts compare with.
+
+    Raises UserError for pictures that cannot be decoded.
+    """
+    pixels = pixel_cache(split, model.image_size, interpolation=model.config.interpolation).pixels
+    found = extract(model.embed_parts, pixels, device=model.device, batch_size=BATCH)
+    assert isinstance(found, dict)
+    return found[part].cpu()
+
+
+def _pixels(backbone: Backbone, values: dict[str, Any]) -> dict[str, Any]:
+    """How stage 1 prepared its pictures, from the values of a run."""
+    half = values["pixels"] == "half"
+    return {"mean": HALF if half else backbone.mean, "std": HALF if half else backbone.std,
+            "interpolation": values.get("test_interpolation", backbone.interpolation)}  # fmt: skip

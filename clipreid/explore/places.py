@@ -1,0 +1,51 @@
+"""Models at home and abroad: the same model, or two of them fused, on several test sets. Figures are mAPs, 0..1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from clipreid.data import ReIDData
+from clipreid.evaluation import evaluate, fuse_features
+from clipreid.evaluation.score import Scored, score
+from clipreid.explore.pictures import Line
+from clipreid.model import ReIDModel
+from clipreid.strength import set_strength
+
+Places = Mapping[str, ReIDData]
+METRIC = "mAP"
+
+
+def score_places(model: ReIDModel, places: Places, strength: float | None = None) -> dict[str, Scored]:
+    """The model on every test set; with the dial at `strength` first (`clipreid.strength`), where it then stays.
+
+    Raises UserError for what `score` and `set_strength` refuse.
+    """
+    if strength is not None:
+        set_strength(model, strength)
+    size, how = model.image_size, model.config.interpolation
+    return {name: score(data, model.embed_parts, size, how, device=model.device) for name, data in places.items()}
+
+
+def mean_precision(scored: Mapping[str, Scored]) -> dict[str, float]:
+    """The mAP of the test feature at every place."""
+    return {name: found.reports[found.feature].metrics[METRIC] for name, found in scored.items()}
+
+
+def fused_precision(a: Mapping[str, Scored], b: Mapping[str, Scored], weight: float) -> dict[str, float]:
+    """The mAP at every place of two models' cosines together: weight * a + (1 - weight) * b (`evaluation.fuse`).
+
+    Raises UserError for other pictures in a than in b, and a weight outside 0..1.
+    """
+    found = {}
+    for name, first in a.items():
+        second, rules = b[name], first.reports[first.feature].protocol
+        query = fuse_features(first.query_features[first.feature], second.query_features[second.feature], weight)
+        gallery = fuse_features(first.gallery_features[first.feature], second.gallery_features[second.feature], weight)
+        report = evaluate(query, gallery, first.query.metadata(), first.gallery.metadata(), rules)
+        found[name] = report.metrics[METRIC]
+    return found
+
+
+def line_of(name: str, points: Sequence[Mapping[str, float]], labels: Sequence[str] = ()) -> Line:
+    """Points with a figure for the place "home" and for "abroad", for `draw_tradeoff`."""
+    return Line(name, [point["home"] for point in points], [point["abroad"] for point in points], labels)

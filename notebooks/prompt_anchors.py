@@ -1,0 +1,230 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # What did stage 1 learn?
+#
+# CLIP-ReID begins by learning four tokens for every individual: "a photo of a X X X X person." Nobody says what they
+# should mean. They only have to make a text that is near the pictures of this individual and far from those of all
+# others, both encoders frozen. Stage 2 then pulls the pictures towards these texts, so what the tokens say is what the
+# image tower will be taught.
+#
+# So: what do they say? Here they are asked five questions.
+#
+# 1. Which words are they near?
+# 2. What do the texts know of the people, and what not?
+# 3. What lies between two people?
+# 4. What happens when a token is taken away?
+# 5. Where on the pictures does the image tower look?
+#
+# The people are those of the synthetic street, of whom everything is known: their clothes, their captions, and what no
+# caption mentions. **Every number below is about this street and a tiny CLIP; it checks the mechanism.** With
+# `RUN=runs/yours` in the environment, the same questions go to a run of yours; only the true attributes stay behind.
+
+# %%
+# %matplotlib inline
+import os
+
+import numpy as np
+from IPython.display import HTML, display
+
+import clipreid
+from clipreid import explore
+from clipreid.data.synthetic.people import COLOURS
+from clipreid.evaluation import format_table
+
+# %cd -q ..
+RUN = os.environ.setdefault("RUN", "runs/prompt_anchors")
+
+# %% [markdown]
+# ## Stage 1
+#
+# The whole stage on all 300 identities, with fewer epochs than the default of 15, so that you need not wait: about half
+# a minute on two cores. A folder that holds the prompts already is taken as it is.
+
+# %% language="bash"
+# test -f "$RUN/identities.safetensors" ||
+#     accelerate launch recipes/clipreid_stage1.py --output "$RUN" --prompt-epochs 8
+
+# %%
+learned = explore.open_prompts(RUN)
+names = learned.names
+print(f"{len(names)} identities, {learned.tokens.shape[1]} tokens each of width {learned.tokens.shape[2]}")
+
+# %% [markdown]
+# ## Which words are the tokens near?
+#
+# Each token is a vector in the space where the words of the vocabulary lie. Nothing keeps it near a word. As a measure:
+# how near the nearest word is to a vector that points anywhere.
+
+# %%
+people = explore.synthetic_people(names)
+street = clipreid.load_data("synthetic").splits["train"]
+shown = [0, 3, 5, 12]
+
+near = explore.nearest_words(learned, range(len(names)), top=1)  # [I, M, 1]
+words = near.words[..., 0]
+chance = explore.chance_cosine(learned)
+print(f"cosine to the nearest word: {near.cosine.mean():.2f}; of a random vector: {chance:.2f}")
+
+explore.draw_rows(
+    [explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(street, names[i], most=6)) for i in shown]
+)
+
+# %% [markdown]
+# Are these words true? Everybody's captions are known. So count how many of the four nearest words stand in the
+# person's own captions, and how many in the captions of somebody else: the second is what anybody's words would reach.
+
+# %%
+captions = [" ".join(set(street.captions[street.identities == name])) for name in names]
+colours = [word for word in explore.vocabulary(learned.backbone) if word in COLOURS]
+others = [word for word in explore.vocabulary(learned.backbone) if word not in COLOURS]
+truth = {
+    "all words": explore.said_truly(words, captions),
+    "colours only": explore.said_truly(words, captions, colours),
+    "the rest": explore.said_truly(words, captions, others),
+}
+print(format_table({"words": which, **{k: f"{v:.0%}" for k, v in found.items()}} for which, found in truth.items()))
+
+# %% [markdown]
+# Nobody gave the tokens a word, and yet most of them lie near a word that is true of the person, nearly always a
+# colour. Words that are no colour are hardly truer than anybody's.
+#
+# Do not expect this of a large CLIP. Its vocabulary has 49,408 entries instead of a few hundred, and in
+# [CoOp](https://arxiv.org/abs/2109.01134), where such tokens come from, the nearest words often mean nothing. Look at
+# both numbers above before you believe a word.
+
+# %% [markdown]
+# ## What do the texts know?
+#
+# A text bank is one text feature for each individual. First a look: the points below are 300 people, put where their
+# texts are (the two directions of most variance), painted in the true colour of what they wear on top. In Jupyter, hold
+# the pointer over a point to see the person.
+
+# %%
+attributes = explore.true_attributes(people)
+tops = attributes["top_colour"]
+painted = {name: f"rgb{rgb}" for name, rgb in COLOURS.items()}
+places = explore.plane(learned.bank)
+first = [explore.pictures_of(street, name, most=1)[0] for name in names]
+display(HTML(explore.hover_map(places, first, names, [painted[top] for top in tops])))
+explore.draw_map(places, tops, {name: np.array(rgb) / 255 for name, rgb in COLOURS.items()})
+
+# %% [markdown]
+# The same as a matrix: how similar is everybody's text to everybody else's, people in the order of their true colour?
+
+# %%
+explore.draw_similarity(learned.bank, tops, "colour of the top")
+
+# %% [markdown]
+# The squares along the diagonal say that people with tops of the same colour have similar texts. To be exact about it,
+# for every attribute: can a linear probe read it off the text of a person it was not fitted on? (Look-alikes, who share
+# their clothes, are never on both sides.) Beside the learned texts stand the texts of the true captions, which is what
+# language could say, and the pictures' own features, which is what there was to learn from. The floor is the same probe
+# with somebody else's values.
+
+# %%
+sentences, which = np.unique(street.captions, return_inverse=True)
+said = learned.model.embed_text(sentences.tolist())[which]  # [N, E]
+few = explore.few(street, 6)  # six pictures of each person, of six cameras
+seen = learned.features(few)
+banks = {
+    "learned texts": learned.bank,
+    "true captions": explore.mean_by(said, street.identities, names),
+    "pictures": explore.mean_by(seen, few.identities, names),
+}
+probed = explore.probe_table(banks, attributes, explore.families(names))
+explore.draw_probe(probed)
+
+# %% [markdown]
+# Colours of large things are in the learned texts. What kind of garment it is, hat and bag are near the floor; and so
+# they are in the pictures' features: this tiny image tower does not see them well, so there was nothing to learn. Where
+# the captions reach further than the pictures, language knows more than the eye; where the learned texts stay behind
+# the pictures, stage 1 did not need it to tell 300 people apart.
+
+# %% [markdown]
+# ## What lies between two people?
+#
+# Take the tokens of one person, go in five steps to those of another, and let each text on the way find its pictures.
+
+# %%
+a, b = (next(i for i, top in enumerate(tops) if top == colour) for colour in ("yellow", "purple"))
+way = explore.interpolate(learned, a, b, steps=6)  # [S, E]
+found = explore.retrieve(way, seen, top=8)  # [S, 8]
+explore.draw_rows(
+    [
+        explore.Row(f"{names[a]} {100 - 20 * step} %\n{names[b]} {20 * step} %", [few.picture(i) for i in rows])
+        for step, rows in enumerate(found)
+    ],
+    height=0.9,
+)
+
+# %% [markdown]
+# The two ends find the two people. In between there is no half-yellow, half-purple person; the text goes over from one
+# wardrobe to the other, often by way of third people who have something of both.
+
+# %% [markdown]
+# ## What is a token worth?
+#
+# Take one of the four away from everybody, or all of them, and let every text look for its own pictures among all.
+# Three ways to take it away: replaced by the mean of that token over all people, by the word "x" (where the sentence
+# began before training), or dropped, so that the sentence is shorter.
+
+# %%
+ablations = {by: explore.ablation(learned, seen, few.identities, by) for by in ("mean", "neutral", "drop")}
+explore.draw_ablation(ablations)
+
+# %% [markdown]
+# No token is idle and none carries everything: what makes up a person is spread over all four. Without any, all texts
+# are the same sentence, and finding is chance.
+
+# %% [markdown]
+# ## Where on the pictures?
+#
+# Attention rollout ([Abnar and Zuidema](https://arxiv.org/abs/2005.00928)) follows through all blocks how much of each
+# patch arrives in the feature. It shows where information came from, not why two pictures are alike. This is the image
+# tower before stage 2; give `clipreid.load(RUN)` instead of `learned.model` to see a tuned one.
+
+# %%
+own = {names[i]: explore.pictures_of(street, names[i], most=5) for i in shown}
+explore.draw_rows(
+    [explore.Row(name, [*pictures, *explore.looks(learned.model, pictures)]) for name, pictures in own.items()]
+)
+
+# %% [markdown]
+# One map for each picture is all that this model can show. Maps of *anchors*, where each anchor takes its own patches
+# of a person, come with the SAGA aggregation; runs of this version have none.
+
+# %% [markdown]
+# ## Look around
+#
+# All of it for any person, with a slider (a static page shows the first one only).
+
+
+# %%
+def person(i: int):
+    """One person: pictures, what the tokens are near, what the text finds, and what is true."""
+    finds = explore.retrieve(learned.bank[i : i + 1], seen, top=8)[0]
+    marks = ["✓" if few.identities[row] == names[i] else few.identities[row] for row in finds]
+    return explore.draw_rows(
+        [
+            explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(street, names[i], most=8)),
+            explore.Row("its text finds", [few.picture(row) for row in finds], marks),
+        ]
+    )
+
+
+display(person(0))
+explore.browse(person, len(names))
+
+# %% [markdown]
+# ## Next
+#
+# `your_own_crops` trains on a folder of pictures; `home_and_abroad` asks what stage 2 gains and loses.

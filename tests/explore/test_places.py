@@ -1,0 +1,33 @@
+"""The dial and the fusion at home and abroad: both ends are what they say."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from launching import paint_street
+from test_hub import make_run
+
+import clipreid
+from clipreid import explore
+from clipreid.data import load_data
+from clipreid.model import ReIDModel
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint_street(tmp_path_factory.mktemp("street") / "crops", train=2, test=8)
+
+
+def test_ends_of_dial_and_fusion(street: Path, tmp_path: Path) -> None:
+    make_run("tiny-clip", tmp_path / "run")
+    places = {"home": load_data(f"folder:{street}")}
+    places["abroad"] = replace(places["home"], name="again")
+    model = clipreid.load(tmp_path / "run")
+    tuned, before = explore.score_places(model, places), explore.score_places(model, places, 0.0)
+    plain = ReIDModel(clipreid.load_backbone("tiny-clip", positions="bilinear"), replace(model.config, tuning="head"))
+    fresh = explore.score_places(plain.eval(), places)
+    ends = [explore.mean_precision(found)["home"] for found in (tuned, before, fresh)]
+    assert ends[0] != ends[1]
+    assert ends[1] == pytest.approx(ends[2], abs=1e-6)
+    assert explore.fused_precision(tuned, before, 1.0)["home"] == pytest.approx(ends[0], abs=1e-6)
+    assert explore.fused_precision(tuned, before, 0.0)["abroad"] == pytest.approx(ends[1], abs=1e-6)
