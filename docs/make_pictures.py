@@ -3,7 +3,8 @@
     accelerate launch recipes/clipreid_stage2.py --output runs/demo
     python docs/make_pictures.py runs/demo
 
-Writes `ranked_lists.png` (what zero-shot and the run put first) and `curves.png` (losses and CMC, as in a model card).
+Writes `ranked_lists.png` (what zero-shot and the run put first) and `strength.png` (home and abroad as the dial turns).
+The pictures of a model card are made by `clipreid publish`.
 """
 
 from __future__ import annotations
@@ -16,27 +17,24 @@ from typing import Annotated
 import tyro
 
 from clipreid.cli import main
-from clipreid.cli_report import PICTURE
-from clipreid.errors import UserError, told_plainly
-from clipreid.hub.curves import draw_curves, read_losses
-from clipreid.training.folder import read_metrics
+from clipreid.cli_report import PICTURE as LISTS
+from clipreid.cli_strength import PICTURE as STRENGTH
+from clipreid.errors import told_plainly
 
-DATA = "synthetic"  # never anything else: README shows nobody
+HOME, ABROAD = "synthetic", "synthetic:new-cameras"  # never anything else: README shows nobody
 
 
 def make_pictures(
-    run: Annotated[Path, tyro.conf.Positional], output: Path = Path(__file__).parent, queries: int = 3
+    run: Annotated[Path, tyro.conf.Positional],
+    output: Path = Path(__file__).parent,
+    queries: int = 3,
+    strengths: str = "0,0.25,0.5,0.75,1",
 ) -> list[Path]:
     """Writes the pictures of `run` into `output`; returns the files."""
     with tempfile.TemporaryDirectory() as report:
-        main(["evaluate", str(run), "--data", DATA, "--report", report, "--queries", str(queries)])
-        shutil.copy(Path(report) / PICTURE, output / PICTURE)
-    metrics = {name: models for name, models in read_metrics(run).items() if name.startswith(DATA)}
-    curves = draw_curves(read_losses(run / "log.jsonl"), metrics)
-    if curves is None:
-        raise UserError(f"{run} has no losses and no figures to draw: is it a finished run?")
-    (output / "curves.png").write_bytes(curves)
-    return [output / PICTURE, output / "curves.png"]
+        main(["evaluate", str(run), "--data", HOME, "--report", report, "--queries", str(queries)])
+        main(["evaluate", str(run), "--data", HOME, "--data", ABROAD, "--strength", strengths, "--report", report])
+        return [Path(shutil.copy(Path(report) / name, output / name)) for name in (LISTS, STRENGTH)]
 
 
 if __name__ == "__main__":

@@ -7,18 +7,18 @@ import pytest
 from test_package import finished
 
 from clipreid.evaluation.score import ZERO_SHOT
-from clipreid.training.folder import read_metrics
+from clipreid.hub.files import read_metrics
 
 
 @pytest.mark.slow
 def test_the_pictures_of_the_readme_are_made_by_a_command(tmp_path: Path) -> None:
-    """Ranked lists and curves of a run on the synthetic street, whatever else the run was tested on."""
+    """Of a run on the synthetic street, whatever else the run was tested on."""
     run = finished(tmp_path / "run", data="synthetic")
     make = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "make_pictures.py"))["make_pictures"]
     output = tmp_path / "docs"
     output.mkdir()
-    files = make(run, output, queries=1)
-    assert [file.name for file in files] == ["ranked_lists.png", "curves.png"]
+    files = make(run, output, queries=1, strengths="0,1")
+    assert [file.name for file in files] == ["ranked_lists.png", "strength.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
     figures = read_metrics(run)["synthetic"]
     assert len(figures["stage2"]["cmc"]) == 20  # scored anew: the curve is kept

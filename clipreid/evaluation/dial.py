@@ -89,7 +89,8 @@ def _against(axes: Axes, curves: Curves, home: Collection[str], order: tuple[flo
         for at, (left, up) in zip(order, zip(x, y, strict=True), strict=True):
             if at in named:
                 words = f"strength {at:g}" if at == named[0] else f"{at:g}"
-                axes.annotate(words, (left, up), (4, 4), textcoords="offset points", fontsize=8, color=INK)
+                axes.annotate(words, (left, up), (5, 6), textcoords="offset points", fontsize=8, color=INK,
+                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
     where = at_home[0] if len(at_home) == 1 else f"mean of {len(at_home)} data sets"
     axes.set(xlabel=f"at home: {TITLES[metric]}, % ({where})")
     axes.set_ylabel(f"abroad: {TITLES[metric]}, %" + (f" ({abroad[0]})" if len(abroad) == 1 else ""))
