@@ -68,7 +68,7 @@ class Embed(Loading):
     regular expression with such groups (default: unknown)"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For hub: data whose columns have other names: identity=pid,camera=camid"""
-    batch_size: int = 64
+    batch_size: int = 32
     """Pictures at a time, at most 256"""
     overwrite: bool = False
     """Replace a gallery made by another model or of other pictures"""

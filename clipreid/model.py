@@ -237,7 +237,7 @@ class ReIDModel(nn.Module):
     def embed(
         self,
         images: Sequence[Image.Image | str | Path] | Tensor,
-        batch_size: int = 64,
+        batch_size: int = 32,
         *,
         cameras: Sequence[int] | Tensor | None = None,
         views: Sequence[int] | Tensor | None = None,

@@ -22,7 +22,7 @@ def extract(
     pixels: Pixels,
     *,
     sides: Sequence[Tensor] = (),
-    batch_size: int = 128,
+    batch_size: int | None = None,
     device: torch.device | str | None = None,
     accelerator: Any = None,
     progress: Callable[[int, int], None] | None = None,
@@ -33,7 +33,8 @@ def extract(
     mode first.
     pixels: uint8 [N, 3, H, W]; a memory-mapped array is read batch by batch, `ConcatPixels` stay where they are.
     sides: further values of each picture, [N] each (cameras, views), passed on: embed_batch(pixels, *sides).
-    batch_size: pictures at once in each process.  device: default the accelerator's, else the CPU.
+    batch_size: pictures at once in each process; default 128, on a CPU 16 (larger ones leave its caches).
+    device: default the accelerator's, else the CPU.
     accelerator: an `accelerate.Accelerator`; every process calls this function and gets all features. Each
     takes every num_processes-th picture; features travel with their picture's index (equal shares, padded),
     so neither the order nor the length depends on how a loader cuts the last batch.
@@ -42,9 +43,10 @@ def extract(
     Raises UserError for pixels that are not uint8 [N, 3, H, W] or an embed_batch that returns other than B
     rows, RuntimeError if a picture was not embedded exactly once.
     """
+    device = torch.device(device or (accelerator.device if accelerator is not None else "cpu"))
+    batch_size = (16 if device.type == "cpu" else 128) if batch_size is None else batch_size
     _check_pixels(pixels, batch_size)
     n = len(pixels)
-    device = torch.device(device or (accelerator.device if accelerator is not None else "cpu"))
     world = accelerator.num_processes if accelerator is not None else 1
     rank = accelerator.process_index if accelerator is not None else 0
     found: dict[str, Tensor] = {}

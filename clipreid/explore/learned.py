@@ -24,7 +24,6 @@ from clipreid.model import ModelConfig, ReIDModel
 from clipreid.prompts import IdentityPrompts
 
 AGREE = 1e-3  # of unit length: how far the text bank may lie from what the prompts say today
-BATCH = 32  # pictures at a time: on a CPU faster than more
 HALF = (0.5, 0.5, 0.5)
 
 
@@ -152,7 +151,7 @@ def picture_features(model: ReIDModel, split: Split, part: str = "projection") -
     Raises UserError for pictures that cannot be decoded.
     """
     pixels = pixel_cache(split, model.image_size, interpolation=model.config.interpolation).pixels
-    found = extract(model.embed_parts, pixels, device=model.device, batch_size=BATCH)
+    found = extract(model.embed_parts, pixels, device=model.device)
     assert isinstance(found, dict)
     return found[part].cpu()
 

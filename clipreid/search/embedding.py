@@ -59,7 +59,7 @@ def embed(
     *,
     run: str = "",
     sources: Sequence[str] = (),
-    batch_size: int = 64,
+    batch_size: int = 32,
     overwrite: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
