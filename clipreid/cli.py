@@ -182,7 +182,8 @@ def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
     from clipreid.evaluation import get_protocol
     from clipreid.evaluation.score import ZERO_SHOT
     from clipreid.hub import load, read_config
-    from clipreid.training.folder import METRICS, add_metrics, read_metrics, results_table
+    from clipreid.hub.files import METRICS, read_metrics
+    from clipreid.training.folder import add_metrics, results_table
 
     config = read_config(folder)
     has_backbone = "positions" in config.get("backbone", {})  # an imported run has none beside its own tower

@@ -107,7 +107,7 @@ def compare_runs(flags: Compare) -> None:
     """
     from clipreid.evaluation import compare, format_table, get_protocol
     from clipreid.hub import read_config, run_name
-    from clipreid.training.folder import write_json
+    from clipreid.hub.files import write_json
     from clipreid.training.harness import set_threads
 
     set_threads(flags.threads)

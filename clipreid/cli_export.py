@@ -40,7 +40,8 @@ def export(flags: Export) -> None:
         UserError: the run, the format or the folder cannot be used.
     """
     from clipreid.export import check_merged, check_onnx, export_merged, export_onnx
-    from clipreid.hub import find_run, load, read_config
+    from clipreid.hub import find_run, load
+    from clipreid.hub.checks import read_settings
     from clipreid.strength import check_strength
 
     check_strength(flags.strength)
@@ -49,8 +50,8 @@ def export(flags: Export) -> None:
     if flags.format == "onnx":
         check_onnx()
     folder = find_run(flags.run)
-    config = read_config(folder)
-    if flags.format == "merged" and "model" in config:  # without it `load` says what is missing
+    config, _, _ = read_settings(folder)
+    if flags.format == "merged":
         check_merged(config)
     model = load(folder, strength=flags.strength)
     if model.side is not None:

@@ -45,7 +45,7 @@ def publish(flags: Publish) -> None:
     Raises:
         UserError: the run, the name, the token or the Hub does not let it.
     """
-    from clipreid.hub.package import CARD, file_list, package
+    from clipreid.hub.package import CARD, describe_plain, file_list, package
     from clipreid.hub.publish import check_account, check_repository, describe, publish_command, upload
 
     check_repository(flags.repository)
@@ -57,10 +57,12 @@ def publish(flags: Publish) -> None:
     if flags.dry_run:
         card = files[CARD]
         assert isinstance(card, bytes)
-        print(f"{card.decode()}\nwould be uploaded to {flags.repository}:\n{file_list(files)}")
+        shown = f"{card.decode()}\nwould be uploaded to {flags.repository}:\n{file_list(files)}"
+        print(f"{shown}\n\n{describe_plain(files)}")
         return
     print(f"uploading to {flags.repository}:\n{file_list(files)}", flush=True)
-    print(f"\n{describe(upload(files, flags.repository, flags.private, again), flags.repository)}")
+    done = upload(files, flags.repository, flags.private, again)
+    print(f"\n{describe(done, flags.repository)}\n{describe_plain(files)}")
 
 
 def _given(flags: Publish) -> list[str]:

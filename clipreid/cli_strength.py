@@ -49,8 +49,9 @@ def score_strengths(
     from clipreid.data import known_as, short_names
     from clipreid.evaluation.dial import plot_strength, strength_table
     from clipreid.evaluation.figures import to_png
+    from clipreid.hub.files import METRICS
     from clipreid.strength import set_strength
-    from clipreid.training.folder import METRICS, add_metrics
+    from clipreid.training.folder import add_metrics
 
     other = flags.protocol
     names = [data.name + (f" ({other})" if other not in (None, data.protocol) else "") for data in tests]

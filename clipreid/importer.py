@@ -17,8 +17,8 @@ from clipreid.backbones.openclip import CLIP_NAMES, translate
 from clipreid.backbones.vision import VisionConfig
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, model_record, save_identities, save_model
+from clipreid.hub.files import METRICS, write_json
 from clipreid.model import ModelConfig, ReIDModel
-from clipreid.training.folder import METRICS, write_json
 
 SIZES = ((256, 128), (256, 256))  # the published crops: persons, vehicles
 BLOCKS = "transformer.resblocks."

@@ -13,6 +13,7 @@ from clipreid.errors import UserError
 
 POSITIONS = "embeddings.position_embedding.weight"
 DEFAULT_SIZE = (256, 128)  # the field's person crop
+MOST_PATCHES = 16_384  # of 16 pixels: 2048 x 2048
 
 
 @dataclass
@@ -45,7 +46,8 @@ def build(
     """Towers for the wanted crop and stride in float32, filled with the source's weights.
 
     Raises:
-        UserError: a crop or stride that cannot be, or weights that do not fit the architecture.
+        UserError: a crop or stride that cannot be, or has too many patches (`check_grid`), or weights that do not fit
+            the architecture.
     """
     size = _size(image_size, source)
     if stride is not None and not 1 <= stride <= source.vision.patch_size:
@@ -53,8 +55,12 @@ def build(
     vision = replace(source.vision, image_size=size, stride=None if stride == source.vision.patch_size else stride)
     if POSITIONS not in source.image_state:
         raise UserError(f"{name}: the weights have no position table for the image tower")
+    check_grid(vision.grid, name)
     table = source.image_state[POSITIONS].float()
     table = resize_positions(table, source.vision.grid, vision.grid, positions)
+    for shape, state in ((source.vision, source.image_state), (source.text, source.text_state)):
+        if shape.depth > len(state):  # before so many blocks are made
+            raise UserError(f"{name}: its config says {shape.depth:,} blocks, and there are {len(state)} weights")
     with torch.device("meta"):  # shapes only: the weights come next
         image = VisionTower(vision, gradient_checkpointing)
         text = TextTower(source.text, gradient_checkpointing)
@@ -73,6 +79,15 @@ def build(
         interpolation=source.interpolation,
         positions=positions,
     )
+
+
+def check_grid(grid: tuple[int, int], name: str) -> None:
+    """Refuses, with `UserError`, more patches (rows, columns) than any crop needs, before memory is taken for them."""
+    if (patches := grid[0] * grid[1]) > MOST_PATCHES:
+        raise UserError(
+            f"{name}: {grid[0]:,} x {grid[1]:,} patches are {patches:,}, and at most {MOST_PATCHES:,} are taken: "
+            "choose a smaller image_size or a larger stride"
+        )
 
 
 def _size(image_size: int | tuple[int, int] | None, source: Source) -> tuple[int, int]:

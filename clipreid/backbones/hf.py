@@ -229,6 +229,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     if index.is_file():
         state: dict[str, Tensor] = {}
         for shard in sorted(set(_read_json(index)["weight_map"].values())):
+            if Path(shard).name != shard:  # it could lead to any file of this machine
+                raise UserError(f"{index} names {shard!r}, which does not lie beside it")
             if not (folder / shard).is_file():
                 raise UserError(f"{folder / shard} is missing, though {index.name} names it")
             state.update(load_file(folder / shard))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from clipreid.backbones.backbone import Backbone, Triple
-from clipreid.backbones.build import DEFAULT_SIZE
+from clipreid.backbones.build import DEFAULT_SIZE, check_grid
 from clipreid.backbones.vision import Hook, Tokens
 from clipreid.errors import UserError
 
@@ -132,7 +132,7 @@ def crop_size(image_size: int | tuple[int, int] | None, patch: int, name: str) -
     """(height, width) in whole patches; None: 256x128, or the nearest there is (252x126 for patches of 14 pixels).
 
     Raises:
-        UserError: a size that is not a multiple of the patch.
+        UserError: a size that is not a multiple of the patch, or has too many (`check_grid`).
     """
     wanted = DEFAULT_SIZE if image_size is None else image_size
     height, width = (wanted, wanted) if isinstance(wanted, int) else wanted
@@ -142,6 +142,7 @@ def crop_size(image_size: int | tuple[int, int] | None, patch: int, name: str) -
             f"image_size {height}x{width}: {name} takes multiples of its patch of {patch} pixels, "
             f"such as {nearest[0]}x{nearest[1]}"
         )
+    check_grid((nearest[0] // patch, nearest[1] // patch), name)
     return nearest[0], nearest[1]
 
 

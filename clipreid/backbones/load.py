@@ -68,6 +68,16 @@ def is_image_only(name: str) -> bool:
     return kind in IMAGE_ONLY and bool(rest)
 
 
+def is_local(name: str) -> bool:
+    """Whether a backbone's name means a file or folder here: to be told while relative paths still mean the same."""
+    kind, _, rest = name.partition(":")
+    if kind in ("timm", "osnet"):  # timm:NAME/FILE; OSNet has files only
+        return "/" in rest
+    inner = rest.partition("/")[2]
+    places = [rest, inner] if kind == "open_clip" else [rest] if kind == "hf" else []
+    return any(place and (Path(place).expanduser().exists() or place.startswith((".", "/", "~"))) for place in places)
+
+
 def _wrap(
     name: str, image_size: int | tuple[int, int] | None, positions: PositionMode, gradient_checkpointing: bool
 ) -> Backbone:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import clipreid
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
+from clipreid.hub.files import write_json
 from clipreid.model import ReIDModel
-from clipreid.training.folder import write_json
 
 GRAPH, PREPROCESSING = "model.onnx", "preprocessing.json"
 INPUT, OUTPUT = "pixels", "features"

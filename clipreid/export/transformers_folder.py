@@ -12,9 +12,9 @@ from clipreid.backbones.save import preprocessor, square_tower, vision_config
 from clipreid.data.pictures import INTERPOLATIONS
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
+from clipreid.hub.files import write_json
 from clipreid.hub.plain import merged_lines
 from clipreid.model import ReIDModel
-from clipreid.training.folder import write_json
 
 ARCHITECTURES = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
 NOTE = """\
@@ -31,7 +31,7 @@ product:
 
 
 def check_merged(config: dict[str, Any]) -> None:
-    """Refuses a run that transformers' image towers cannot express, by its `config.json`.
+    """Refuses a run that transformers' image towers cannot express, by its `config.json` (as `read_settings` gives it).
 
     Raises:
         UserError: an image-only tower, overlapping patches, head tuning.
@@ -40,8 +40,6 @@ def check_merged(config: dict[str, Any]) -> None:
     stride, patch = source.get("stride"), None
     if "vision" in source:  # imported: the shape is written down
         stride, patch = source["vision"].get("stride"), source["vision"].get("patch_size")
-    elif "positions" not in source:
-        raise UserError("this run's config.json does not describe its backbone as this version does")
     why = None
     if source["name"].startswith(("timm:", "osnet:")):
         why = f"{source['name']} is none of transformers' CLIP or SigLIP towers"

@@ -3,8 +3,9 @@
 `folder` writes and reads run folders, `download` fetches published ones, `publish` and `card` make them.
 """
 
-from clipreid.hub.checks import run_name, snapshot_of
+from clipreid.hub.checks import read_config
 from clipreid.hub.download import find_run
+from clipreid.hub.files import run_name, snapshot_of
 from clipreid.hub.folder import (
     ADAPTER,
     CONFIG,
@@ -16,7 +17,6 @@ from clipreid.hub.folder import (
     load,
     load_identities,
     model_record,
-    read_config,
     save_identities,
     save_model,
 )

@@ -6,150 +6,80 @@ Everything in it comes from what is published anyway (`clipreid.hub.public`).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import TINY
 from clipreid.data.layouts import LAYOUTS, WITHDRAWN
 from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.tables import TITLES
 from clipreid.hub.licences import licence_of
+from clipreid.hub.metadata import THIS, ZERO_SHOT, Facts, metadata, numberless
 from clipreid.hub.plain import CLASSES
 
-THIS, ZERO_SHOT = "stage2", "zero-shot"  # models of metrics.json
-WHATS = {"lora": "LoRA adapter", "full": "fully fine-tuned image tower", "head": "linear map"}
-ALT = {"curves.png": "Losses, and rank-k before and after training", "ranked_lists.png": "Ranked lists"}
-NOT_FOR = """\
-It is **not** for finding out who somebody is, for following people without their knowledge, for decisions about
-people, or for telling apart anything it was not trained on. That two pictures are similar to it is a lead, not a
-proof: look at the error rates below, and expect worse ones with other cameras, places, seasons and people."""
+CURVES, LISTS = "curves.png", "ranked_lists.png"
+WHATS = {"lora": "LoRA adapter", "full": "fully fine-tuned image tower", "head": "linear map on frozen features"}
+ALT = {CURVES: "Losses, and rank-k before and after training", LISTS: "Ranked lists"}
+FOR = """\
+It is for retrieval: given a crop that shows one {noun}, rank a gallery of such crops by how likely they show the same
+{noun}, for research and in collections that you may lawfully search. It is **not** for finding out who somebody is, for
+following people without their knowledge, for decisions about people, or for telling apart anything it was not trained
+on. That two pictures are similar to it is a lead, not a proof: look at the figures above, and expect worse ones with
+other cameras, in other places and seasons."""
 PEOPLE = """\
-Re-identification can be used to follow people without their knowledge. Have a legal ground for every picture you put
-into it, tell the people in them where the law asks for it, and keep galleries and features no longer than you need
-them: a feature of a person is personal data. {identities}{crops}"""
+Re-identification can be used to follow people without their knowledge. Have a legal ground for every picture of people
+that you put into it, tell them where the law asks for it, and keep galleries and features no longer than you need them:
+a feature of a person is personal data. {kept} {crops}"""
 STAND_IN = """\
 **A stand-in: `{backbone}` is a small backbone pretrained on painted pictures. The figures below check mechanisms; they
 are no evidence about pedestrians, vehicles or animals in photographs.**"""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a card is made of; there is no path and no name of an identity in it."""
-
-    repository: str  # OWNER/NAME
-    config: Mapping[str, Any]  # public
-    metrics: Mapping[str, Mapping[str, Any]]  # public: {data: {model: figures}}
-    family: str  # of the backbone: clip, siglip, image-only
-    base: str | None  # the backbone in transformers' layout (`transformers_base`)
-    plain: str  # Python that gives the features with peft and transformers alone, or
-    reason: str  # why there is none
-    width: int  # D of the test feature
-    licence: str | None = None  # given by the user
-    pictures: Sequence[str] = ()  # files to show: curves.png, ranked lists
-    identities: bool = False  # whether per-identity tensors are published
-
-    @property
-    def backbone(self) -> str:
-        return str(self.config["backbone"]["name"])
-
-    @property
-    def tuning(self) -> str:
-        return str(self.config["model"]["tuning"])
-
-    @property
-    def noun(self) -> str:
-        return str(self.config.get("stage1", {}).get("noun", "individual"))
+TWO_STAGES = """\
+in two stages ([CLIP-ReID](https://arxiv.org/abs/2211.13977)): texts are learned for the training identities, then the
+image tower is pulled towards them"""
 
 
 def make_card(facts: Facts) -> str:
     """The whole README.md: metadata between lines of dashes, then the page."""
-    sections = [_title(facts), _loading(facts), _results(facts), _data(facts), _settings(facts), _licence(facts)]
-    return f"---\n{_metadata(facts)}\n---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
-
-
-def _metadata(facts: Facts) -> str:
-    """The YAML block, its results as a model-index that the Hub checks."""
-    from huggingface_hub import ModelCardData
-
-    identifier, name = (facts.licence, "") if facts.licence else licence_of(facts.backbone)
-    adapter = facts.tuning == "lora"
-    data = [spec.removeprefix("hub:") for spec in facts.config.get("flags", {}).get("data", [])]
-    nouns, results = [f"{noun.strip()}-re-identification" for noun in facts.noun.split(",")], _eval_results(facts)
-    card = ModelCardData(
-        model_name=facts.repository if results else None,
-        license=identifier,
-        license_name=name or None,
-        library_name="peft" if adapter else "clipreid",
-        pipeline_tag="image-feature-extraction",
-        tags=["clipreid", "re-identification", *nouns, "image-retrieval", *["lora"] * adapter],
-        datasets=data or None,
-        base_model=None if facts.base in TINY else facts.base,
-        metrics=["mAP", "mINP", "CMC"] if results else None,
-        eval_results=results or None,
-    )
-    return str(card.to_yaml()).strip()
-
-
-def _eval_results(facts: Facts) -> list[Any]:
-    from huggingface_hub import EvalResult
-
-    return [
-        EvalResult(
-            task_type="image-feature-extraction",
-            task_name="Re-identification",
-            dataset_type=data.replace(" ", "-"),
-            dataset_name=data,
-            dataset_split="query and gallery",
-            metric_type=key,
-            metric_name=TITLES[key],
-            metric_value=round(entry[key], 4),
-            metric_args={"protocol": entry.get("protocol", ""), **_interval(entry, key)},
-        )
-        for data, models in facts.metrics.items()
-        for entry in [models.get(THIS, {})]
-        for key in TITLES
-        if key in entry
-    ]
-
-
-def _interval(entry: Mapping[str, Any], key: str) -> dict[str, list[float]]:
-    both = entry.get("intervals", {}).get(key)
-    return {"interval_95": [round(float(value), 4) for value in both]} if both else {}
+    sections = [_title(facts), _loading(facts), _results(facts), _use(facts), _data(facts), _settings(facts),
+                _licence(facts)]  # fmt: skip
+    return f"---\n{metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
 def _title(facts: Facts) -> str:
-    what, nouns = WHATS[facts.tuning], facts.noun.replace(",", " and")
+    what, noun = WHATS[facts.tuning], _either(facts)
     lines = [
         f"# {facts.repository.partition('/')[2]}",
-        f"A {what} that turns a picture of one {nouns} into a feature of {facts.width} numbers, so that pictures of "
-        f"the same {nouns} lie close together. Backbone: `{facts.backbone}`; made with clipreid "
-        f"{facts.config['clipreid']}{_prompts(facts)}.",
+        f"A {what} that turns a picture of one {noun} into a feature of {facts.width} numbers, so that pictures of "
+        f"the same {noun} lie close together. {_making(facts)}.",
         STAND_IN.format(backbone=facts.backbone) if facts.backbone in TINY else "",
-        f"It is for retrieval: given a crop that shows one {nouns}, rank a gallery of such crops by how likely they "
-        f"show the same {nouns}, for research and in collections that you may lawfully search.\n{NOT_FOR}",
-        "## People in pictures",
-        PEOPLE.format(
-            identities="The tensors that belong to single training identities are part of this repository, without "
-            "their names." if facts.identities else "What belongs to single training identities (prompts, text bank, "
-            "classifiers) is not part of this repository.",
-            crops="" if len(facts.pictures) > 1 else " No crops are, either.",
-        ),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(line for line in lines if line)
 
 
-def _prompts(facts: Facts) -> str:
+def _either(facts: Facts) -> str:
+    """`person, vehicle` -> `person or vehicle`."""
+    return " or ".join(noun.strip() for noun in facts.noun.split(","))
+
+
+def _making(facts: Facts) -> str:
+    version, stage1 = f"clipreid {facts.config['clipreid']}", facts.config.get("stage1")
+    if not stage1:
+        return f"Its weights were imported with {version}"
     prompts = facts.config.get("stage2", {}).get("prompts")
-    paper = " ([CLIP-ReID](https://arxiv.org/abs/2211.13977))"
-    return {"identity": f", pulled towards learned texts{paper}", "none": ", without texts"}.get(prompts, "")
+    how = {"identity": f" {TWO_STAGES}", "none": " without texts"}.get(prompts, "")
+    return f"Backbone: `{facts.backbone}`; trained on {' and '.join(stage1['data'])} with {version}{how}"
 
 
 def _loading(facts: Facts) -> str:
     model, (height, width) = facts.config["model"], _crop(facts.config["backbone"])
     lines = [
         "## How to load it",
+        "```bash\npip install clipreid\n```",
         f'```python\nimport clipreid\n\nmodel = clipreid.load("{facts.repository}")\nfeatures = model.embed(["a.jpg", '
         f'"b.jpg"])  # float32 [2, {facts.width}], unit length; compare by dot product\n```',
+        f"Give crops that show one {_either(facts)} each. `embed` prepares them: the whole crop is "
+        f"resized to {height}x{width} (height x width, {model['interpolation']}), RGB 0..1, mean "
+        f"{_triple(model['mean'])}, std {_triple(model['std'])}.",
     ]
     if model["sie"] != "none":
         lines.append(
@@ -157,29 +87,29 @@ def _loading(facts: Facts) -> str:
             "one that it was not trained with takes the mean."
         )
     if facts.plain:
+        where = "with transformers and peft"
+        where += "; the weights of this backbone lie in the clipreid package" if facts.base in TINY else " alone"
         lines += [
-            f"The adapted tower with transformers and peft alone:\n\n```python\n{_tower(facts)}\n```",
-            "<details><summary>From a picture to the same feature as above</summary>\n\n"
+            f"The adapted tower {where}:\n\n```python\n{_tower(facts)}\n```",
+            f"<details><summary>From a picture to the same feature as above, {where}</summary>\n\n"
             f"```python\n{facts.plain.strip()}\n```\n\n</details>",
         ]
     else:
         lines.append(f"Plain peft does not give the same features: {facts.reason}.")
-    lines.append(
-        f"Pictures: the whole crop resized to {height}x{width} (height x width, {model['interpolation']}), RGB 0..1, "
-        f"mean {_triple(model['mean'])}, std {_triple(model['std'])}."
-    )
     return "\n\n".join(lines)
 
 
 def _tower(facts: Facts) -> str:
-    """The least that loads the adapter with peft."""
-    cls, packaged = CLASSES[facts.family], facts.base in TINY
+    """The least that loads the adapter with peft, and runs as it stands."""
+    cls, packaged, (height, width) = CLASSES[facts.family], facts.base in TINY, _crop(facts.config["backbone"])
     place = f'files("clipreid") / "weights" / "{facts.base}"' if packaged else f'"{facts.base}"'
     lines = [
+        "import torch",
         *["from importlib.resources import files"] * packaged,
         f"from peft import PeftModel\nfrom transformers import {cls}\n",
-        f'base = {cls}.from_pretrained({place}, dtype="float32")',
+        f"base = {cls}.from_pretrained({place}, dtype=torch.float32)",
         f'tower = PeftModel.from_pretrained(base, "{facts.repository}").eval()',
+        f"pixels = torch.randn(2, 3, {height}, {width})  # stands for two crops, prepared as above",
         "out = tower(pixel_values=pixels, interpolate_pos_encoding=True)",
     ]
     return "\n".join(lines)
@@ -195,28 +125,41 @@ def _triple(values: Iterable[float]) -> str:
 
 
 def _results(facts: Facts) -> str:
-    rows: list[list[str]] = []
-    protocols: dict[str, None] = {}
-    worse = []
-    for data, models in facts.metrics.items():
-        for model, entry in models.items():
-            rows.append([data, _called(model), *(_figure(entry, key) for key in TITLES)])
-            protocols[entry.get("protocol", "")] = None
-        if THIS in models and models[THIS]["mAP"] < models.get(ZERO_SHOT, {}).get("mAP", 0.0):
-            worse.append(data)
-    if not rows:
-        return "## Results\n\nIt was not scored before it was published: measure it on your own data before you use it."
-    counts = "; ".join(f"{data}: {_count(models)}" for data, models in facts.metrics.items())
-    rules = "; ".join(f"`{name}`: {PROTOCOLS[name].description}" for name in protocols if name in PROTOCOLS)
+    entries = [(data, model, entry) for data, models in facts.metrics.items() for model, entry in models.items()]
+    pictures = [f"![{ALT[picture]}]({picture})" for picture in facts.pictures]
+    if not entries:
+        unknown = "It was not scored before it was published: measure it on your own data before you use it."
+        return "\n\n".join(["## Results", unknown, *pictures])
+    rows = [[data, _called(model), *(_figure(entry, key) for key in TITLES)] for data, model, entry in entries]
+    weaker = "`clipreid.load(..., strength=s)` with s below 1 goes back towards it, with 0 wholly."
+    worse = [data for data, models in facts.metrics.items()
+             if models.get(THIS, {}).get("mAP", 1.0) < models.get(ZERO_SHOT, {}).get("mAP", 0.0)]  # fmt: skip
     lines = [
         "## Results",
         _table(["data", "model", *TITLES.values()], rows),
-        *[f"**On {' and on '.join(worse)} the untrained backbone has the higher mAP.**"] * bool(worse),
-        "Percent; in brackets 95 % intervals by bootstrap over identities: what the figures owe to who was tested, not "
-        f"to seeds or data. Scored: {counts}. Protocol {rules}.",
-        *(f"![{ALT[picture]}]({picture})" for picture in facts.pictures),
+        *[f"**On {' and on '.join(worse)} the untrained backbone has the higher mAP.** {weaker}"] * bool(worse),
+        _explained(facts, [entry for _, _, entry in entries]),
+        *pictures,
     ]
     return "\n\n".join(lines)
+
+
+def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
+    """What the figures mean: units, intervals, counts, protocol."""
+    names = [name for models in facts.metrics.values() for name in models]
+    counts = "; ".join(f"{data}: {_count(models)}" for data, models in facts.metrics.items())
+    protocols = dict.fromkeys(entry.get("protocol", "") for entry in entries)
+    rules = "; ".join(f"`{name}`: {PROTOCOLS[name].description}" for name in protocols if name in PROTOCOLS)
+    texts = {
+        "All figures in percent.": True,
+        "Zero-shot: the backbone before any training.": ZERO_SHOT in names,
+        "In brackets 95 % intervals by bootstrap over identities: what the figures owe to who was tested, not to seeds "
+        "or data.": any(entry.get("intervals") for entry in entries),
+        "After ± the standard deviation over the protocol's random galleries.": any(e.get("std") for e in entries),
+        f"Scored: {counts}.": True,
+        f"Protocol {rules}.": bool(rules),
+    }
+    return " ".join(text for text, holds in texts.items() if holds)
 
 
 def _called(model: str) -> str:
@@ -244,21 +187,36 @@ def _count(models: Mapping[str, Any]) -> str:
     return f"{asked} of {people} against {counts['gallery']:,} pictures"
 
 
+def _use(facts: Facts) -> str:
+    kept = (
+        "The tensors that belong to single training identities are part of this repository, without their names."
+        if facts.identities
+        else "What belongs to single training identities (prompts, text bank, classifiers) is not in this repository."
+    )
+    crops = "The ranked lists show crops." if LISTS in facts.pictures else "No crop of them is in it."
+    people = PEOPLE.format(kept=kept, crops=crops)
+    return f"## What it is for, and what not\n\n{FOR.format(noun=_either(facts))}\n\n## People in pictures\n\n{people}"
+
+
 def _data(facts: Facts) -> str:
-    found = facts.config.get("fingerprint", {})
+    found, trained = facts.config.get("fingerprint", {}), facts.config.get("stage1", {}).get("data", [])
     rows = [
         [data, split, *(f"{part[key]:,}" for key in ("pictures", "identities", "cameras")), f"`{part['hash']}`"]
         for data, splits in found.items()
         for split, part in splits.items()
     ]
-    if not rows:
-        return "## Data\n\nThe run kept no fingerprint of its data."
-    lines = [
-        "## Data",
-        _table(["data", "split", "pictures", "identities", "cameras", "fingerprint"], rows),
-        "The fingerprint is a hash of file names (without folders), identities, cameras and views.",
-    ]
-    lines += [f"**{name} was withdrawn by its authors: the people in it had not agreed to it.**" for name in found
+    lines = ["## Data", "The run kept no fingerprint of its data."]
+    if rows:
+        lines = [
+            "## Data",
+            _table(["data", "split", "pictures", "identities", "cameras", "fingerprint"], rows),
+            "The fingerprint is a hash of file names (without folders), identities, cameras and views: the same where "
+            "the data are the same.",
+        ]
+    if any(name.partition(":")[0] == "synthetic" for name in [*trained, *found, *facts.metrics]):
+        lines.append("`synthetic` is the street that clipreid paints itself: there is no photograph in it.")
+    public = dict.fromkeys(numberless(name) for name in [*trained, *found])
+    lines += [f"**{name} was withdrawn by its authors: the people in it had not agreed to it.**" for name in public
               if name in LAYOUTS and LAYOUTS[name].notice == WITHDRAWN]  # fmt: skip
     return "\n\n".join(lines)
 
@@ -273,14 +231,15 @@ def _settings(facts: Facts) -> str:
     if stage2.get("prompts") == "identity":
         rows.append(["stage 1", f"{values['prompt_epochs']} epochs, rate {values['prompt_rate']:g}, "
                                 f"batches of {values['prompt_batch']}, {stage1.get('tokens')} tokens"])  # fmt: skip
+    texts = f", image to text {values['weight_i2t']:g}" if stage2.get("prompts") == "identity" else ""
     rows += [
         ["stage 2", f"{values['epochs']} epochs of {values['optimiser']}, {values['schedule']} schedule, rate "
                     f"{values['rate'][values['tuning']]:g}, heads {values['head_rate']:g}"],
         ["batch", f"{values['identities_per_batch']} identities x {values['pictures_per_identity']} pictures"],
         ["losses", f"identity {values['weight_id']:g}, triplet {values['weight_triplet']:g} (margin "
-                   f"{values['margin']:g}), image to text {values['weight_i2t']:g}"],
+                   f"{values['margin']:g}){texts}"],
         ["features", f"aggregation {model['aggregation']}, side information {model['sie']}, positions "
-                     f"{config['backbone']['positions']}"],
+                     f"{config['backbone'].get('positions')}"],
     ]  # fmt: skip
     return f"## Training\n\n{_table(['setting', 'value'], rows)}\n\nEvery setting is in `config.json`."
 
@@ -288,11 +247,12 @@ def _settings(facts: Facts) -> str:
 def _licence(facts: Facts) -> str:
     base, name = licence_of(facts.backbone)
     known = f"`{name or base}`, as its publisher states" if base != "unknown" else "unknown to clipreid: look it up"
+    where = f"Licence of the backbone `{facts.backbone}`: {known}."
+    if facts.backbone == IMPORTED:
+        where = "The weights come from somebody's checkpoint: its licence holds for them."
     own = f"These weights: `{facts.licence}`. " if facts.licence else ""
-    return (
-        f"## Licence\n\n{own}Licence of the backbone `{facts.backbone}`: {known}. The terms of the training data may "
-        "limit what the weights can be used for as well."
-    )
+    data = "The terms of the training data may limit what the weights can be used for as well."
+    return f"## Licence\n\n{own}{where} {data}"
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from huggingface_hub.errors import (
@@ -17,11 +20,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from clipreid.backbones.hf import WANTED_FILES
 from clipreid.errors import UserError
-from clipreid.hub.checks import ADAPTER, CONFIG, HEADS, LARGEST, TOWER, WEIGHTS, check_size
+from clipreid.hub.checks import read_config
+from clipreid.hub.files import ADAPTER, CONFIG, HEADS, LARGEST, TOWER, WEIGHTS, check_size
 
 PREFIX = "hub:"
-WANTED = (CONFIG, HEADS, TOWER, WEIGHTS, ADAPTER.as_posix())  # all that is ever downloaded
+WANTED = (CONFIG, HEADS, TOWER, WEIGHTS, ADAPTER.as_posix())  # all that is ever downloaded, and not all of it
+SAFE = "model*.safetensors"  # a backbone's weights
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
 BUSY = (408, 429, 500, 502, 503, 504)  # the Hub is there, but cannot answer now
@@ -32,8 +38,9 @@ KEPT = "; files that are complete are not downloaded twice"
 def find_run(run: str | Path, revision: str | None = None) -> Path:
     """The folder of a run: a local one, else a repository of the Hub, downloaded or from the cache.
 
-    Only the files that `load` needs are downloaded, and only if the repository lists sensible sizes for them. Without
-    network, what was downloaded before is taken; an interrupted download is continued when asked for again.
+    Only the files that `load` needs are downloaded, of the commit that was looked at, and only if the repository lists
+    sensible sizes for them. Without network, what was downloaded before is taken; an interrupted download is continued
+    when asked for again.
 
     Args:
         run: a run folder; else OWNER/NAME, OWNER/NAME@REVISION or, where a folder OWNER is here too, hub:OWNER/NAME.
@@ -66,8 +73,12 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
 
 def _download(name: str, revision: str | None) -> Path:
     try:
-        commit = _check_listing(name, revision)
-        found = Path(snapshot_download(name, revision=revision, allow_patterns=list(WANTED)))
+        commit, listed = _check_listing(name, revision)
+        found = Path(snapshot_download(name, revision=commit, allow_patterns=[CONFIG]))
+        _keep_ref(found, revision or constants.DEFAULT_REVISION)
+        if files := [file for file in _needed(read_config(found), listed) if file in listed]:
+            snapshot_download(name, revision=commit, allow_patterns=files)
+        return found
     except UserError:
         raise
     except LocalEntryNotFoundError as error:  # the Hub answered, and then did not
@@ -76,15 +87,37 @@ def _download(name: str, revision: str | None) -> Path:
         if _is_unreachable(error):
             return _cached(name, revision, error)
         raise _explain(name, revision, error) from error
-    if found.name != commit:
-        raise UserError(f"{name} was changed while it was downloaded: try again")
-    return found
 
 
-def _check_listing(name: str, revision: str | None) -> str:
-    """The commit of a revision, if what it lists can be a run."""
+def _needed(config: dict[str, Any], there: Collection[str]) -> list[str]:
+    """What `load` reads of a run beside its config; the adapter lies below adapter/ or at the root."""
+    adapter = ADAPTER.as_posix()
+    weights = {"lora": adapter if adapter in there else WEIGHTS, "full": TOWER}
+    tuning = config.get("model", {}).get("tuning")
+    return [HEADS, weights[tuning]] if tuning in weights else [HEADS]
+
+
+def _keep_ref(snapshot: Path, revision: str) -> None:
+    """Writes into the cache which commit a branch or tag was, for when the Hub cannot be asked: the client does so only
+    where it is not told the commit."""
+    file = snapshot.parents[1] / "refs" / revision
+    if revision != snapshot.name and not (file.is_file() and file.read_text() == snapshot.name):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = file.with_name(f"{file.name}.writing")
+        scratch.write_text(snapshot.name)
+        scratch.replace(file)
+
+
+def _sizes(name: str, revision: str | None = None) -> tuple[str, dict[str, int]]:
+    """The commit of a revision, and how many bytes each file has that it lists."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    assert info.sha is not None
+    return info.sha, {file.rfilename: file.size or 0 for file in info.siblings or []}
+
+
+def _check_listing(name: str, revision: str | None) -> tuple[str, Collection[str]]:
+    """The commit of a revision and its files, if what it lists can be a run."""
+    commit, sizes = _sizes(name, revision)
     for path in sizes:
         if path.startswith("/") or "\\" in path or ".." in PurePosixPath(path).parts:
             raise UserError(f"{name} lists a file {path!r}, a name that leads elsewhere: the repository is refused")
@@ -93,7 +126,33 @@ def _check_listing(name: str, revision: str | None) -> str:
         raise UserError(f"{name} on the Hub is not a run of clipreid: it has no {CONFIG}. It has: {listed}")
     for path in WANTED:
         check_size(f"{name}: {path}", sizes.get(path, 0), LARGEST[PurePosixPath(path).name])
-    return info.sha or ""
+    return commit, sizes
+
+
+def check_backbone(name: str) -> None:
+    """Refuses the backbone of a downloaded run if its repository has no safetensors, or absurdly large ones.
+
+    Only names `hf:OWNER/NAME` are looked at: open_clip and timm say themselves where the weights of their names lie. A
+    repository that cannot be seen is left to `load_backbone`.
+
+    Raises:
+        UserError: one of these.
+    """
+    kind, _, repository = name.partition(":")
+    if kind != "hf":
+        return
+    try:
+        _, sizes = _sizes(repository)
+    except Exception:  # no network, or no such repository: what counts is what was downloaded before
+        try:
+            folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
+        except LocalEntryNotFoundError:
+            return
+        sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*.*")}
+    if not any(fnmatch(file, SAFE) for file in sizes):
+        raise UserError(f"{name} has no {SAFE}: a downloaded run takes no other weights than safetensors")
+    wanted = (size for file, size in sizes.items() if any(fnmatch(file, pattern) for pattern in WANTED_FILES))
+    check_size(name, sum(wanted), LARGEST[TOWER])
 
 
 def _cached(name: str, revision: str | None, why: Exception) -> Path:
@@ -101,19 +160,23 @@ def _cached(name: str, revision: str | None, why: Exception) -> Path:
     asked_for = isinstance(why, OfflineModeIsEnabled)
     reason = "HF_HUB_OFFLINE is set" if asked_for else f"the Hub did not answer: {_first_line(why)}"
     do = "connect, unset HF_HUB_OFFLINE" if asked_for else "wait" if isinstance(why, HfHubHTTPError) else "connect"
+    state, found = "not", Path()
     try:
-        found = snapshot_download(name, revision=revision, allow_patterns=list(WANTED), local_files_only=True)
+        found = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG], local_files_only=True))
+        there = {file for file in WANTED if (found / file).is_file()}
+        whole = CONFIG in there and there.issuperset(_needed(read_config(found), there))
+        state = "wholly" if whole else "only partly"
     except LocalEntryNotFoundError as error:
-        partly = hasattr(error, "snapshot_path")  # an IncompleteSnapshotError, which older clients lack
-        state = "only partly" if partly else "not"
+        state = "only partly" if hasattr(error, "snapshot_path") else "not"  # IncompleteSnapshotError of newer clients
+    if state != "wholly":
         raise UserError(
             f"{_named(name, revision)} is no folder here, {state} in the cache ({constants.HF_HUB_CACHE}), and cannot "
-            f"be downloaded ({reason}): {do} and try again{KEPT if partly else ''}"
-        ) from error
+            f"be downloaded ({reason}): {do} and try again{'' if state == 'not' else KEPT}"
+        ) from why
     if not asked_for:
-        told = f"note: {_named(name, revision)} is taken from the cache, commit {Path(found).name[:12]} ({reason})"
+        told = f"note: {_named(name, revision)} is taken from the cache, commit {found.name[:12]} ({reason})"
         print(told, file=sys.stderr, flush=True)
-    return Path(found)
+    return found
 
 
 def _is_unreachable(error: Exception) -> bool:

@@ -16,19 +16,9 @@ from torch import Tensor
 from clipreid.backbones import Backbone, load_backbone
 from clipreid.backbones.imported import ImportedBackbone
 from clipreid.errors import UserError
-from clipreid.hub.checks import (
-    ADAPTER,
-    CONFIG,
-    HEADS,
-    IDENTITIES,
-    TOWER,
-    backbone_settings,
-    check_file,
-    model_settings,
-    read_config,
-    read_tensors,
-)
-from clipreid.hub.download import find_run
+from clipreid.hub.checks import check_finite, read_settings, read_tensors
+from clipreid.hub.download import check_backbone, find_run
+from clipreid.hub.files import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, check_file, snapshot_of
 from clipreid.hub.plain import mark_adapter
 from clipreid.model import ModelConfig, ReIDModel
 from clipreid.strength import check_strength, set_strength
@@ -74,11 +64,19 @@ def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) 
 
 
 def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors and the identity names that `save_identities` wrote."""
+    """The tensors and the identity names that `save_identities` wrote; raises `UserError` where others did."""
     file = folder / IDENTITIES
     tensors = read_tensors(file, folder)
     with safe_open(file, "pt") as handle:
-        return tensors, json.loads((handle.metadata() or {}).get("names", "[]"))
+        text = (handle.metadata() or {}).get("names", "[]")
+    try:
+        names = json.loads(text)
+        sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    except (ValueError, RecursionError):
+        sound = False
+    if not sound:
+        raise UserError(f"{file}: the names in it are not a list of texts: it is damaged, or clipreid did not write it")
+    return tensors, names
 
 
 def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0) -> ReIDModel:
@@ -104,11 +102,7 @@ def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0)
     """
     check_strength(strength)
     folder = find_run(run, revision)
-    config = read_config(folder)
-    if "model" not in config:
-        raise UserError(f"{folder} holds no trained model yet: run recipes/clipreid_stage2.py --output {folder}")
-    settings = model_settings(config, folder / CONFIG)
-    source = backbone_settings(config, folder / CONFIG, folder)
+    _, settings, source = read_settings(folder)
     weights = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}[settings.tuning]
     for file in (weights, folder / HEADS):
         check_file(file, folder)  # before the backbone is read, which takes longer
@@ -130,13 +124,21 @@ def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
             return ImportedBackbone.from_record(source["vision"])
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise UserError(f"{folder / CONFIG}: the shape of the imported tower is unusable ({error})") from error
-    backbone = load_backbone(source["name"], image_size=source["image_size"], positions=source["positions"],
-                             stride=source["stride"])  # fmt: skip
+    if snapshot_of(folder) is not None:
+        check_backbone(source["name"])
+    try:
+        backbone = load_backbone(source["name"], image_size=source["image_size"], positions=source["positions"],
+                                 stride=source["stride"])  # fmt: skip
+    except Exception as error:  # what others wrote goes through several libraries, each with its own errors
+        if isinstance(error, UserError) or snapshot_of(folder) is None:
+            raise
+        raise UserError(f"{folder / CONFIG}: its backbone {source['name']} cannot be read ({error})") from error
     if (now := backbone_print(backbone)) != source["print"]:
         raise UserError(
             f"{folder} was trained on other weights of {source['name']!r} (fingerprint {source['print']}, here {now}): "
             "load it with the backbone it was made for"
         )
+    check_finite(backbone.state_dict(), source["name"])  # the print is of the first values of each weight
     return backbone
 
 

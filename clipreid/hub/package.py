@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
+from copy import copy
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save
+
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
-from clipreid.hub.card import Facts, make_card
+from clipreid.hub.card import CURVES, LISTS, make_card
+from clipreid.hub.checks import read_config, read_settings
 from clipreid.hub.curves import draw_curves, read_losses
+from clipreid.hub.files import METRICS, WEIGHTS, read_metrics
 from clipreid.hub.folder import (
     CONFIG,
     HEADS,
@@ -22,15 +31,16 @@ from clipreid.hub.folder import (
     find_adapter,
     load,
     load_identities,
-    read_config,
 )
+from clipreid.hub.leaks import check_names, check_paths
+from clipreid.hub.metadata import Facts
 from clipreid.hub.plain import mark_adapter, plain_base, plain_lines
 from clipreid.hub.public import DataNames, public_backbone, public_config, public_metrics
+from clipreid.model import ReIDModel
 
 Files = dict[str, bytes | Path]  # name in the repository -> its content, or where it lies
-CARD, CURVES, LISTS, ADAPTER_CONFIG = "README.md", "curves.png", "ranked_lists.png", "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-METRICS, LOG, REPORT = "metrics.json", "log.jsonl", "report"
+CARD, ADAPTER_CONFIG = "README.md", "adapter_config.json"
+LOG, REPORT = "log.jsonl", "report"
 # what publishing ever writes: only these are removed from a repository when they are not published any more
 PUBLISHED = (CARD, CONFIG, METRICS, ADAPTER_CONFIG, WEIGHTS, TOWER, HEADS, IDENTITIES, CURVES, LISTS)
 
@@ -69,7 +79,8 @@ def package(
             f"{run} is not finished: nothing is published of a run that still changes. Continue it with "
             f"recipes/clipreid_stage2.py --output {run} --resume and the flags it was started with"
         )
-    metrics = _read_metrics(run)
+    read_settings(run)
+    metrics = read_metrics(run)
     names = DataNames(config, metrics)
     pictures = _crop_pictures(run, config, metrics) if include_crops else {}
     known = config if base_model is None else _rebased(config, base_model)
@@ -79,11 +90,10 @@ def package(
     if curves := draw_curves(read_losses(run / LOG), figures):
         files[CURVES] = curves
     if model.config.tuning == "lora":
-        weights = find_adapter(run)
-        files |= {ADAPTER_CONFIG: _adapter_config(weights.parent, public, model.family), WEIGHTS: weights}
+        files |= {ADAPTER_CONFIG: _adapter_config(model, public), WEIGHTS: _without_notes(find_adapter(run))}
     elif model.config.tuning == "full":
-        files[TOWER] = run / TOWER
-    files[HEADS] = run / HEADS
+        files[TOWER] = _without_notes(run / TOWER)
+    files[HEADS] = _without_notes(run / HEADS)
     if include_identities:
         files[IDENTITIES] = _nameless(run)
     files |= pictures
@@ -92,8 +102,20 @@ def package(
     facts = Facts(repository, public, figures, model.family, base, plain, reason or "", sum(model.widths.values()),
                   licence, [name for name in (CURVES, LISTS) if name in files], include_identities)  # fmt: skip
     files = {CARD: make_card(facts).encode(), **files}
-    _check_leaks(files, run, [str(config["backbone"]["name"]), *names.specs])
+    check_paths(files, run, [str(config["backbone"]["name"]), *names.specs])
+    identities = load_identities(run)[1] if (run / IDENTITIES).is_file() else []
+    check_names([public, list(figures.values())], identities, run, [facts.backbone, *names.names.values()])
     return files
+
+
+def describe_plain(files: Files) -> str:
+    """One line for who published them: whether they can be used without clipreid, or why not."""
+    content = files[CONFIG]
+    assert isinstance(content, bytes)
+    _, reason = plain_base(json.loads(content))
+    if reason:
+        return f"plain peft does not give the same features: {reason}"
+    return "with peft and transformers it gives the same features: the card shows how"
 
 
 def size_of(content: bytes | Path) -> int:
@@ -126,17 +148,11 @@ def _check_links(run: Path) -> None:
     inside = run.resolve()
     looked_at = [run / "adapter", *(run / "adapter").glob("*"), *run.glob("*.*"), run / REPORT, run / REPORT / LISTS]
     for file in looked_at:
-        if not file.resolve().is_relative_to(inside):
+        if not Path(os.path.realpath(file)).is_relative_to(inside):  # resolve() fails where links go round
             raise UserError(
                 f"{file} is a link that leads out of the run folder: nothing else than the run is published; put the "
                 "file itself there, or remove the link"
             )
-
-
-def _read_metrics(run: Path) -> dict[str, dict[str, Any]]:
-    from clipreid.training.folder import read_metrics
-
-    return read_metrics(run)
 
 
 def _rebased(config: dict[str, Any], base_model: str) -> dict[str, Any]:
@@ -157,17 +173,26 @@ def _rebased(config: dict[str, Any], base_model: str) -> dict[str, Any]:
     return renamed
 
 
-def _adapter_config(folder: Path, config: dict[str, Any], family: str) -> bytes:
+def _adapter_config(model: ReIDModel, config: dict[str, Any]) -> bytes:
+    """adapter_config.json by what config.json says, as which the run loads; not the run's own file, which nothing
+    compares with it."""
+    settings: Any = copy(model.image.peft_config["default"])  # type: ignore[index]
+    settings.inference_mode = True
     with TemporaryDirectory() as scratch:
-        shutil.copy(folder / ADAPTER_CONFIG, scratch)
-        mark_adapter(Path(scratch), config, family)
+        settings.save_pretrained(scratch)
+        mark_adapter(Path(scratch), config, model.family)
         return (Path(scratch) / ADAPTER_CONFIG).read_bytes()
+
+
+def _without_notes(file: Path) -> bytes | Path:
+    """Weights whose header has nothing but tensors: the file itself, or its tensors written anew."""
+    with safe_open(file, "pt") as handle:
+        notes = handle.metadata() or {}
+    return file if notes in ({}, {"format": "pt"}) else save(load_file(file), metadata={"format": "pt"})
 
 
 def _nameless(run: Path) -> bytes:
     """identities.safetensors with numbers for names."""
-    from safetensors.torch import save
-
     tensors, names = load_identities(run)
     return save(tensors, metadata={"names": json.dumps([str(nth) for nth in range(len(names))])})
 
@@ -193,21 +218,11 @@ def _crop_pictures(run: Path, config: Mapping[str, Any], metrics: Mapping[str, A
         raise UserError(
             f"--include-crops: there is no {file}: draw it with clipreid evaluate {run} --report {run / REPORT}"
         )
-    return {LISTS: file}
-
-
-def _check_leaks(files: Files, run: Path, specs: Iterable[str]) -> None:
-    """The last look: no file may hold a path of this machine. Of safetensors only the header can."""
-    typed = [Path(spec.partition(":")[2]).expanduser() for spec in specs]
-    places = [Path.home(), run, *(place for place in typed if place.is_absolute() or place.exists())]
-    shown = {str(path).encode() for place in places for path in (place, place.resolve()) if len(path.parts) > 1}
-    for name, content in files.items():
-        text = content.read_bytes() if isinstance(content, Path) else content
-        if name.endswith(".safetensors"):
-            text = text[8 : 8 + int.from_bytes(text[:8], "little")]
-        for path in shown:
-            if path in text:
-                raise UserError(
-                    f"{name} would show a path of this machine ({path.decode()}), and is not published: look for it in "
-                    f"{run / CONFIG} and in the metadata of the weights, and take it out"
-                )
+    try:
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"--include-crops: {file} is not a picture ({error}): draw it anew") from error
+    bare = BytesIO()  # without what the file may hold besides the picture
+    Image.fromarray(pixels).save(bare, "PNG")
+    return {LISTS: bare.getvalue()}

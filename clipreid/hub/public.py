@@ -1,60 +1,101 @@
 """What of a run may be seen by others: data without places, settings without paths, figures without notes.
 
-Everything is chosen by name, so that what a later version adds to a run folder is not published by accident.
+Everything is chosen by name, so that what a later version adds to a run folder, or somebody else wrote into it, is not
+published by accident; and of the texts only single words, but for the noun, which is the user's own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from clipreid.backbones.imported import IMPORTED
+from clipreid.backbones.load import is_local
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
 from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.tables import TITLES
+from clipreid.hub.checks import BACKBONE, LOADABLE, PUBLIC
+from clipreid.hub.shapes import check_table
+from clipreid.model import ModelConfig
 
-SETTINGS = ("clipreid", "status", "backbone", "values", "stage2", "separability", "model", "pooling")
-SHARED = ("preset", "seed", "noun", "image_size", "stride")
+# The keys of config.json's tables that are published. VALUES and STAGE2: the fields of `Values` and `TuneConfig` in
+# clipreid.training, which may not be imported from here.
+SETTINGS = ("clipreid", "status", "pooling")
+SHARED = ("preset", "seed", "image_size", "stride")
 STAGE1 = (*SHARED, "pictures", "identities", "epochs", "rate", "batch", "tokens")
 FLAGS = (*SHARED, "validate", "precision")
+VALUES = (
+    "tuning", "prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "optimiser", "epochs", "rate",
+    "head_rate", "bias_rate_factor", "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "least_steps",
+    "identities_per_batch", "pictures_per_identity", "smoothing", "margin", "weight_id", "weight_triplet", "weight_i2t",
+    "pad", "flip", "erase", "pixels", "positions", "train_interpolation", "test_interpolation",
+)  # fmt: skip
+STAGE2 = (
+    "prompts", "tuning", "aggregation", "sie", "sie_coefficient", "lora_rank", "lora_alpha", "epochs", "rate",
+    "head_rate", "identities_per_batch", "pictures_per_identity", "balance", "checkpoint_every",
+    "gradient_checkpointing",
+)  # fmt: skip
+TABLES = {"model": tuple(field.name for field in fields(ModelConfig)), "values": VALUES, "stage2": STAGE2,
+          "separability": ("text_to_image", "image_to_text")}  # fmt: skip
+BODY = tuple(key for key in BACKBONE if key != "name")
+PART = ("pictures", "identities", "cameras", "hash")  # of a fingerprint
 FIGURES = (*TITLES, "counts", "protocol", "intervals", "std", "feature", "parts", "bad", "cmc", "open_set")
 OWN = "own data"
-HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+WORD = re.compile(r"[\w@.+-]{1,60}")
+ADVICE = (
+    "give the public name of the same weights with --base-model, such as hf:openai/clip-vit-base-patch16 (where there "
+    "is none, publish the weights first)"
+)
 
 
 class DataNames:
     """What the data sets of a run are called in public.
 
     Official sets by their name without the place (`market1501:/data/Market` -> `market1501`), the synthetic street and
-    data sets on the Hub as they are, everything else `own data`, numbered where there are several. A remark stays
-    where it is ours: ` (val)`, or the name of a protocol.
+    data sets on the Hub as they are, everything else `own data`; numbered where there are several of one name. A
+    remark stays where it is ours: ` (val)`, or the name of a protocol.
     """
 
     def __init__(self, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         flags, self.local = config.get("flags", {}), set(config.get("local", []))
-        specs = [*flags.get("data", []), *flags.get("test", []), *(_parted(name)[0] for name in metrics)]
-        self.specs = tuple(dict.fromkeys(specs))  # as they were typed
-        own = [spec for spec in self.specs if self._shared(spec) is None]
-        self.own = {spec: OWN if len(own) == 1 else f"{OWN} {nth}" for nth, spec in enumerate(own, start=1)}
+        specs = [*flags.get("data", []), *flags.get("test", []), *config.get("stage1", {}).get("data", [])]
+        named = [*config.get("offsets", {}), *config.get("fingerprint", {}), *metrics]
+        self.specs = tuple(dict.fromkeys([*specs, *(_parted(name)[0] for name in named)]))  # as they were typed
+        self.names, groups = {}, dict[str, list[str]]()
+        for spec in self.specs:
+            label = self._label(spec)
+            if label == spec:  # a clone of what was published has public names already, which stay
+                self.names[spec] = spec
+            else:
+                groups.setdefault(label, []).append(spec)
+        for label, group in groups.items():
+            taken = set(self.names.values())
+            free = (name for nth in count(1) if (name := f"{label} {nth}") not in taken)
+            alone = len(group) == 1 and label not in taken
+            self.names |= {spec: label if alone else next(free) for spec in group}
 
     def __call__(self, name: str) -> str:
         spec, remark = _parted(name)
-        return (self._shared(spec) or self.own.get(spec, OWN)) + remark
+        return self.names[spec] + remark
 
     def loadable(self, specs: Iterable[str]) -> list[str]:
         """The public names of those that mean something to others."""
-        return [name for name in map(self._shared, specs) if name]
+        return [self(spec) for spec in specs if self._label(spec) != OWN]
 
-    def _shared(self, spec: str) -> str | None:
+    def _label(self, spec: str) -> str:
+        """The public name without a number; `spec` itself where that is public."""
         reader, _, rest = spec.partition(":")
-        if reader == "synthetic":
+        if re.fullmatch(rf"({'|'.join((OWN, *LAYOUTS))})( \d+)?", spec):
             return spec
         if reader in LAYOUTS:
             return reader
-        hub = reader == "hub" and HUB_NAME.fullmatch(rest) and not (spec in self.local or Path(rest).exists())
-        return spec if hub else None
+        here = reader == "hub" and (spec in self.local or Path(rest).exists())
+        return spec if LOADABLE.fullmatch(spec) and not here else OWN
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -67,58 +108,71 @@ def _parted(name: str) -> tuple[str, str]:
 def public_config(config: Mapping[str, Any], names: DataNames, backbone: str) -> dict[str, Any]:
     """`config.json` as others get it: it loads and evaluates as the run itself does.
 
-    backbone: its public name (`public_backbone`).
+    config: as `read_settings` has checked it.  backbone: its public name (`public_backbone`).
     """
-    flags, stage1 = config.get("flags", {}), config.get("stage1")
-    found = {key: config[key] for key in SETTINGS if key in config}
-    found["backbone"] = {**config["backbone"], "name": backbone}
-    if stage1:
-        data = [names(spec) for spec in stage1["data"]]
-        found["stage1"] = {"backbone": backbone, "data": data} | {k: stage1[k] for k in STAGE1 if k in stage1}
-        found["flags"] = {
-            "backbone": backbone,
-            "data": names.loadable(flags.get("data", [])),
-            "test": names.loadable(flags.get("test", [])),
-            **{k: flags[k] for k in FLAGS if k in flags},
-        }
-    for key in ("offsets", "fingerprint"):
+    flags, stage1, source = config.get("flags", {}), config.get("stage1"), config["backbone"]
+    shape = {"vision": source["vision"]} if "vision" in source else _chosen(source, BODY)
+    found = {**_chosen(config, SETTINGS), "backbone": {**shape, "name": backbone}}
+    for key, keys in TABLES.items():
         if key in config:
-            found[key] = {names(spec): value for spec, value in config[key].items()}
+            check_table(config[key], {}, f"config.json: {key}")
+            found[key] = _chosen(config[key], keys)
+    if stage1:
+        noun = {"noun": stage1["noun"]} if "noun" in stage1 else {}
+        data = [names(spec) for spec in stage1["data"]]
+        found["stage1"] = {"backbone": backbone, "data": data, **noun, **_chosen(stage1, STAGE1)}
+        tested = {key: names.loadable(flags.get(key, [])) for key in ("data", "test")}
+        found["flags"] = {"backbone": backbone, **tested, **_chosen(flags, FLAGS)}
+    if "offsets" in config:
+        found["offsets"] = {names(spec): both for spec, both in config["offsets"].items()}
+    if "fingerprint" in config:
+        found["fingerprint"] = {
+            names(spec): {split: _chosen(part, PART) for split, part in splits.items() if WORD.fullmatch(split)}
+            for spec, splits in config["fingerprint"].items()
+        }
     return found
 
 
 def public_metrics(metrics: Mapping[str, Mapping[str, Any]], names: DataNames) -> dict[str, dict[str, Any]]:
     """`metrics.json` as others get it: {public data name: {model: figures}}."""
-    found: dict[str, dict[str, Any]] = {}
-    for data, models in metrics.items():
-        for model, entry in models.items():
-            found.setdefault(names(data), {})[model] = {k: entry[k] for k in FIGURES if k in entry}
-    return found
+    return {
+        names(data): {model: _chosen(entry, FIGURES) for model, entry in models.items() if WORD.fullmatch(model)}
+        for data, models in metrics.items()
+    }
 
 
-def public_backbone(config: Mapping[str, Any]) -> str:
+def public_backbone(config: Mapping[str, Any], advice: str = ADVICE) -> str:
     """The name of the backbone, where anybody can have it by that name.
 
     Raises:
-        UserError: it lies on this machine only.
+        UserError: it lies on this machine only; `advice` says what to do.
     """
     name = str(config["backbone"]["name"])
-    kind, _, rest = name.partition(":")
-    local = name in config.get("local", []) or backbone_is_local(name)
-    if not local and (kind != "hf" or HUB_NAME.fullmatch(rest)):
+    if "vision" in config["backbone"]:
+        return IMPORTED
+    if PUBLIC.fullmatch(name) and name not in config.get("local", []) and not is_local(name):
         return name
     raise UserError(
         f"the backbone {name} lies on this machine, and what is published loads only with a backbone that everybody "
-        "can have: give the public name of the same weights with --base-model, such as "
-        "hf:openai/clip-vit-base-patch16 (where there is none, publish the weights first)"
+        f"can have: {advice}"
     )
 
 
-def backbone_is_local(name: str) -> bool:
-    """Whether a backbone's name means a file or folder here: to be told while relative paths still mean the same."""
-    kind, _, rest = name.partition(":")
-    if kind in ("timm", "osnet"):  # timm:NAME/FILE; OSNet has files only
-        return "/" in rest
-    inner = rest.partition("/")[2]
-    places = [rest, inner] if kind == "open_clip" else [rest] if kind == "hf" else []
-    return any(place and (Path(place).expanduser().exists() or place.startswith((".", "/", "~"))) for place in places)
+def _chosen(table: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """These keys of a table, where they are there; of lists and tables in it the numbers. UserError: a text that is
+    no single word."""
+    found = {key: table[key] for key in keys if key in table}
+    for key, value in found.items():
+        if isinstance(value, str) and not WORD.fullmatch(value):
+            raise UserError(
+                f"{key} is {value!r}: clipreid writes one word there, and nothing else is published; mend it in the "
+                "config.json or metrics.json of the run"
+            )
+    return {key: _numbers(value) for key, value in found.items()}
+
+
+def _numbers(value: Any) -> Any:
+    """Lists and tables without the texts in them."""
+    if isinstance(value, dict):
+        return {k: _numbers(v) for k, v in value.items() if WORD.fullmatch(k) and not isinstance(v, str)}
+    return [_numbers(v) for v in value if not isinstance(v, str)] if isinstance(value, list) else value

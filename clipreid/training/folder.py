@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -16,36 +15,10 @@ from clipreid.data import short_names
 from clipreid.errors import UserError
 from clipreid.evaluation import format_table
 from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, read_config
+from clipreid.hub.files import METRICS, read_metrics, write_json
 from clipreid.training.config import RunConfig
 
-METRICS = "metrics.json"
 OWNED = (CONFIG, METRICS, HEADS, IDENTITIES, TOWER, "log.jsonl", ADAPTER.parts[0], "checkpoints", "report", "README.md")
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Writes JSON under another name, then renames it."""
-    scratch = file.with_suffix(".writing")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
-    scratch.replace(file)
-
-
-def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """`metrics.json`: {data: {model: figures}}; empty where nothing has been scored yet.
-
-    Raises:
-        UserError: it is not what clipreid writes.
-    """
-    file = folder / METRICS
-    if not file.is_file():
-        return {}
-    try:
-        metrics = json.loads(file.read_text())
-        sound = all(isinstance(models, dict) for models in metrics.values())
-    except (ValueError, AttributeError):
-        sound = False
-    if not sound:
-        raise UserError(f"{file} is damaged, or was not written by clipreid: remove it, then evaluate again")
-    return metrics
 
 
 def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) -> None:

@@ -13,7 +13,8 @@ from clipreid.data import place, short_names
 from clipreid.errors import UserError
 from clipreid.evaluation import PROTOCOLS, format_table
 from clipreid.hub import read_config
-from clipreid.training.folder import METRICS, evaluate_command, read_metrics
+from clipreid.hub.files import METRICS, read_metrics
+from clipreid.training.folder import evaluate_command
 from clipreid.training.sets import VAL
 
 FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")

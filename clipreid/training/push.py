@@ -7,19 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from clipreid.backbones.load import is_local
 from clipreid.data import ReIDData
 from clipreid.data.fingerprint import fingerprints, local_places
 from clipreid.errors import UserError
-from clipreid.hub.public import backbone_is_local, public_backbone
+from clipreid.hub.public import public_backbone
 from clipreid.hub.publish import check_account, check_repository, describe, open_repository, publish_command, upload
 from clipreid.training.config import RunConfig
 
 AGAIN = "start the training again"
+LATER = (
+    "train without --push, then `clipreid publish RUN OWNER/NAME --base-model ...` with the public name of the same "
+    "weights, such as hf:openai/clip-vit-base-patch16 (where there is none, publish the weights first)"
+)
 
 
 def origin(config: RunConfig, sets: Sequence[ReIDData], tests: Sequence[ReIDData]) -> dict[str, Any]:
     """What `config.json` keeps for publishing: fingerprints of the data, and which names mean places here."""
-    here = [config.backbone] if backbone_is_local(config.backbone) else []
+    here = [config.backbone] if is_local(config.backbone) else []
     return {"fingerprint": fingerprints(sets, tests), "local": [*here, *local_places([*config.data, *config.test])]}
 
 
@@ -41,7 +46,7 @@ def check_push(config: RunConfig, stage2: bool) -> None:
         )
     check_repository(config.push)
     source = {"name": config.backbone}
-    public_backbone({"backbone": source, "local": [config.backbone] if backbone_is_local(config.backbone) else []})
+    public_backbone({"backbone": source, "local": [config.backbone] if is_local(config.backbone) else []}, LATER)
     if os.environ.get("RANK", "0") == "0":
         check_account(config.push, AGAIN)
 
@@ -54,8 +59,13 @@ def prepare_push(config: RunConfig, main: bool) -> None:
 
 def push(folder: Path, config: RunConfig) -> str:
     """Publishes the finished run; what to tell. Raises UserError with the command that publishes it later."""
-    from clipreid.hub.package import package
+    from clipreid.hub.package import describe_plain, package
 
     assert config.push is not None
     again = publish_command(folder, config.push, *["--private"] * config.private)
-    return describe(upload(package(folder, config.push), config.push, config.private, again), config.push)
+    try:
+        files = package(folder, config.push)
+    except UserError as error:
+        raise UserError(f"{error}. The run is finished and kept; to publish it then: {again}") from error
+    done = upload(files, config.push, config.private, again)
+    return f"{describe(done, config.push)}\n{describe_plain(files)}"

@@ -19,10 +19,11 @@ from clipreid.data import Mixture, Pixels, ReIDData, known_as, mixed_pk_indices,
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
 from clipreid.hub import CONFIG, IDENTITIES, backbone_record, load_identities, save_identities
+from clipreid.hub.files import read_metrics, write_json
 from clipreid.model import ReIDModel
 from clipreid.side import check_cls, known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig, Values, resolve
-from clipreid.training.folder import add_metrics, choose_folder, claim, read_metrics, write_json
+from clipreid.training.folder import add_metrics, choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import VAL, check_batch, decode, read_sets, shared_people

@@ -17,6 +17,13 @@ def hub() -> Iterator[Hub]:
         yield server
 
 
+@pytest.fixture
+def alice(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """The Hub, and this process logged in to it."""
+    hub.here(monkeypatch, tmp_path / "home", token="alice-write")
+    return hub
+
+
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound") / "run"
@@ -34,13 +41,16 @@ def run(sound: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def refused(hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Refused]:
-    """`refused("folder", "repository" or OWNER/NAME, message)`: loading the run is refused, and leaves no trace."""
+    """`refused("folder", "repository" or OWNER/NAME, message)`: loading the run is refused, and leaves no trace; a
+    folder is not exported and not published either."""
     mark = tmp_path / "executed"
     monkeypatch.chdir(tmp_path)
     hub.here(monkeypatch, tmp_path / "home")
 
     import clipreid
+    from clipreid.cli_export import Export
     from clipreid.errors import UserError
+    from clipreid.hub.package import package
 
     def check(where: str, message: str) -> None:
         before = listing(tmp_path)
@@ -48,6 +58,11 @@ def refused(hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             hub.put(REPOSITORY, run)
         with pytest.raises(UserError, match=message):
             clipreid.load({"repository": REPOSITORY, "folder": run}.get(where, where))
+        if where == "folder":
+            with pytest.raises(UserError, match=message):
+                Export(run=str(run), format="merged", output=tmp_path / "exported")()
+            with pytest.raises(UserError):
+                package(run, REPOSITORY)
         assert not mark.exists()
         assert listing(tmp_path) == before
 

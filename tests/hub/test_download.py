@@ -12,7 +12,7 @@ from test_hub import crops, make_run
 
 import clipreid
 from clipreid.errors import UserError
-from clipreid.hub import CONFIG, HEADS, IDENTITIES, find_run, run_name, snapshot_of
+from clipreid.hub import CONFIG, HEADS, IDENTITIES, TOWER, find_run, run_name, snapshot_of
 from clipreid.hub.download import WANTED
 
 NAME = "alice/demo"
@@ -222,18 +222,40 @@ def test_a_partly_downloaded_run_is_not_loaded_offline(hub: Hub, home: Path, fin
 
 
 def test_a_repository_that_changes_meanwhile(hub: Hub, home: Path, finished: Path, monkeypatch: Patch) -> None:
-    hub.put(NAME, finished)
+    """What was looked at is what is downloaded, whatever is pushed in between."""
+    commit = hub.put(NAME, finished)
     import clipreid.hub.download as module
 
     real = module.snapshot_download
 
     def late(*args: Any, **kwargs: Any) -> str:
-        hub.put(NAME, {CONFIG: b"{}"})
+        hub.put(NAME, {CONFIG: b"{}", HEADS: b"evil", "adapter/adapter_model.safetensors": b"evil"})
         return real(*args, **kwargs)
 
     monkeypatch.setattr(module, "snapshot_download", late)
-    with pytest.raises(UserError, match="demo was changed while it was downloaded: try again"):
-        find_run(NAME)
+    found = find_run(NAME)
+    clipreid.load(found)
+    assert found.name == commit
+    assert {r.path.split("/resolve/")[1].split("/")[0] for r in hub.requests if "/resolve/" in r.path} == {commit}
+    hub.stop()
+    assert find_run(NAME) == found  # what the branch was is known without network too
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full", "head"])
+def test_only_the_weights_that_its_tuning_needs_are_downloaded(
+    hub: Hub, home: Path, tmp_path: Path, tuning: str
+) -> None:
+    make_run("tiny-clip", tmp_path / "run", tuning)
+    adapter = "adapter/adapter_model.safetensors"
+    needed = {"lora": {adapter}, "full": {TOWER}, "head": set()}[tuning] | {CONFIG, HEADS}
+    for name in {adapter, "adapter_model.safetensors", TOWER} - needed:
+        (tmp_path / "run" / "adapter").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_bytes(b"junk")
+    hub.put(NAME, tmp_path / "run")
+    clipreid.load(NAME)
+    assert below(find_run(NAME)) == needed
+    hub.stop()
+    clipreid.load(NAME)
 
 
 def test_names_of_the_allow_list_match_nothing_else() -> None:

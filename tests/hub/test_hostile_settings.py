@@ -3,6 +3,7 @@
 `run` and `refused` are fixtures of conftest.py.
 """
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import clipreid
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, TOWER, find_run, read_config
 from clipreid.hub.checks import PUBLIC
+from clipreid.hub.files import METRICS, read_metrics
+from clipreid.hub.package import package
 
 NAME = "alice/demo"
 Refused = Callable[[str, str], None]
@@ -63,6 +66,103 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "another backbone": (backbone(name="tiny-siglip2"), r"trained on other weights of 'tiny-siglip2'"),
     "a backbone that is not there": (backbone(name="hf:../../secret"), r"no folder|not a public name"),
 }
+
+
+def finished(config: dict[str, Any]) -> None:
+    """What training writes besides backbone and model."""
+    values = {"tuning": "lora", "rate": {"lora": 1e-4}, "optimiser": "adamw", "schedule": "cosine", "margin": 0.3}
+    values |= dict.fromkeys(("prompt_epochs", "prompt_batch", "epochs"), 1)
+    values |= dict.fromkeys(("identities_per_batch", "pictures_per_identity"), 2)
+    values |= dict.fromkeys(("prompt_rate", "head_rate", "weight_id", "weight_triplet", "weight_i2t"), 1e-3)
+    part = {"pictures": 8, "identities": 2, "cameras": 2, "hash": "0" * 16}
+    config |= {"values": values, "stage1": {"data": ["synthetic"], "noun": "person", "tokens": 4}, "local": []}
+    config |= {"flags": {"data": ["synthetic"], "test": []}, "stage2": {"prompts": "identity"}, "pooling": "cls"}
+    config |= {"offsets": {"synthetic": [0, 0]}, "fingerprint": {"synthetic": {"train": part}}}
+
+
+def test_the_tables_were_sound(run: Path) -> None:
+    edit_config(run, finished)
+    (run / METRICS).write_text(json.dumps({"synthetic": {"stage2": SOUND}}))
+    clipreid.load(run)
+    assert read_metrics(run)["synthetic"]["stage2"] == SOUND
+    package(run, NAME)
+
+
+@pytest.mark.parametrize("where", ["folder", "repository"])
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        *(
+            (key, value, rf"config.json: (config.)?{key} is {shown}")
+            for key in ("local", "stage1", "stage2", "values", "flags", "offsets", "fingerprint", "backbone", "model")
+            for value, shown in ((5, "5"), ("x", '"x"'), ([None], r"\[null\]"))
+        ),
+        ("status", 5, "config.status is 5: it must be a short text"),
+        ("pooling", [], r"config.pooling is \[\]"),
+        ("values", {"a": 1}, "values lacks tuning, rate, optimiser, schedule, prompt_epochs: another version wrote it"),
+        ("values.rate", 5, "values.rate is 5: it must be a table, each value a number"),
+        ("values.rate", {"full": 1e-4}, "values.rate has no rate for the tuning 'lora'"),
+        ("values.rate", {"lora": "x"}, "values.rate is"),
+        ("values.tuning", ["lora"], r"values.tuning is \[.lora.\]: it must be a short text"),
+        ("values.margin", "x", "values.margin is .x.: it must be a number"),
+        ("values.epochs", None, "values.epochs is null: it must be an integer"),
+        ("stage1", {}, "stage1 lacks data"),
+        ("stage1.data", "synthetic", "stage1.data is .synthetic.: it must be a list of texts"),
+        ("stage1.noun", 5, "stage1.noun is 5"),
+        ("stage2.prompts", ["identity"], "stage2.prompts is"),
+        ("flags.pattern", 5, "flags.pattern is 5: it must be a short text or null"),
+        ("flags.columns", {}, "flags.columns is"),
+        ("local", [5], r"config.local is \[5\]"),
+        ("offsets", {"synthetic": 5}, "config.offsets is"),
+        ("offsets", {"synthetic": [1, "x"]}, "config.offsets is"),
+        ("fingerprint", {"synthetic": {"train": 5}}, "config.fingerprint is"),
+        ("fingerprint", {"synthetic": {"train": {"pictures": 5}}}, "train lacks identities, cameras, hash"),
+        ("fingerprint.synthetic.train.pictures", "x", "fingerprint, train.pictures is .x.: it must be an integer"),
+        ("backbone", {}, "backbone settings .* are unknown or missing"),
+        ("backbone.name", 5, "backbone.name is 5: it must be a short text"),
+        ("backbone", {"name": "imported", "vision": []}, r"vision: \(all\) are unknown or missing"),
+        ("backbone", {"name": ["timm:"], "vision": {}}, "backbone.name is"),
+        ("model", {}, "model settings .* are unknown or missing"),
+        ("model.tuning", ["lora"], "model.tuning is"),
+        ("model.sie", None, "model.sie is null"),
+    ],
+)
+def test_tables(run: Path, refused: Refused, path: str, value: Any, message: str, where: str) -> None:
+    """What is read of the config is of the kind that training writes, before anything is done with it."""
+
+    def change(config: dict[str, Any]) -> None:
+        finished(config)
+        *tables, last = path.split(".")
+        for table in tables:
+            config = config[table]
+        config[last] = value
+
+    edit_config(run, change)
+    refused(where, message)
+
+
+SOUND = dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), 0.5) | {
+    "protocol": "market1501", "counts": {"valid_queries": 8, "query_identities": 2, "gallery": 9}, "cmc": [0.4, 0.5],
+    "intervals": {"mAP": [0.4, 0.6]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        5, [1], {"synthetic": 5}, {"synthetic": {"stage2": 5}}, {"synthetic": {"stage2": {}}},
+        {"synthetic": {"stage2": {"mAP": "x"}}}, *({"synthetic": {"stage2": SOUND | {key: value}}} for key, value in (
+            ("mAP", "x"), ("mAP", float("nan")), ("rank1", None), ("counts", 5), ("counts", {"gallery": "x"}),
+            ("cmc", 5), ("cmc", ["x"]), ("intervals", [1, 2]), ("intervals", {"mAP": [1]}), ("std", {"mAP": "x"}),
+            ("protocol", ["market1501"]))),
+    ],
+)  # fmt: skip
+def test_figures(run: Path, metrics: Any) -> None:
+    edit_config(run, finished)
+    (run / METRICS).write_text(json.dumps(metrics))
+    for use in (read_metrics, lambda folder: package(folder, NAME)):
+        with pytest.raises(UserError, match=r"metrics.json is damaged, or was not written by clipreid \("):
+            use(run)
 
 
 @pytest.mark.parametrize("where", ["folder", "repository"])

@@ -156,6 +156,13 @@ def test_identities_round_trip(tmp_path: Path) -> None:
         load_identities(tmp_path)
 
 
+@pytest.mark.parametrize("names", ["[1, 2]", "{", '"a"'])
+def test_names_that_are_not_names(tmp_path: Path, names: str) -> None:
+    save_file({"prompts": torch.zeros(1)}, tmp_path / IDENTITIES, metadata={"names": names})
+    with pytest.raises(UserError, match="not a list of texts"):
+        load_identities(tmp_path)
+
+
 # Refusals ---------------------------------------------------------------------------------------------------------
 
 

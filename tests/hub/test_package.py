@@ -1,36 +1,30 @@
-"""What is published of a run: it loads again, the card is read by the Hub's client, and nothing private is in it."""
+"""What is published of a run: it loads again with the same features, and nothing private is in it."""
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import ModelCard
-from hypothesis import given
-from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from test_hub import crops, edit_config, make_run
 
 import clipreid
 from clipreid.backbones.load import WEIGHTS
 from clipreid.cli import main
-from clipreid.data.crops import Split
-from clipreid.data.fingerprint import fingerprint
 from clipreid.errors import UserError
-from clipreid.hub import CONFIG, HEADS, IDENTITIES, TOWER, save_identities
-from clipreid.hub.card import Facts, make_card
-from clipreid.hub.curves import draw_curves, read_losses
-from clipreid.hub.licences import licence_of
-from clipreid.hub.package import CARD, CURVES, LISTS, METRICS, Files, package, shown_size
-from clipreid.hub.public import DataNames, public_backbone
+from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, save_identities
+from clipreid.hub.card import CURVES, LISTS
+from clipreid.hub.files import METRICS
+from clipreid.hub.package import ADAPTER_CONFIG, CARD, Files, package, shown_size
+from clipreid.training.config import PRESETS, TuneConfig
 
 ROOT = "/srv/clients/northgate-mall/crops"
 PEOPLE = ["Aurelia Quist", "Bertram Osei", "Kunigunde Vey"]
@@ -52,6 +46,9 @@ def finished(
     stage1 = {"backbone": "tiny-clip", "data": [data], "preset": "default", "seed": 0, "noun": "person",
               "image_size": [128, 64], "tokens": 4}  # fmt: skip
     more = {
+        "values": asdict(PRESETS["default"]),
+        "stage2": asdict(TuneConfig()),
+        "separability": {"text_to_image": 0.7, "image_to_text": 0.6},
         "stage1": stage1,
         "flags": {
             "backbone": "tiny-clip",
@@ -141,8 +138,13 @@ def test_identities_only_when_asked_for_and_without_their_names(run: Path, tmp_p
 def test_crops_only_when_asked_for_and_never_those_of_a_public_set(run: Path, tmp_path: Path) -> None:
     assert LISTS not in package(run, "me/demo")
     files = package(run, "me/demo", include_crops=True)
-    assert content(files, LISTS) == (run / "report" / LISTS).read_bytes()
+    (tmp_path / LISTS).write_bytes(content(files, LISTS))
+    with Image.open(tmp_path / LISTS) as sent, Image.open(run / "report" / LISTS) as drawn:
+        assert np.array_equal(np.asarray(sent), np.asarray(drawn))
     assert f"]({LISTS})" in content(files, CARD).decode()
+    (run / "report" / LISTS).write_bytes(b"no picture")
+    with pytest.raises(UserError, match="is not a picture"):
+        package(run, "me/demo", include_crops=True)
     (run / "report" / LISTS).unlink()
     with pytest.raises(UserError, match=r"there is no .*ranked_lists.png: draw it with clipreid evaluate .* --report"):
         package(run, "me/demo", include_crops=True)
@@ -176,187 +178,47 @@ def test_dry_run_needs_no_network_and_no_token_and_writes_nothing(
         assert any(line.split()[:1] == [name] and line.endswith(shown_size(size)) for line in shown.splitlines()), name
 
 
-# The card ---------------------------------------------------------------------------------------------------------
+NOTE = f"{PEOPLE[0]} at /srv/secret"
 
 
-def test_the_card_is_read_by_the_hubs_own_client(run: Path, tmp_path: Path) -> None:
-    card = ModelCard.load(clone(package(run, "me/demo"), tmp_path / "clone") / CARD, ignore_metadata_errors=False)
-    assert card.data.license == "apache-2.0"
-    assert card.data.library_name == "peft"
-    assert {"clipreid", "re-identification", "person-re-identification", "lora"} <= set(card.data.tags)
-    found = {(result.dataset_name, result.metric_type): result for result in card.data.eval_results}
-    assert len(found) == len(card.data.eval_results) == 2 * len(FIGURES)
-    for data in ("own data", "own data (val)"):
-        for name, value in FIGURES.items():
-            assert found[data, name].metric_value == pytest.approx(value)
-            expected = {"protocol": "market1501", "interval_95": [round(value - 0.04, 4), round(value + 0.05, 4)]}
-            assert found[data, name].metric_args == expected
+def annotate(file: Path) -> None:
+    """A note in the header of a safetensors file, which loads as before."""
+    save_file(load_file(file), file, metadata={"format": "pt", "note": NOTE})
 
 
-def test_the_card_says_what_it_must(run: Path) -> None:
-    card = content(package(run, "me/demo"), CARD).decode()
-    for words in (
-        "46.3 (42.3 to 51.3)",  # with its interval
-        "30 queries of 15 identities against 90 pictures",
-        "| own data | train | 3,600 | 3 | 2 | `0123456789abcdef` |",
-        "not** for finding out who somebody is",
-        "no evidence about pedestrians",  # the backbone is a stand-in
-        "personal data",
-        'clipreid.load("me/demo")',
-        "Licence of the backbone `tiny-clip`: `apache-2.0`",
-        "resized to 128x64",
-    ):
-        assert words in card, words
-    assert "untrained backbone has the higher mAP" not in card
-
-
-def test_the_card_admits_where_training_made_it_worse(run: Path) -> None:
-    (run / METRICS).write_text(json.dumps({"synthetic": {"zero-shot": entry(mAP=0.6), "stage2": entry()}}))
-    assert (
-        "**On synthetic the untrained backbone has the higher mAP.**" in content(package(run, "me/demo"), CARD).decode()
-    )
-
-
-def test_withdrawn_data_are_named_as_such(tmp_path: Path) -> None:
-    run = finished(tmp_path / "run", data=f"dukemtmc:{ROOT}")
-    assert "**dukemtmc was withdrawn by its authors" in content(package(run, "me/demo"), CARD).decode()
-    edit_config(run, lambda config: config.update(fingerprint={}))
-    assert "kept no fingerprint" in content(package(run, "me/demo"), CARD).decode()
-
-
-def test_an_imported_checkpoint_is_published_without_the_backbone_it_never_had(tmp_path: Path) -> None:
-    from test_importer import published, save
-
-    from clipreid.importer import import_checkpoint
-
-    file = save(published(), tmp_path).rename(tmp_path / "secret-name.pth")
-    import_checkpoint(file, tmp_path / "run")
-    files = package(tmp_path / "run", "me/demo")
-    assert files.keys() == {CARD, CONFIG, TOWER, HEADS}
-    assert all(b"secret-name" not in content(files, name) for name in files)
-    card = content(files, CARD).decode()
-    assert "imported from a checkpoint" in card
-    assert "Plain peft does not give the same features: it was imported" in card
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_notes_in_the_runs_files_are_not_published(tmp_path: Path, tuning: str) -> None:
+    run = finished(tmp_path / "run", tuning=tuning)
+    for key in ("values", "stage2", "separability", "stage1", "flags"):
+        edit_config(run, lambda c, key=key: c.setdefault(key, {}).update(note=NOTE, nested={"a": [NOTE]}))
+    edit_config(run, lambda config: config["offsets"].update({NOTE: [0, 0]}))
+    metrics = {"synthetic": {"stage2": entry(parts={"final": {"mAP": 0.5, NOTE: 1, "note": NOTE}}), NOTE: entry()}}
+    (run / METRICS).write_text(json.dumps(metrics))
+    annotate(run / HEADS)
+    annotate(run / (ADAPTER if tuning == "lora" else TOWER))
+    if tuning == "lora":
+        file = run / "adapter" / ADAPTER_CONFIG
+        file.write_text(json.dumps({**json.loads(file.read_text()), "revision": NOTE, "note": NOTE}))
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Comment", NOTE)
+    Image.new("RGB", (8, 8)).save(run / "report" / LISTS, pnginfo=notes)
+    files = package(run, "me/demo", include_identities=True, include_crops=True)
+    for name in files:
+        for word in (PEOPLE[0], "Quist", "secret"):
+            assert word.encode() not in content(files, name), f"{word} in {name}"
+    assert json.loads(content(files, METRICS)) == {"synthetic": {"stage2": entry(parts={"final": {"mAP": 0.5}})}}
     loaded = clipreid.load(clone(files, tmp_path / "clone"))
-    assert torch.equal(loaded.embed(crops()), clipreid.load(tmp_path / "run").embed(crops()))
+    assert torch.equal(loaded.embed(crops()), clipreid.load(run).embed(crops()))
 
 
-def test_why_plain_peft_cannot_stands_in_the_card(run: Path, tmp_path: Path) -> None:
-    """`make_run` resizes positions bilinearly, which transformers does not."""
-    assert (
-        "Plain peft does not give the same features: its position table" in content(package(run, "a/b"), CARD).decode()
-    )
-    edit_config(run, lambda config: config["backbone"].update(positions="bicubic"))
-    assert "Plain peft does not" not in content(package(run, "a/b"), CARD).decode()
-
-
-def test_the_cards_lines_for_plain_peft_do_what_they_say(run: Path, tmp_path: Path) -> None:
-    """Typed as they stand, with the clone's folder for the name on the Hub."""
-    edit_config(run, lambda config: config["backbone"].update(positions="bicubic"))
-    files = package(run, "me/demo")
-    copy = clone(files, tmp_path / "clone")
-    _, short, whole = re.findall(r"```python\n(.*?)```", content(files, CARD).decode(), re.DOTALL)
-    pixels = torch.randn(2, 3, 128, 64)
-    typed: dict[str, Any] = {"pixels": pixels}
-    exec(short.replace("me/demo", str(copy)), typed)
-    model = clipreid.load(run)
-    with torch.no_grad():
-        assert (typed["out"].pooler_output - model.features(pixels)["final"]).abs().max() <= 1e-4
-    picture = tmp_path / "a.png"
-    Image.fromarray(crops()[0].permute(1, 2, 0).numpy()).save(picture)
-    exec(whole.replace("me/demo", str(copy)).replace('"a.jpg"', repr(str(picture))), typed)
-    assert (typed["feature"] - model.embed([picture])).abs().max() <= 1e-4
-    assert (typed["feature"] - clipreid.load(run, strength=0).embed([picture])).abs().max() > 1e-3
-
-
-def test_licences_known_given_and_unknown(run: Path) -> None:
-    assert licence_of("open_clip:ViT-B-16-quickgelu/openai") == ("mit", "")
-    assert licence_of("hf:google/siglip2-base-patch16-256") == ("apache-2.0", "")
-    assert licence_of("timm:vit_small_patch16_dinov3.lvd1689m") == ("other", "dinov3-license")
-    assert licence_of("hf:somebody/clip") == ("unknown", "")
-    card = ModelCard(content(package(run, "me/demo", licence="cc-by-nc-4.0"), CARD).decode())
-    assert card.data.license == "cc-by-nc-4.0"
-    assert "These weights: `cc-by-nc-4.0`" in card.text
-    config = json.loads(content(package(run, "me/demo"), CONFIG))
-    unknown = {**config, "backbone": {**config["backbone"], "name": "hf:somebody/clip"}}
-    text = make_card(Facts("me/demo", unknown, {}, "clip", None, "", "because", 8))
-    assert ModelCard(text).data.license == "unknown"
-    assert "unknown to clipreid: look it up" in text
-    assert ModelCard(text).data.eval_results is None
-    assert "It was not scored" in text
-
-
-def test_curves_are_drawn_from_what_there_is(run: Path, tmp_path: Path) -> None:
-    losses = read_losses(run / "log.jsonl")
-    assert [len(epochs) for epochs in losses.values()] == [3]  # the line that was cut short is left out
-    assert draw_curves({}, {}) is None
-    assert read_losses(tmp_path / "nowhere") == {}
-    share = np.linspace(0.4, 1, 20).tolist()
-    pictures = [draw_curves(losses, {}), draw_curves({}, {"a": {"stage2": entry()}}),
-                draw_curves(losses, {"a": {"stage2": entry(cmc=share), "zero-shot": entry()}})]  # fmt: skip
-    for picture in pictures:
-        assert picture is not None
-        assert picture.startswith(b"\x89PNG")
-    assert len(set(pictures)) == 3
-
-
-# Names ------------------------------------------------------------------------------------------------------------
-
-parts = st.text(st.characters(categories=("L", "N"), include_characters="-_ ()"), min_size=4, max_size=12)
-
-
-@given(st.sampled_from(["folder", "csv", "hub", "market1501", "msmt17"]), st.lists(parts, min_size=2, max_size=4))
-def test_no_part_of_a_place_is_in_a_public_name(reader: str, place: list[str]) -> None:
-    path = "/" + "/".join(place)
-    for name in (f"{reader}:{path}", f"{reader}:{path} (val)", f"{reader}:{path} (cross-camera)"):
-        public = DataNames({"flags": {"data": [name.split(" (val)")[0]]}, "local": [f"{reader}:{path}"]}, {name: {}})(
-            name
-        )
-        assert "/" not in public
-        head = public.removesuffix(" (val)").removesuffix(" (cross-camera)")
-        assert head == reader or head.rstrip(" 0123456789") == "own data"
-
-
-def test_data_names_stay_apart_and_keep_our_remarks() -> None:
-    config = {"flags": {"data": ["folder:a/one", "csv:two.csv"], "test": ["market1501:/data/M"]}, "local": ["hub:a/b"]}
-    names = DataNames(config, {"market1501:/data/M (val)": {}, "hub:x/y": {}, "hub:a/b": {}, "folder:/x (Bob)": {}})
-    assert names("folder:a/one") == "own data 1"
-    assert names("csv:two.csv") == "own data 2"
-    assert names("market1501:/data/M (val)") == "market1501 (val)"
-    assert names("hub:x/y") == "hub:x/y"
-    assert names("hub:a/b") == "own data 3"  # a folder, as training noted
-    assert names("folder:/x (Bob)") == "own data 4"
-    assert names("synthetic:new-cameras (val)") == "synthetic:new-cameras (val)"
-
-
-@pytest.mark.parametrize(
-    "name", ["hf:./clip", "hf:/w/clip", "hf:clip", "timm:vit_tiny/w.pt", "osnet:x1_0/w.pth", "open_clip:/w", "hf:a/b/c"]
-)
-def test_backbones_that_nobody_else_can_have_are_refused(name: str) -> None:
-    with pytest.raises(UserError, match=r"lies on this machine, .* --base-model, such as hf:openai"):
-        public_backbone({"backbone": {"name": name}})
-
-
-def test_a_folder_that_looks_like_a_name_of_the_hub_was_noted_in_training() -> None:
-    assert public_backbone({"backbone": {"name": "hf:models/clip"}, "local": []}) == "hf:models/clip"
-    with pytest.raises(UserError, match="lies on this machine"):
-        public_backbone({"backbone": {"name": "hf:models/clip"}, "local": ["hf:models/clip"]})
-
-
-def test_base_model_gives_the_local_backbone_its_public_name(
-    tmp_path: Path, tiny_folder: Callable[[str], Path]
-) -> None:
-    run = finished(tmp_path / "run", WEIGHTS / "tiny-clip")
-    with pytest.raises(UserError, match=r"lies on this machine"):
-        package(run, "me/demo")
-    files = package(run, "me/demo", base_model="tiny-clip")
-    assert json.loads(content(files, CONFIG))["backbone"]["name"] == "tiny-clip"
-    assert json.loads(content(files, "adapter_config.json"))["base_model_name_or_path"] == "tiny-clip"
-    loaded = clipreid.load(clone(files, tmp_path / "clone"))
-    assert (loaded.embed(crops()) - clipreid.load(run).embed(crops())).abs().max() <= 1e-6
-    other = finished(tmp_path / "other", tiny_folder("clip"))
-    with pytest.raises(UserError, match=r"--base-model tiny-clip: its weights are not those|tiny-clip: .*size"):
-        package(other, "me/demo", base_model="tiny-clip")
+def test_adapter_config_says_what_config_json_says(run: Path) -> None:
+    """As which the run loads and was scored, whatever has become of adapter/adapter_config.json."""
+    file = run / "adapter" / ADAPTER_CONFIG
+    sound = json.loads(file.read_text())
+    assert json.loads(content(package(run, "me/demo"), ADAPTER_CONFIG)) == sound
+    file.write_text(json.dumps({**sound, "lora_alpha": 160, "r": 2, "use_rslora": True, "target_modules": ["k_proj"]}))
+    assert json.loads(content(package(run, "me/demo"), ADAPTER_CONFIG)) == sound
+    assert (sound["lora_alpha"], sound["r"]) == (6, 4)
 
 
 # Refusals ---------------------------------------------------------------------------------------------------------
@@ -379,25 +241,52 @@ def test_links_out_of_the_run_are_not_followed(run: Path, tmp_path: Path, name: 
         package(run, "me/demo", include_crops=True)
 
 
-def test_a_path_that_got_in_by_another_way_is_found(run: Path) -> None:
-    """--noun is the user's own word, and published."""
-    edit_config(run, lambda config: config["stage1"].update(noun=f"person of {run}"))
-    with pytest.raises(UserError, match=r"would show a path of this machine \(.*run\)"):
+DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "no backbone": lambda config: config.pop("backbone"),
+    "no name": lambda config: config["backbone"].pop("name"),
+    "a list for a tower": lambda config: config.update(backbone={"name": "imported", "vision": []}),
+    "no tuning": lambda config: config["model"].pop("tuning"),
+    "local": lambda config: config.update(local=5),
+    "stage2": lambda config: config.update(stage2=5),
+    "values": lambda config: config.update(values=5),
+    "other values": lambda config: config.update(values={"a": 1}),
+    "a text for a word": lambda config: config["values"].update(optimiser="adam and eve"),
+    "separability": lambda config: config.update(separability=5),
+    "fingerprint": lambda config: config.update(fingerprint=5),
+    "parts": lambda config: config.update(fingerprint={"synthetic": {"train": {"pictures": "many"}}}),
+    "no data": lambda config: config["stage1"].pop("data"),
+    "noun": lambda config: config["stage1"].update(noun=5),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_settings_are_refused_with_a_message(run: Path, how: str) -> None:
+    edit_config(run, DAMAGES[how])
+    with pytest.raises(UserError):
         package(run, "me/demo")
 
 
-# The fingerprint of data ------------------------------------------------------------------------------------------
+WRONG = (5, {"mAP": "x"}, entry(counts=5), entry(intervals={"mAP": 5}), entry(cmc="x y"))
 
 
-def split_of(root: str, order: list[int], camera: int = 1) -> Split:
-    images = [{"path": f"{root}/{i}.jpg"} for i in order]
-    return Split.from_columns("train", images, [f"p{i // 2}" for i in order], [camera] * len(order))
+@pytest.mark.parametrize("figures", WRONG)
+def test_damaged_figures_are_refused_with_a_message(run: Path, figures: Any) -> None:
+    (run / METRICS).write_text(json.dumps({"synthetic": {"stage2": figures}}))
+    with pytest.raises(UserError):
+        package(run, "me/demo")
 
 
-def test_a_fingerprint_is_of_the_data_not_of_where_they_lie() -> None:
-    one = fingerprint(split_of("/a", [0, 1, 2, 3]))
-    assert (one["pictures"], one["identities"], one["cameras"]) == (4, 2, 1)
-    assert fingerprint(split_of("/elsewhere/b", [3, 1, 0, 2])) == one
-    assert fingerprint(split_of("/a", [0, 1, 2]))["hash"] != one["hash"]
-    assert fingerprint(split_of("/a", [0, 1, 2, 3], camera=2))["hash"] != one["hash"]
-    assert fingerprint(replace(split_of("/a", [0, 1, 2, 3]), name="query")) == one
+def test_base_model_gives_the_local_backbone_its_public_name(
+    tmp_path: Path, tiny_folder: Callable[[str], Path]
+) -> None:
+    run = finished(tmp_path / "run", WEIGHTS / "tiny-clip")
+    with pytest.raises(UserError, match=r"lies on this machine"):
+        package(run, "me/demo")
+    files = package(run, "me/demo", base_model="tiny-clip")
+    assert json.loads(content(files, CONFIG))["backbone"]["name"] == "tiny-clip"
+    assert json.loads(content(files, "adapter_config.json"))["base_model_name_or_path"] == "tiny-clip"
+    loaded = clipreid.load(clone(files, tmp_path / "clone"))
+    assert (loaded.embed(crops()) - clipreid.load(run).embed(crops())).abs().max() <= 1e-6
+    other = finished(tmp_path / "other", tiny_folder("clip"))
+    with pytest.raises(UserError, match=r"--base-model tiny-clip: its weights are not those|tiny-clip: .*size"):
+        package(other, "me/demo", base_model="tiny-clip")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 import pytest
 from hub_server import Hub
 from huggingface_hub import HfApi, ModelCard
-from launching import ROOT, paint_street
 from test_hub import crops, edit_config
 from test_package import content, finished
 
@@ -19,10 +17,8 @@ import clipreid
 from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, IDENTITIES
-from clipreid.hub.package import CARD, METRICS, Files, package
-from clipreid.hub.publish import check_repository, publish_command, upload
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
-from clipreid.training.run import open_run
+from clipreid.hub.package import CARD, Files, package
+from clipreid.hub.publish import check_repository, upload
 
 NAME = "alice/demo"
 WEIGHTS = "adapter_model.safetensors"
@@ -36,14 +32,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def files(run: Path) -> Files:
     return package(run, NAME)
-
-
-@pytest.fixture
-def alice(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
-    """The Hub, and this process logged in to it; nobody waits."""
-    hub.here(monkeypatch, tmp_path / "home", token="alice-write")
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    return hub
 
 
 def publish(run: Path, name: str = NAME, *flags: str) -> None:
@@ -75,7 +63,17 @@ def test_what_is_published_is_what_was_promised(
     assert f"{alice.url}/{NAME}\n" in shown
     assert f'clipreid.load("{NAME}")' in shown
     assert not alice.repos[NAME].private
-    assert ModelCard.load(NAME).data.library_name == "peft"
+    assert ModelCard.load(NAME).data.library_name == "clipreid"
+    assert "plain peft does not give the same features: its position table was resized bilinearly" in shown
+
+
+def test_whether_plain_peft_can_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for tuning, said in (("lora", "with peft and transformers it gives the same features"),
+                         ("head", "plain peft does not give the same features: a linear map")):  # fmt: skip
+        run = finished(tmp_path / tuning, tuning=tuning, data="synthetic")
+        edit_config(run, lambda config: config["backbone"].update(positions="bicubic"))
+        publish(run, NAME, "--dry-run")
+        assert said in capsys.readouterr().out
 
 
 def test_publishing_again_updates_and_removes_what_is_not_published_any_more(
@@ -239,69 +237,3 @@ def test_a_change_by_somebody_else_in_between_is_not_undone(
     with pytest.raises(UserError, match="was changed by somebody else at the same time"):
         upload(files | {CARD: b"# a new card"}, NAME, False, "again")
     assert alice.files(NAME)["new.txt"] == b"meanwhile"
-
-
-# --push -----------------------------------------------------------------------------------------------------------
-
-
-def test_push_is_refused_before_training_where_it_could_not_be_done(
-    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    hub.here(monkeypatch, tmp_path / "home", token="wrong")
-    output = tmp_path / "run"
-
-    def opened(stage2: bool = True, **flags: Any) -> None:
-        open_run(RunConfig(output=output, **flags), PromptConfig(), TuneConfig() if stage2 else None)
-
-    for flags, message in (
-        ({"push": NAME, "stage2": False}, "stage 1 alone has nothing to publish"),
-        ({"private": True}, "--private is for --push"),
-        ({"push": "demo"}, "has no owner"),
-        ({"push": NAME, "backbone": "hf:./clip"}, "lies on this machine"),
-        ({"push": NAME}, "does not accept your token"),
-    ):
-        with pytest.raises(UserError, match=message):
-            opened(**flags)  # type: ignore[arg-type]
-    assert not output.exists()
-
-
-def test_a_run_is_pushed_at_its_end(
-    alice: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The recipe: the repository is there before training; a failed upload keeps the run and names the command."""
-    monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.syspath_prepend(str(ROOT / "recipes"))
-    import clipreid_stage2 as recipe
-
-    street, output = paint_street(tmp_path / "crops", train=4, test=3), tmp_path / "run"
-    there: list[set[str]] = []
-    trained = recipe.tune
-
-    def tune(*args: Any, **kwargs: Any) -> None:
-        there.append(set(alice.files(NAME)))
-        trained(*args, **kwargs)
-
-    monkeypatch.setattr(recipe, "tune", tune)
-    flags = RunConfig(
-        data=(f"folder:{street}",), output=output, image_size=(64, 32), push=NAME, private=True, threads=1
-    )
-    config = recipe.Stage2(flags, PromptConfig(prompt_epochs=2), TuneConfig(epochs=2, identities_per_batch=4))
-    alice.fault("POST .*/commit/", status=409)
-    with pytest.raises(UserError, match="changed by somebody else") as failed:
-        recipe.main(config)
-    assert there == [{".gitattributes"}]  # made before training, and empty
-    assert alice.repos[NAME].private
-    again = publish_command(output, NAME, "--private")
-    assert str(failed.value).endswith(again)
-    record = json.loads((output / CONFIG).read_text())
-    assert record["status"] == "finished"
-    assert "push" not in record["flags"]
-    (data,) = record["fingerprint"]
-    assert record["fingerprint"][data]["train"]["pictures"] == 16
-    assert record["fingerprint"][data].keys() == {"train", "query", "gallery"}
-    main(shlex.split(again)[1:])
-    for name, there_now in alice.files(NAME).items():
-        assert str(tmp_path).encode() not in there_now, name
-    assert "own data" in json.loads(alice.files(NAME)[METRICS])
-    assert "| own data | train | 16 | 4 | 4 |" in alice.files(NAME)[CARD].decode()

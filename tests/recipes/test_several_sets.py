@@ -21,11 +21,11 @@ from clipreid.cli import Evaluate, main
 from clipreid.cli_scoring import read_tests
 from clipreid.data import ConcatPixels, Mixture, ReIDData
 from clipreid.errors import UserError
+from clipreid.hub.files import read_metrics
 from clipreid.model import ReIDModel
 from clipreid.training import checkpoint, stage2
 from clipreid.training import run as run_module
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
-from clipreid.training.folder import read_metrics
 from clipreid.training.run import Run, open_run
 from clipreid.training.sets import read_sets, shared_people
 

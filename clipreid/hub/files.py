@@ -1,0 +1,103 @@
+"""The files of a run folder: their names, what may be read of them, and how JSON is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from stat import S_ISREG
+from typing import Any
+
+from huggingface_hub import constants
+
+from clipreid.errors import UserError
+from clipreid.hub.shapes import check_table
+
+CONFIG, HEADS, IDENTITIES, TOWER = (
+    "config.json",
+    "heads.safetensors",
+    "identities.safetensors",
+    "image_tower.safetensors",
+)
+WEIGHTS = "adapter_model.safetensors"
+ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, where peft looks for it
+METRICS = "metrics.json"
+LARGEST = {CONFIG: 4 << 20, HEADS: 1 << 30, IDENTITIES: 8 << 30, TOWER: 16 << 30, WEIGHTS: 4 << 30}  # bytes
+FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")
+ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one model on one data set
+    **dict.fromkeys(FIGURES, float), "protocol": str, "counts": dict[str, int], "std": dict[str, float],
+    "intervals": dict[str, tuple[float, float]], "cmc": tuple[float, ...],
+}  # fmt: skip
+
+
+def snapshot_of(folder: Path) -> Path | None:
+    """Where `folder` is what the Hub's client downloaded: the repository's folder in its cache; else None."""
+    cache = Path(constants.HF_HUB_CACHE).expanduser().resolve()
+    found = folder.resolve()
+    if found.is_relative_to(cache) and (parts := found.relative_to(cache).parts)[1:2] == ("snapshots",):
+        return cache / parts[0]
+    return None
+
+
+def run_name(folder: Path) -> str:
+    """What a run is called in tables: OWNER/NAME of a downloaded one, else the name of its folder."""
+    repository = snapshot_of(folder)
+    return folder.name if repository is None else repository.name.removeprefix("models--").replace("--", "/", 1)
+
+
+def check_file(file: Path, folder: Path) -> None:
+    """Refuses a file that is missing, leads out of the run folder (a snapshot's files are links into its repository's
+    folder in the cache), is no regular file, or is absurdly large.
+
+    Raises:
+        UserError: one of these.
+    """
+    if not file.exists():
+        raise UserError(f"{file} is missing: the run folder is incomplete")
+    repository = snapshot_of(folder)
+    homes = [folder.resolve()] if repository is None else [repository, repository.parent / "blobs"]
+    real = file.resolve()
+    if not any(real.is_relative_to(home) for home in homes):
+        raise UserError(
+            f"{file} is a link that leads out of {homes[0]}: nothing outside of a run folder is read; "
+            "if you trust it, put the file itself there"
+        )
+    status = real.stat()
+    if not S_ISREG(status.st_mode):
+        raise UserError(f"{file} is not a regular file: a run folder has nothing else")
+    check_size(str(file), status.st_size, LARGEST[file.name])
+
+
+def check_size(what: str, size: int, most: int) -> None:
+    """Refuses more bytes than a run can need, with `UserError`."""
+    if size > most:
+        raise UserError(f"{what} has {size / 1e6:,.0f} MB, a run's at most {most / 1e6:,.0f}: it is refused unread")
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Writes JSON under another name, then renames it."""
+    scratch = file.with_suffix(".writing")
+    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    scratch.replace(file)
+
+
+def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """`metrics.json`: {data: {model: figures}}; empty where nothing has been scored yet.
+
+    Raises:
+        UserError: it is not what clipreid writes.
+    """
+    file = folder / METRICS
+    if not file.is_file():
+        return {}
+    try:
+        metrics = json.loads(file.read_text())
+        check_table(metrics, {}, "it")
+        for data, models in metrics.items():
+            check_table(models, {}, data)
+            for model, entry in models.items():
+                check_table(entry, ENTRY, f"{data}: {model}", FIGURES)
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{file} is damaged, or was not written by clipreid ({error}): remove it, then evaluate again"
+        ) from error
+    return metrics

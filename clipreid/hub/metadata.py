@@ -1,0 +1,118 @@
+"""What a model card is made of, and its first part: the metadata block that the Hub reads."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from clipreid.backbones.load import TINY
+from clipreid.evaluation.tables import TITLES
+from clipreid.hub.licences import licence_of
+
+THIS, ZERO_SHOT = "stage2", "zero-shot"  # models of metrics.json
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is made of; there is no path and no name of an identity in it."""
+
+    repository: str  # OWNER/NAME
+    config: Mapping[str, Any]  # public
+    metrics: Mapping[str, Mapping[str, Any]]  # public: {data: {model: figures}}
+    family: str  # of the backbone: clip, siglip, image-only
+    base: str | None  # the backbone in transformers' layout (`transformers_base`)
+    plain: str  # Python that gives the features with peft and transformers alone, or
+    reason: str  # why there is none
+    width: int  # D of the test feature
+    licence: str | None = None  # given by the user
+    pictures: Sequence[str] = ()  # files to show: curves.png, ranked_lists.png
+    identities: bool = False  # whether per-identity tensors are published
+
+    @property
+    def backbone(self) -> str:
+        return str(self.config["backbone"]["name"])
+
+    @property
+    def tuning(self) -> str:
+        return str(self.config["model"]["tuning"])
+
+    @property
+    def noun(self) -> str:
+        return str(self.config.get("stage1", {}).get("noun", "individual"))
+
+
+def metadata(facts: Facts) -> str:
+    """The YAML block, its results as a model-index that the Hub checks."""
+    from huggingface_hub import ModelCardData
+
+    identifier, name = (facts.licence, "") if facts.licence else licence_of(facts.backbone)
+    adapter = facts.tuning == "lora"
+    data = [numberless(spec.removeprefix("hub:")) for spec in facts.config.get("flags", {}).get("data", [])]
+    nouns, results = [f"{noun.strip()}-re-identification" for noun in facts.noun.split(",")], _eval_results(facts)
+    card = ModelCardData(
+        model_name=facts.repository if results else None,
+        license=identifier,
+        license_name=name or None,
+        # the Hub shows how to load what peft made, with peft alone: only where that gives the same features
+        library_name="peft" if adapter and not facts.reason else "clipreid",
+        pipeline_tag="image-feature-extraction",
+        tags=["clipreid", "re-identification", *nouns, "image-retrieval", *["lora"] * adapter],
+        datasets=list(dict.fromkeys(data)) or None,
+        base_model=_base_model(facts),
+        metrics=["mAP", "mINP", "CMC"] if results else None,
+        eval_results=results or None,
+    )
+    return str(card.to_yaml()).strip()
+
+
+def _base_model(facts: Facts) -> str | None:
+    """The backbone's repository on the Hub: in transformers' layout, else where open_clip or timm takes it from."""
+    if facts.base is not None:
+        return None if facts.base in TINY else facts.base
+    kind, _, rest = facts.backbone.partition(":")
+    found = ""
+    if kind == "open_clip":
+        from open_clip import get_pretrained_cfg
+
+        found = get_pretrained_cfg(*rest.split("/", 1)).get("hf_hub") or ""
+    elif kind == "timm":
+        from timm.models import get_pretrained_cfg as get_timm_cfg
+
+        settings = get_timm_cfg(rest)
+        found = (settings and settings.hf_hub_id) or ""
+    parts = found.split("/")[:2]
+    return "/".join(parts) if len(parts) == 2 and all(parts) else None
+
+
+def numberless(name: str) -> str:
+    """`market1501 2` -> `market1501`: the same public set from another place."""
+    return re.sub(r" \d+$", "", name)
+
+
+def _eval_results(facts: Facts) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type="image-feature-extraction",
+            task_name="Re-identification",
+            dataset_type=data.replace(" ", "-"),
+            dataset_name=data,
+            dataset_split="query and gallery",
+            metric_type=key,
+            metric_name=TITLES[key],
+            metric_value=round(entry[key], 4),
+            metric_args={"protocol": entry.get("protocol", ""), **_interval(entry, key)},
+        )
+        for data, models in facts.metrics.items()
+        for entry in [models.get(THIS, {})]
+        for key in TITLES
+        if key in entry
+    ]
+
+
+def _interval(entry: Mapping[str, Any], key: str) -> dict[str, list[float]]:
+    both = entry.get("intervals", {}).get(key)
+    return {"interval_95": [round(float(value), 4) for value in both]} if both else {}
