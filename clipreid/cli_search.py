@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from clipreid.model import ReIDModel
     from clipreid.search import Embedded, Gallery, Hit
 
+EVERY = 60.0  # seconds between two lines of progress where stderr is no terminal
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loading:
@@ -57,7 +59,7 @@ class Embed(Loading):
     `python -m clipreid embed`), the processes share the work.
     """
 
-    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES")]
+    images: Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGES", help_behavior_hint="(required)")]
     """Folders (with everything below them), files, globs, or data sets: synthetic, market1501:ROOT, hub:..."""
     output: Annotated[Path, arg(metavar="FILE.parquet")]
     """Gallery to write"""
@@ -88,7 +90,9 @@ class Search(Loading):
     """Pictures to ask with"""
     text: Annotated[tuple[str, ...], arg(metavar="SENTENCE", help_behavior_hint="")] = ()
     """Sentences to ask with, such as "a person with a red backpack"; the model needs a text tower"""
-    top: int = 10
+    top: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10, or all where there are fewer)")] = (
+        None
+    )
     """How many pictures to find for each"""
     camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
     """Only pictures of these cameras"""
@@ -117,9 +121,9 @@ def embed(flags: Embed) -> None:
     model = flags.load()
     if first:
         print(f"{flags.run}: {len(pictures):,} pictures, {model.device}", flush=True)
-    told = _progress() if first and sys.stderr.isatty() else None
-    done = work(model, pictures, flags.output, run=flags.run, sources=flags.images, batch_size=flags.batch_size,
-                overwrite=flags.overwrite, threads=flags.threads, progress=told)  # fmt: skip
+    done = work(model, pictures, flags.output, run=flags.run, sources=flags.images, pattern=flags.pattern,
+                columns=flags.columns, batch_size=flags.batch_size, overwrite=flags.overwrite, threads=flags.threads,
+                progress=_progress() if first else None)  # fmt: skip
     if first:
         print(_summary(done, flags.output, model))
 
@@ -137,20 +141,29 @@ def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
         lines.append(f"{done.bad:,} pictures cannot be decoded and were left out: {done.listing}")
     if model.side is not None:
         lines.append(f"side information ({model.config.sie}): every picture got the mean embedding")
-    return "\n".join([*lines, f"written: {output}, {done.pictures:,} pictures"])
+    what = "there" if done.complete else "written"
+    return "\n".join([*lines, f"{what}: {output}, {done.pictures:,} pictures"])
 
 
 def _progress() -> Callable[[int, int], None]:
-    """A line on stderr that is written over: pictures done, pictures per second, time left."""
-    begun: list[tuple[float, int]] = []
+    """A line on stderr: pictures done, pictures per second, time left.
+
+    On a terminal it is written over; elsewhere (a log file, a notebook) there is a line each `EVERY` seconds.
+    """
+    terminal, begun, told = sys.stderr.isatty(), (0.0, -1), time.monotonic()
 
     def tell(done: int, total: int) -> None:
+        nonlocal begun, told
         now = time.monotonic()
-        begun.append((now, done)) if not begun else None
-        rate = (done - begun[0][1]) / max(now - begun[0][0], 1e-9)
+        begun = begun if begun[1] >= 0 else (now, done)
+        if not terminal and now - told < EVERY:
+            return
+        told = now
+        rate = (done - begun[1]) / max(now - begun[0], 1e-9)
         left = f", {rate:,.1f} a second, {_clock((total - done) / rate)} left" if rate else ""
-        end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
-        print(f"  {done:,} of {total:,} pictures{left}\033[K", end=end, file=sys.stderr, flush=True)
+        wipe = "\033[K" if terminal else ""
+        end = "\n" if not terminal else "\r" if done < total else f"\r{wipe}"  # the finished line is wiped
+        print(f"  {done:,} of {total:,} pictures{left}{wipe}", end=end, file=sys.stderr, flush=True)
 
     return tell
 
@@ -177,6 +190,9 @@ def search(flags: Search) -> None:
         raise UserError(f"--image {lost[0]}: no such file")
     if empty := [text for text in flags.text if not text.strip()]:
         raise UserError(f"--text {empty[0]!r}: the sentence is empty")
+    if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
+        print(f'note: {len(flags.text)} questions of one word each; one question of several words needs quotes: --text '
+              f'"{" ".join(flags.text)}"', file=sys.stderr, flush=True)  # fmt: skip
     gallery = Gallery.open(flags.gallery)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
     model = flags.load()

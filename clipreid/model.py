@@ -267,8 +267,7 @@ class ReIDModel(nn.Module):
             if given.shape != unknown.shape:
                 raise ValueError(f"{what} must be {len(crops)} numbers, one for each picture, not {list(given.shape)}")
         batches = zip(*(x.split(batch_size) for x in (crops, *sides)), strict=True)
-        found = [self.embed_parts(*batch)["concat"].cpu() for batch in batches]
-        return torch.cat(found)
+        return torch.cat([self.embed_parts(*batch)["concat"].cpu() for batch in batches])
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
@@ -277,15 +276,16 @@ class ReIDModel(nn.Module):
         The text tower is the backbone's own, untouched by training; what does not fit into its context is cut off.
 
         Raises:
-            UserError: the backbone has no text tower or no tokenizer.
+            UserError: the backbone has no text tower or no tokenizer. ValueError: one string, not a list of them.
         """
+        if isinstance(texts, str):
+            raise ValueError("embed_text takes a list of sentences: write model.embed_text([sentence])")
         (backbone,) = self.source
         if backbone.text is None or backbone.tokenizer is None:
             lacks = "text tower" if backbone.text is None else "tokenizer"
             raise UserError(f"{backbone.name} has no {lacks}: captions cannot be compared with its pictures")
         backbone.text.to(self.device).eval()
-        texts = list(texts)
-        batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+        batches = [list(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         with torch.autocast(self.device.type, enabled=False):
             found = [F.normalize(backbone.encode_text(batch).float(), dim=1).cpu() for batch in batches]
         return torch.cat(found) if found else torch.empty(0, backbone.text.embed_dim)

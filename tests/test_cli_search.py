@@ -90,14 +90,37 @@ def test_a_data_set_brings_its_own(there: Path, tmp_path: Path) -> None:
 def test_what_embed_was_told_is_kept(there: Path, tmp_path: Path) -> None:
     run("embed", "run", "crops", "--strength", "0.5", "--output", tmp_path / "g.parquet")
     about = Gallery.open(tmp_path / "g.parquet").about
-    assert (about["strength"], about["run"], about["sources"]) == (0.5, "run", ["crops"])
+    assert (about["strength"], about["run"], about["sources"]) == (0.5, "run", [str(there / "crops")])
     assert (about["image_size"], about["dimension"]) == ([64, 32], sum(about["parts"].values()))
     assert about["clipreid"] == clipreid.__version__
 
 
 def test_repeated_it_says_that_there_is_nothing_to_do(there: Path, capsys: Capture) -> None:
     run("embed", "run", "crops", "--output", "g.parquet", "--pattern", "identity/cam")
-    assert "nothing to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "nothing to do" in said
+    assert "there: g.parquet, 12 pictures" in said
+    assert "written" not in said
+
+
+def test_where_stderr_is_no_terminal_progress_is_lines(
+    there: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed = ("embed", "run", "crops", "--batch-size", 5, "--output")
+    run(*embed, tmp_path / "g.parquet")
+    assert "pictures" not in capsys.readouterr().err  # done within a minute
+    monkeypatch.setattr("clipreid.cli_search.EVERY", 0.0)
+    run(*embed, tmp_path / "h.parquet")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "pictures" in line]
+    assert re.fullmatch(r"  5 of 12 pictures, [\d.,]+ a second, 0:00:\d\d left", lines[1])
+    assert lines[-1].startswith("  12 of 12 pictures")
+
+
+def test_the_help_says_what_is_required(capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        run("embed", "--help")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "hub:... (required)" in said
 
 
 def test_mistakes_of_embed_are_named(there: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -146,6 +169,19 @@ def test_text_is_compared_with_the_projection(there: Path, capsys: Capture) -> N
     np.testing.assert_allclose([hit["similarity"] for hit in entry["results"]], -np.sort(-true), atol=1e-5)
 
 
+def test_sentences_without_quotes_get_a_hint(there: Path, capsys: Capture) -> None:
+    asked = ("search", "run", "--gallery", "g.parquet", "--top", 1, "--text")
+    run(*asked, "a", "red", "backpack")
+    said = capsys.readouterr()
+    assert 'needs quotes: --text "a red backpack"' in said.err
+    assert said.out.count("similarity") == 3  # it may have been meant
+    run(*asked, "car", "red backpack")
+    run(*asked, "car")
+    assert "quotes" not in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"write model\.embed_text\(\[sentence\]\)"):
+        clipreid.load("run").embed_text("a red backpack")
+
+
 def test_tables_show_what_was_found(there: Path, capsys: Capture) -> None:
     run("search", "run", "--gallery", "g.parquet", "--image", "crops/person0/cam1_0.png", "--top", "3")
     said = capsys.readouterr().out
@@ -153,6 +189,15 @@ def test_tables_show_what_was_found(there: Path, capsys: Capture) -> None:
     first = r"\n +1 +1\.0000 +crops/person0/cam1_0\.png \(the query itself\) +person0 +1\n"
     assert re.search(first, said)
     assert len(re.findall(r"^ +[123] +\d", said, re.MULTILINE)) == 3
+
+
+def test_the_default_is_no_more_than_there_is(there: Path, tmp_path: Path, capsys: Capture) -> None:
+    run("embed", "run", "crops/person0", "--output", tmp_path / "small.parquet")
+    capsys.readouterr()
+    run("search", "run", "--gallery", tmp_path / "small.parquet", "--json", "--image", "crops/person0/cam1_0.png")
+    (entry,) = json.loads(capsys.readouterr().out)["queries"]
+    assert len(entry["results"]) == 3
+    assert len(ask(capsys, "--image", "crops/person0/cam1_0.png")[0]["results"]) == 10
 
 
 def test_cameras_are_filtered(there: Path, capsys: Capture) -> None:
@@ -182,7 +227,7 @@ def test_the_page_holds_everything_and_believes_nothing(there: Path, tmp_path: P
     assert "&lt;b&gt;&amp;0.png" in page
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert page.count("data:image/jpeg;base64,") == 2 + 2 * 2  # queries, and the two that are left, twice
-    assert page.count("not there any more") == 2
+    assert page.count("cannot<br>be found") == 2
     assert "the query itself" in page
     run(*search, "--report", tmp_path / "words", "--text", "<i>somebody</i>")
     page = (tmp_path / "words" / "index.html").read_text()

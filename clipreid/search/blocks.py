@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+from clipreid.data import Split
+from clipreid.data.cache import file_state
 from clipreid.errors import UserError
-from clipreid.search.format import schema_of, writer
+from clipreid.search.format import FEATURE, schema_of, writer
 
 GROUP = 32  # blocks that become one row group of the gallery
 BAD = "bad"  # in a block's metadata: the pictures left out
+AT_WORK = ".at-work"  # ends the name of a file that a process holds locked while it uses the folder
+
+
+def contents(pictures: Split, about: Mapping[str, Any], size: int) -> list[str]:
+    """A hash for each block of `size` pictures: of the model (in `about`) and of the pictures' names and states."""
+    found: list[str] = []
+    start = 0
+    model = json.dumps([about[key] for key in ("gallery", "model", "dimension")]).encode()
+    identities, cameras = pictures.identities, pictures.cameras
+    for images in pictures.images(size):
+        digest = hashlib.sha256(model)
+        for row, image in enumerate(images, start):
+            known = [image["path"], str(identities[row]), int(cameras[row])]
+            data = image["bytes"]
+            state = file_state(image["path"]) if data is None else hashlib.sha256(data).digest()
+            digest.update(json.dumps(known).encode() + state)
+        found.append(digest.hexdigest())
+        start += len(images)
+    return found
+
+
+def to_table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.Table:
+    """Rows of a gallery: what is unknown is null. kept: row of the split -> path."""
+    rows = list(kept)
+    cameras = pictures.cameras[rows]
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
+    return pa.table({
+        "path": pa.array(kept.values(), pa.string()),
+        "identity": pa.array([name or None for name in pictures.identities[rows].tolist()], pa.string()),
+        "camera": pa.array(cameras, pa.int32(), mask=cameras < 0),
+        FEATURE: lists,
+    })  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A folder of finished blocks, by name; a file appears at once and whole, or not at all."""
+    """A folder of finished blocks, by name; a file appears at once and whole, or not at all.
+
+    Jobs for the same output share the folder, even those of other pictures: the last one at work removes it.
+    """
 
     folder: Path
     about: Mapping[str, Any]  # of the gallery
@@ -45,6 +86,34 @@ class Blocks:
         """Held by at most one process; the system releases it when that dies."""
         self.folder.mkdir(exist_ok=True)
         return FileLock(self.folder / f"{name}.lock", timeout=timeout)
+
+    @contextlib.contextmanager
+    def used(self) -> Iterator[None]:
+        """As long as this lasts, no other process removes the folder."""
+        self.folder.mkdir(exist_ok=True)
+        file = self.folder / f"{uuid.uuid4().hex}{AT_WORK}"
+        try:
+            with FileLock(file):
+                yield
+        finally:
+            file.unlink(missing_ok=True)
+
+    def busy(self) -> bool:
+        """Whether a process, of whatever job, is at work in the folder; those that were killed are not."""
+        for file in self.folder.glob(f"*{AT_WORK}"):
+            try:
+                with FileLock(file, timeout=0):
+                    pass
+            except Timeout:
+                return True
+            except FileNotFoundError:  # another process has just removed the folder
+                return False
+        return False
+
+    def clear(self) -> None:
+        """Removes the folder, unless a process is at work in it."""
+        if not self.busy():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, name: str, table: pa.Table, bad: Sequence[tuple[str, str]]) -> None:
         """Keeps a block: its rows, and (path, reason) of its pictures that cannot be used."""

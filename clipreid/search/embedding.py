@@ -1,16 +1,15 @@
 """Pictures to a gallery, block by block: a killed process goes on where it was, several share the work.
 
 Each block of pictures becomes a file in a hidden folder beside the output, named for what is in it: which model, which
-pictures, and their state (size and time, or the bytes themselves). So a block is done exactly where its file lies
-there, and a picture that changes makes its block a new one. Processes claim blocks by file locks, which the system
-releases when a process dies; whoever finds all blocks done joins them, in order, into the output.
+pictures, their state (size and time, or the bytes themselves), and the size of batches. So a block is done exactly
+where its file lies there, and a picture that changes makes its block a new one. Processes claim blocks by file locks,
+which the system releases when a process dies; whoever finds all blocks done joins them, in order, into the output.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -27,11 +26,13 @@ from filelock import Timeout
 
 from clipreid.data import Split
 from clipreid.data.blocks import in_blocks
-from clipreid.data.cache import decode, file_state
+from clipreid.data.cache import decode
 from clipreid.errors import UserError
+from clipreid.hub.package import shown_size
 from clipreid.model import ReIDModel
-from clipreid.search.blocks import Blocks
-from clipreid.search.format import FEATURE, describe, read_about
+from clipreid.search.blocks import Blocks, contents, to_table
+from clipreid.search.format import describe, read_about
+from clipreid.search.pictures import located
 
 BLOCK = 256  # pictures: what a killed process loses at most
 LARGEST = 256  # batch; a block is not embedded across its end
@@ -59,6 +60,8 @@ def embed(
     *,
     run: str = "",
     sources: Sequence[str] = (),
+    pattern: str | None = None,
+    columns: str | None = None,
     batch_size: int = 32,
     overwrite: bool = False,
     threads: int | None = None,
@@ -68,11 +71,13 @@ def embed(
 
     Pictures that cannot be decoded are left out and listed in OUTPUT.unusable.txt. Repeated after it was killed it goes
     on where it was, and the file is the same, bit for bit, on the same machine; several processes that make the same
-    call share the work. Memory: a block of pictures, and about 1.5 kB a picture for paths and names.
+    call share the work; those for other pictures leave it alone. Memory: a block of pictures, and some 1.5 kB a picture
+    for paths and names.
 
     Args:
-        run, sources: kept in the file, for people, and for finding pictures that are no files again.
-        batch_size: pictures at a time, up to `LARGEST`.
+        run: kept in the file, for people.
+        sources, pattern, columns: what `find_pictures` was given; kept, to find pictures that are no files again.
+        batch_size: pictures at a time, up to `LARGEST`. An output that is there may have been made with another.
         overwrite: replace an output made by another model or of other pictures.
         threads: that decode; default all cores.
         progress: called as progress(pictures done, N), those of all processes.
@@ -89,11 +94,12 @@ def embed(
         raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
-    about = describe(model, run) | {"sources": list(sources), "split": pictures.name}
-    job = _Job(model.eval(), pictures, output, about, batch_size, threads, progress)
+    about = describe(model, run) | {"sources": [located(entry) for entry in sources], "split": pictures.name}
+    about |= {"pattern": pattern, "columns": columns}
+    job = _Job(model.eval(), pictures, output, about, batch_size, overwrite, threads, progress)
     with _writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        return job.run(overwrite)
+        return job.run()
 
 
 @dataclass
@@ -105,9 +111,11 @@ class _Job:
     output: Path
     about: dict[str, Any]
     batch_size: int
+    overwrite: bool
     threads: int | None
     progress: Progress | None
     names: list[str] = field(default_factory=list)  # of the blocks, in order
+    key: str = ""  # of the gallery: this model, these pictures
 
     @property
     def blocks(self) -> Blocks:
@@ -117,43 +125,57 @@ class _Job:
     def listing(self) -> Path:
         return self.output.with_name(f"{self.output.name}.unusable.txt")
 
-    @property
-    def key(self) -> str:
-        return hashlib.sha256("".join(self.names).encode()).hexdigest()[:24]
-
-    def run(self, overwrite: bool) -> Embedded:
-        self.names = self._name_blocks()
+    def run(self) -> Embedded:
+        self._look()
         if self._finished():
             return self._result(complete=True)
-        if self.output.exists() and not overwrite:
-            raise UserError(f"--output {self.output} is there already, made by another model or of other pictures: "
-                            "--overwrite, or another name")  # fmt: skip
-        self._check_space()
+        self._check_output()
         done = self.blocks.done()
-        stale = {name[:7] for name in done - set(self.names)} & {name[:7] for name in set(self.names) - done}
+        left = set() if self.blocks.busy() else done - set(self.names)  # what others are at was not left behind
+        stale = {name[:7] for name in left} & {name[:7] for name in set(self.names) - done}
         found = sum(self._size(number) for number, name in enumerate(self.names) if name in done)
+        self._check_space(found)
         try:
-            self._make()
+            with self.blocks.used():
+                self._make()
         except OSError:
             if not self._finished():  # else another process has, and removed the blocks
                 raise
-        shutil.rmtree(self.blocks.folder, ignore_errors=True)
+        self.blocks.clear()
         return self._result(found=found, stale=sum(self._size(int(number)) for number in stale))
+
+    def _check_output(self) -> None:
+        if self.output.exists() and not self.overwrite:
+            raise UserError(f"--output {self.output} is there already, made by another model or of other pictures: "
+                            "--overwrite, or another name")  # fmt: skip
+
+    def _look(self) -> None:
+        """At the pictures: names the blocks, by number and hash."""
+        found = contents(self.pictures, self.about, BLOCK)
+        self.key = hashlib.sha256("".join(found).encode()).hexdigest()[:24]
+        hashes = [hashlib.sha256(f"{each} {self.batch_size}".encode()).hexdigest()[:24] for each in found]
+        self.names = [f"{number:07d}-{each}" for number, each in enumerate(hashes)]
 
     def _make(self) -> None:
         changed = 0
-        while not self._finished():
+        while True:
             self._do_all()
-            names, self.names = self.names, self._name_blocks()  # pictures may have changed meanwhile
+            names = self.names
+            self._look()  # pictures may have changed meanwhile
             if names == self.names:
-                self._join()
+                if self._join():
+                    return
             elif (changed := changed + 1) == PASSES:
                 raise UserError("the pictures keep changing while they are embedded: wait until they are all there")
 
-    def _join(self) -> None:
+    def _join(self) -> bool:
+        """Whether the output is made now."""
         with self.blocks.lock("join"):
-            if self._finished() or self._missing():
-                return
+            if self._finished():
+                return True
+            if self._missing():
+                return False
+            self._check_output()  # a job for other pictures may have been faster
             bad = self.blocks.bad(self.names)
             usable = len(self.pictures) - len(bad)
             self.listing.unlink(missing_ok=True)
@@ -164,23 +186,7 @@ class _Job:
                 raise UserError(f"none of the {len(self.pictures):,} pictures can be decoded: see {self.listing}")
             about = self.about | {"key": self.key, "bad": len(bad), "pictures": usable}
             self.blocks.join(self.names, self.output, about)
-
-    def _name_blocks(self) -> list[str]:
-        """Number and hash of each block."""
-        names: list[str] = []
-        start = 0
-        settings = json.dumps([self.about[k] for k in ("gallery", "model", "dimension")] + [self.batch_size]).encode()
-        identities, cameras = self.pictures.identities, self.pictures.cameras
-        for images in self.pictures.images(BLOCK):
-            digest = hashlib.sha256(settings)
-            for row, image in enumerate(images, start):
-                known = [image["path"], str(identities[row]), int(cameras[row])]
-                data = image["bytes"]
-                state = file_state(image["path"]) if data is None else hashlib.sha256(data).digest()
-                digest.update(json.dumps(known).encode() + state)
-            names.append(f"{len(names):07d}-{digest.hexdigest()[:24]}")
-            start += len(images)
-        return names
+            return True
 
     def _size(self, number: int) -> int:
         return max(0, min(BLOCK, len(self.pictures) - number * BLOCK))
@@ -197,13 +203,14 @@ class _Job:
         about = read_about(self.output)
         return Embedded(about["pictures"], about["bad"], self.listing, found, stale, complete)
 
-    def _check_space(self) -> None:
-        """Room for the blocks and the gallery made of them."""
-        needed = 2 * 4 * self.about["dimension"] * len(self.pictures)
+    def _check_space(self, done: int) -> None:
+        """Room for the blocks of pictures that are not done yet, and for the gallery made of all."""
+        left = len(self.pictures) - done
+        needed = 4 * self.about["dimension"] * (left + len(self.pictures))
         free = shutil.disk_usage(self.output.parent).free
         if needed > free:
-            raise UserError(f"embedding {len(self.pictures):,} pictures needs {needed / 1e9:.1f} GB in "
-                            f"{self.output.parent}, where {free / 1e9:.1f} GB are free: make room")  # fmt: skip
+            raise UserError(f"embedding {left:,} pictures needs {shown_size(needed)} in {self.output.parent}, where "
+                            f"{shown_size(free)} are free: make room")  # fmt: skip
 
     # Blocks ---------------------------------------------------------------------------------------------------
 
@@ -268,26 +275,13 @@ class _Job:
         if waiting:
             features.append(self._features(waiting))
         self._tell(done + len(rows))
-        return _table(self.pictures, kept, np.concatenate(features)), bad
+        return to_table(self.pictures, kept, np.concatenate(features)), bad
 
     def _features(self, pixels: list[np.ndarray]) -> np.ndarray:
         found = self.model.embed_parts(torch.from_numpy(np.stack(pixels)))["concat"].cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError("the model gives features that are not finite: its weights are damaged")
         return found
-
-
-def _table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.Table:
-    """Rows of a gallery: what is unknown is null. kept: row of the split -> path."""
-    rows = list(kept)
-    cameras = pictures.cameras[rows]
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-    return pa.table({
-        "path": pa.array(kept.values(), pa.string()),
-        "identity": pa.array([name or None for name in pictures.identities[rows].tolist()], pa.string()),
-        "camera": pa.array(cameras, pa.int32(), mask=cameras < 0),
-        FEATURE: lists,
-    })  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -74,6 +74,8 @@ def read_about(file: Path) -> dict[str, Any]:
     Raises:
         UserError: no such file; not parquet, or damaged; another kind of parquet file; another version's.
     """
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: name the file that `clipreid embed` wrote")
     if not file.is_file():
         raise UserError(f"{file} is no file: make a gallery with `clipreid embed RUN IMAGES --output {file}`")
     try:

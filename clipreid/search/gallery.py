@@ -22,6 +22,8 @@ from clipreid.model import ReIDModel
 from clipreid.search.exact import Nearest
 from clipreid.search.format import FEATURE, model_print, read_about
 
+TOP = 10  # pictures found for each query, where the gallery has as many
+CHUNK = 2**13  # rows compared at a time; `embed` writes as many into a row group
 QUERIES = 256  # searched for in one walk through the file
 CHECKED = 4  # row groups whose checksums are verified when a gallery is opened (all of them in small ones)
 
@@ -55,7 +57,8 @@ class Gallery:
         >>> hits = gallery.search(model.embed(["query.jpg"]), top=5)[0]
         >>> hits = gallery.search(model.embed_text(["a person with a red backpack"]), part="projection")[0]
 
-    Memory: the features of one row group (2^13 pictures) at a time, and 4 bytes a picture when cameras are asked for.
+    Memory: the features of `CHUNK` pictures at a time, 4 bytes a picture when cameras are asked for, and the paths of a
+    row group in which something was found. `embed` writes row groups of 2^13; another program may write larger ones.
     """
 
     def __init__(self, file: Path, about: dict[str, Any]) -> None:
@@ -114,22 +117,25 @@ class Gallery:
         return [found[number] for number in numbers.tolist()]
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """(number of the first row, features float32 [c, D]) of each row group; valid until the next one."""
+        """(number of the first row, features float32 [c, D]), c <= `CHUNK`, in order; valid until the next one."""
         width = self.about["dimension"]
         for group, offset in enumerate(self._offsets):
             start, stop = self._starts[group : group + 2].tolist()
             if offset is None:
-                values = self._read(group, [FEATURE]).column(FEATURE).combine_chunks().flatten().to_numpy()
-                yield start, torch.from_numpy(values.copy().reshape(-1, width))
+                for batch in self._parquet.iter_batches(CHUNK, row_groups=[group], columns=[FEATURE]):
+                    values = batch.column(0).flatten().to_numpy().copy()
+                    yield start, torch.from_numpy(values.reshape(-1, width))
+                    start += len(batch)
                 continue
-            yield start, torch.frombuffer(self._map, dtype=torch.float32, count=(stop - start) * width,
-                                          offset=offset).view(-1, width)  # fmt: skip
-            self._forget(offset, (stop - start) * width * 4)
+            for first in range(start, stop, CHUNK):
+                count, at = min(CHUNK, stop - first) * width, offset + (first - start) * width * 4
+                yield first, torch.frombuffer(self._map, dtype=torch.float32, count=count, offset=at).view(-1, width)
+                self._forget(at, count * 4)
 
     def nearest(
         self,
         features: Tensor | np.ndarray,
-        top: int = 10,
+        top: int | None = None,
         *,
         part: str | None = None,
         cameras: Sequence[int] | None = None,
@@ -142,12 +148,13 @@ class Gallery:
 
         Args:
             features: float [Q, D]; for a part [Q, width of the part]. Of any length but zero.
+            top: how many; default `TOP`, or all where the gallery has fewer.
             part: compare with this part of the features only, made unit length again: "projection" for text.
             cameras, not_cameras: only pictures of these cameras; none of these (unknown cameras stay).
 
         Raises:
-            UserError: another width than the gallery's; no finite numbers; top under 1 or over G; an unknown part;
-                cameras that the gallery does not have; nothing left.
+            UserError: another width than the gallery's; no finite numbers, or nothing but zeros; top under 1 or over G;
+                an unknown part; cameras that the gallery does not have; nothing left.
         """
         columns = self._columns(part)
         queries = torch.as_tensor(features).detach().cpu().float()
@@ -155,11 +162,14 @@ class Gallery:
             wanted = f"[Q, {columns.stop - columns.start}]"
             raise UserError(f"the queries are {list(queries.shape)}, this gallery needs {wanted}")
         allowed = self.allowed(top, cameras, not_cameras)
+        top = min(TOP, len(self)) if top is None else top
         queries = unit_rows(queries, "the queries")[: len(queries)]
+        if empty := (~queries.any(dim=1)).nonzero().flatten().tolist():
+            raise UserError(f"query {empty[0]} is all zeros: nothing is similar to it")
         found = [self._walk(part_of, top, columns, allowed) for part_of in queries.split(QUERIES)]
         return np.concatenate([similarity for similarity, _ in found]), np.concatenate([rows for _, rows in found])
 
-    def search(self, features: Tensor | np.ndarray, top: int = 10, **how: Any) -> list[list[Hit]]:
+    def search(self, features: Tensor | np.ndarray, top: int | None = None, **how: Any) -> list[list[Hit]]:
         """As `nearest`, with what is known of the pictures: a list of hits for each query."""
         similarity, rows = self.nearest(features, top, **how)
         known = dict(zip(rows[rows >= 0].tolist(), self.rows(rows[rows >= 0]), strict=True))
@@ -195,10 +205,10 @@ class Gallery:
         return slice(start, start + parts[part])
 
     def allowed(
-        self, top: int, cameras: Sequence[int] | None = None, not_cameras: Sequence[int] | None = None
+        self, top: int | None, cameras: Sequence[int] | None = None, not_cameras: Sequence[int] | None = None
     ) -> np.ndarray | None:
         """Which pictures pass a filter, bool [G], None = all; raises the `UserError` that `nearest` would."""
-        if not 1 <= top <= len(self):
+        if top is not None and not 1 <= top <= len(self):
             raise UserError(f"--top {top}: give 1 to {len(self):,}, the number of pictures in {self.file}")
         if not cameras and not not_cameras:
             return None
@@ -238,7 +248,8 @@ class Gallery:
             chosen = np.unique(np.linspace(0, groups - 1, min(CHECKED, groups)).astype(int)).tolist()
             with pq.ParquetFile(self.file, memory_map=True, page_checksum_verification=True) as parquet:
                 for group in chosen:
-                    parquet.read_row_group(group)
+                    for _ in parquet.iter_batches(CHUNK, row_groups=[group]):
+                        pass
 
     def _forget(self, offset: int, size: int) -> None:
         """Takes mapped pages out of this process's memory again; the system keeps them as long as it has room."""

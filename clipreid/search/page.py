@@ -10,22 +10,22 @@ from pathlib import Path
 
 from PIL import Image
 
-from clipreid.data import Split, load_data
+from clipreid.data import Split
 from clipreid.data.pictures import read_picture
 from clipreid.errors import UserError
 from clipreid.evaluation.html import document, write
 from clipreid.evaluation.lists import crop_cell
 from clipreid.evaluation.thumbnails import thumbnail
 from clipreid.search.gallery import Gallery, Hit
-from clipreid.search.pictures import is_data
+from clipreid.search.pictures import is_data, of_data
 
-GONE = '<span class="tag">the picture is<br>not there any more</span>'
+GONE = '<span class="tag">the picture cannot<br>be found or read</span>'
 
 
 def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Path], found: Sequence[list[Hit]]) -> Path:
     """Writes index.html; queries: the picture (a Path) or the text (str) that asked. Returns the file.
 
-    Pictures that are gone are named only. Raises UserError where the page cannot be written.
+    Pictures that cannot be found are named only. Raises UserError where the page cannot be written.
     """
     album = Album(gallery)
     names = [query.name if isinstance(query, Path) else f"“{query}”" for query in queries]
@@ -46,9 +46,9 @@ class Album:
         self.about = gallery.about
 
     def picture(self, path: str) -> Image.Image | None:
-        """RGB; None where it is gone or cannot be read."""
+        """RGB; None where it cannot be found or read."""
         try:
-            if os.path.isfile(path):
+            if os.path.isabs(path) and os.path.isfile(path):  # other names mean something in the data set only
                 return read_picture(path)
             for split in self._splits():
                 rows = (split.paths == path).nonzero()[0]
@@ -59,13 +59,14 @@ class Album:
         return None
 
     def _splits(self) -> list[Split]:
-        return [s for spec in self.about["sources"] if is_data(spec) and (s := _split(spec, self.about["split"]))]
+        how = (self.about["split"], self.about.get("pattern"), self.about.get("columns"))
+        return [found for spec in self.about["sources"] if is_data(spec) and (found := _split(spec, *how))]
 
 
 @cache
-def _split(spec: str, name: str) -> Split | None:
+def _split(spec: str, name: str, pattern: str | None, columns: str | None) -> Split | None:
     try:
-        return load_data(spec).splits.get(name)
+        return of_data(spec, name, pattern, columns)
     except UserError:  # its files are gone, too
         return None
 

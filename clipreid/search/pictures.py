@@ -40,7 +40,7 @@ def find_pictures(
     specs = [entry for entry in images if is_data(entry)]
     for entry in images:
         if entry in specs:
-            tables.append(_of_data(entry, split, pattern, columns).table)
+            tables.append(of_data(entry, split, pattern, columns).table)
         else:
             for path, place in _of_files(entry):
                 places.setdefault(path, place)
@@ -56,7 +56,17 @@ def is_data(entry: str) -> bool:
     return entry.partition(":")[0] in READERS and not os.path.exists(entry)
 
 
-def _of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> Split:
+def located(entry: str) -> str:
+    """The same name of pictures, to be understood in any working folder."""
+    reader, _, root = entry.partition(":") if is_data(entry) else ("", "", entry)
+    path = os.path.abspath(Path(root).expanduser())
+    if not reader:
+        return path
+    return f"{reader}:{path}" if root and reader != "synthetic" and os.path.exists(path) else entry
+
+
+def of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> Split:
+    """One part of a data set; pattern, columns: for the readers that take them. Raises `UserError`."""
     reader = spec.partition(":")[0]
     data = load_data(spec, pattern if reader == "folder" else None, None, columns if reader == "hub" else None)
     if split not in data.splits:

@@ -63,7 +63,7 @@ def test_what_is_published_is_what_was_promised(
     assert f"{alice.url}/{NAME}\n" in shown
     assert f'clipreid.load("{NAME}")' in shown
     assert not alice.repos[NAME].private
-    assert ModelCard.load(NAME).data.library_name == "clipreid"
+    assert ModelCard.load(NAME).data.to_dict()["library_name"] == "clipreid"
     assert "plain peft does not give the same features: its position table was resized bilinearly" in shown
 
 

@@ -12,6 +12,8 @@ from clipreid.search.format import schema_of, writer
 ABOUT = {"gallery": 1, "run": "runs/test", "backbone": "none", "model": "0" * 24, "strength": 1.0, "sources": [],
          "split": "gallery", "image_size": [64, 32]}  # fmt: skip
 
+BLOCK = 8  # pictures, in the tests of `embed`
+
 
 def about(dimension: int, projection: int = 1) -> dict:
     return ABOUT | {"dimension": dimension, "parts": {"final": dimension - projection, "projection": projection}}

@@ -161,12 +161,60 @@ def test_what_another_program_wrote_anew_is_found_all_the_same(tmp_path: Path, h
     assert rows.tolist() == expected
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of this process from /proc")
+def test_of_a_mapped_gallery_little_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, group = 64, 1 << 20  # bytes of a row group: 64 MB in all
+    features = np.tile(unit(np.eye(1, 512)), (rows * group // 2048, 1))
+    opened = Gallery.open(write_gallery(tmp_path / "g.parquet", features, [group // 2048] * (rows - 1)))
+    seen, add = [], clipreid.search.exact.Nearest.add
+
+    def look(self: clipreid.search.exact.Nearest, block: torch.Tensor, numbers: np.ndarray) -> None:
+        add(self, block, numbers)
+        seen.append(resident())
+
+    monkeypatch.setattr(clipreid.search.exact.Nearest, "add", look)
+    before = resident()
+    opened.nearest(np.eye(1, 512), 1)
+    assert len(seen) == rows
+    assert max(seen) - before < 8 * group
+
+
+def resident() -> int:
+    """Bytes of mapped files in this process's memory."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssFile")]
+    return int(line.split()[1]) * 1024
+
+
+def test_one_large_row_group_of_another_program_is_read_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipreid.search.gallery.CHUNK", 500)
+    features = unit(np.random.default_rng(9).standard_normal((20_000, 128)))
+    file = write_gallery(tmp_path / "g.parquet", features, [])
+    pq.write_table(pq.read_table(file), tmp_path / "other.parquet", row_group_size=20_000)
+    before = pa.total_allocated_bytes()
+    for mapped, each in ((True, file), (False, tmp_path / "other.parquet")):
+        opened, start, most = Gallery.open(each), 0, 0
+        assert (opened._offsets != [None]) == mapped
+        for first, block in opened.blocks():
+            assert first == start
+            assert len(block) <= 500
+            assert (block.numpy() == features[start : start + len(block)]).all()
+            start, most = start + len(block), max(most, pa.total_allocated_bytes() - before)
+        assert start == 20_000
+        assert most < features.nbytes / 2
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     gallery = Gallery.open(write_gallery(tmp_path / "g.parquet", unit(np.eye(6, 8))))
     query = np.ones((1, 8))
     for top in (0, 7):
         with pytest.raises(UserError, match=rf"--top {top}: give 1 to 6"):
             gallery.search(query, top)
+    assert len(gallery.search(query)[0]) == 6  # the default is no more than there are
+    assert gallery.nearest(query)[1].shape == (1, 6)
+    with pytest.raises(UserError, match="query 1 is all zeros"):
+        gallery.search(np.array([[1.0] * 8, [0.0] * 8]))
     with pytest.raises(UserError, match=r"the queries are \[1, 5\], this gallery needs \[Q, 8\]"):
         gallery.search(np.ones((1, 5)))
     with pytest.raises(UserError, match=r"no part 'middle' in .*: there are final, projection"):
@@ -179,6 +227,8 @@ def test_files_that_are_no_gallery_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.parquet"
     with pytest.raises(UserError, match="is no file: make a gallery with `clipreid embed"):
         Gallery.open(file)
+    with pytest.raises(UserError, match="is a folder: name the file that `clipreid embed` wrote"):
+        Gallery.open(tmp_path)
     file.write_bytes(b"")
     with pytest.raises(UserError, match="is no parquet file, or damaged"):
         Gallery.open(file)
