@@ -25,38 +25,45 @@
 # 5. Where on the pictures does the image tower look?
 #
 # The people are those of the synthetic street, of whom everything is known: their clothes, their captions, and what no
-# caption mentions. **Every number below is about this street and a tiny CLIP; it checks the mechanism.** With
-# `RUN=runs/yours` in the environment, the same questions go to a run of yours; only the true attributes stay behind.
+# caption mentions. **Every number below is about this street and a tiny CLIP; it checks the mechanism.** Start Jupyter
+# with `RUN=runs/yours` in the environment, and the same questions go to a run of yours and to the pictures that it was
+# trained on (`DATA=market1501:...` says where these lie now, if they were moved). What asks for the truth is left out
+# then: attributes are known of the painted street only. The remarks below the figures are about the street as well.
 
 # %%
 # %matplotlib inline
 import os
+from pathlib import Path
 
 import numpy as np
 from IPython.display import HTML, display
 
-import clipreid
 from clipreid import explore
 from clipreid.data.synthetic.people import COLOURS
+from clipreid.data.synthetic.street import SETS
 from clipreid.evaluation import format_table
 
-# %cd -q ..
+if not Path("recipes").is_dir():
+    os.chdir("..")  # commands are typed in the repository, folders are below it
 RUN = os.environ.setdefault("RUN", "runs/prompt_anchors")
+DATA = os.environ.setdefault("DATA", "")
 
 # %% [markdown]
 # ## Stage 1
 #
-# The whole stage on all 300 identities, with fewer epochs than the default of 15, so that you need not wait: about half
-# a minute on two cores. A folder that holds the prompts already is taken as it is.
+# The whole stage on all identities, with fewer epochs than by default, so that you need not wait. A folder that holds
+# the prompts already is taken as it is.
 
 # %% language="bash"
 # test -f "$RUN/identities.safetensors" ||
-#     accelerate launch recipes/clipreid_stage1.py --output "$RUN" --prompt-epochs 8
+#     accelerate launch recipes/clipreid_stage1.py --output "$RUN" --prompt-epochs 8 ${DATA:+--data "$DATA"}
 
 # %%
 learned = explore.open_prompts(RUN)
-names = learned.names
-print(f"{len(names)} identities, {learned.tokens.shape[1]} tokens each of width {learned.tokens.shape[2]}")
+data = explore.training_data(RUN, [DATA] if DATA else [])
+names, crops = learned.names, data.splits["train"]
+painted = data.name in SETS  # of these people everything is known
+print(f"{data.name}: {len(names)} identities, {learned.tokens.shape[1]} tokens each of width {learned.tokens.shape[2]}")
 
 # %% [markdown]
 # ## Which words are the tokens near?
@@ -65,9 +72,7 @@ print(f"{len(names)} identities, {learned.tokens.shape[1]} tokens each of width 
 # how near the nearest word is to a vector that points anywhere.
 
 # %%
-people = explore.synthetic_people(names)
-street = clipreid.load_data("synthetic").splits["train"]
-shown = [0, 3, 5, 12]
+shown = [i for i in (0, 3, 5, 12) if i < len(names)]
 
 near = explore.nearest_words(learned, range(len(names)), top=1)  # [I, M, 1]
 words = near.words[..., 0]
@@ -75,27 +80,28 @@ chance = explore.chance_cosine(learned)
 print(f"cosine to the nearest word: {near.cosine.mean():.2f}; of a random vector: {chance:.2f}")
 
 explore.draw_rows(
-    [explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(street, names[i], most=6)) for i in shown]
+    [explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(crops, names[i], most=6)) for i in shown]
 )
 
 # %% [markdown]
-# Are these words true? Everybody's captions are known. So count how many of the four nearest words stand in the
-# person's own captions, and how many in the captions of somebody else: the second is what anybody's words would reach.
+# Are these words true? Where captions are known: count how many of the four nearest words stand in the person's own
+# captions, and how many in the captions of somebody else. The second is what anybody's words would reach.
 
 # %%
-captions = [" ".join(set(street.captions[street.identities == name])) for name in names]
-colours = [word for word in explore.vocabulary(learned.backbone) if word in COLOURS]
-others = [word for word in explore.vocabulary(learned.backbone) if word not in COLOURS]
-truth = {
-    "all words": explore.said_truly(words, captions),
-    "colours only": explore.said_truly(words, captions, colours),
-    "the rest": explore.said_truly(words, captions, others),
-}
-print(format_table({"words": which, **{k: f"{v:.0%}" for k, v in found.items()}} for which, found in truth.items()))
+captions = [" ".join(set(crops.captions[crops.identities == name])) for name in names]
+if all(captions):
+    others = [word for word in explore.vocabulary(learned.backbone) if word not in COLOURS]
+    truth = {
+        "all words": explore.said_truly(words, captions),
+        "colours only": explore.said_truly(words, captions, list(COLOURS)),
+        "the rest": explore.said_truly(words, captions, others),
+    }
+    print(f"{np.isin(words, list(COLOURS)).mean():.0%} of the nearest words are colours")
+    print(format_table({"words": name, **{k: f"{v:.0%}" for k, v in row.items()}} for name, row in truth.items()))
 
 # %% [markdown]
-# Nobody gave the tokens a word, and yet most of them lie near a word that is true of the person, nearly always a
-# colour. Words that are no colour are hardly truer than anybody's.
+# Nobody gave the tokens a word, and yet most of them lie near a word that is true of the person, usually a colour. A
+# colour is true of its own person far more often than of others; with the other words the difference is smaller.
 #
 # Do not expect this of a large CLIP. Its vocabulary has 49,408 entries instead of a few hundred, and in
 # [CoOp](https://arxiv.org/abs/2109.01134), where such tokens come from, the nearest words often mean nothing. Look at
@@ -104,18 +110,18 @@ print(format_table({"words": which, **{k: f"{v:.0%}" for k, v in found.items()}}
 # %% [markdown]
 # ## What do the texts know?
 #
-# A text bank is one text feature for each individual. First a look: the points below are 300 people, put where their
-# texts are (the two directions of most variance), painted in the true colour of what they wear on top. In Jupyter, hold
-# the pointer over a point to see the person.
+# A text bank is one text feature for each individual. First a look: each point below is a person, put where the text is
+# (the two directions of most variance), painted in the true colour of what is worn on top, where it is known. In
+# Jupyter, hold the pointer over a point to see the person.
 
 # %%
-attributes = explore.true_attributes(people)
-tops = attributes["top_colour"]
-painted = {name: f"rgb{rgb}" for name, rgb in COLOURS.items()}
+attributes = explore.true_attributes(explore.synthetic_people(names, data.name)) if painted else {}
+tops = attributes.get("top_colour", np.full(len(names), "unknown"))
+paint = {**COLOURS, "unknown": (140, 149, 159)}
 places = explore.plane(learned.bank)
-first = [explore.pictures_of(street, name, most=1)[0] for name in names]
-display(HTML(explore.hover_map(places, first, names, [painted[top] for top in tops])))
-explore.draw_map(places, tops, {name: np.array(rgb) / 255 for name, rgb in COLOURS.items()})
+first = [explore.pictures_of(crops, name, most=1)[0] for name in names]
+display(HTML(explore.hover_map(places, first, names, [f"rgb{paint[top]}" for top in tops])))
+explore.draw_map(places, tops, {name: np.array(rgb) / 255 for name, rgb in paint.items()})
 
 # %% [markdown]
 # The same as a matrix: how similar is everybody's text to everybody else's, people in the order of their true colour?
@@ -131,23 +137,24 @@ explore.draw_similarity(learned.bank, tops, "colour of the top")
 # with somebody else's values.
 
 # %%
-sentences, which = np.unique(street.captions, return_inverse=True)
-said = learned.model.embed_text(sentences.tolist())[which]  # [N, E]
-few = explore.few(street, 6)  # six pictures of each person, of six cameras
+few = explore.few(crops, 6)  # six pictures of each person, of different cameras
 seen = learned.features(few)
-banks = {
-    "learned texts": learned.bank,
-    "true captions": explore.mean_by(said, street.identities, names),
-    "pictures": explore.mean_by(seen, few.identities, names),
-}
-probed = explore.probe_table(banks, attributes, explore.families(names))
-explore.draw_probe(probed)
+if painted:
+    sentences, which = np.unique(crops.captions, return_inverse=True)
+    said = learned.model.embed_text(sentences.tolist())[which]  # [N, E]
+    banks = {
+        "learned texts": learned.bank,
+        "true captions": explore.mean_by(said, crops.identities, names),
+        "pictures": explore.mean_by(seen, few.identities, names),
+    }
+    probed = explore.probe_table(banks, attributes, explore.families(names, data.name))
+    display(explore.draw_probe(probed))
 
 # %% [markdown]
-# Colours of large things are in the learned texts. What kind of garment it is, hat and bag are near the floor; and so
-# they are in the pictures' features: this tiny image tower does not see them well, so there was nothing to learn. Where
-# the captions reach further than the pictures, language knows more than the eye; where the learned texts stay behind
-# the pictures, stage 1 did not need it to tell 300 people apart.
+# The colours of the two largest things, what is worn above and below, are in the learned texts, further above the floor
+# than all else. The kinds of things (which garment, which hat, which bag) are much nearer to it. Where the captions
+# reach further than the pictures, language knows more than the eye; where the learned texts stay behind the pictures,
+# stage 1 did not need it to tell these people apart.
 
 # %% [markdown]
 # ## What lies between two people?
@@ -155,20 +162,24 @@ explore.draw_probe(probed)
 # Take the tokens of one person, go in five steps to those of another, and let each text on the way find its pictures.
 
 # %%
-a, b = (next(i for i, top in enumerate(tops) if top == colour) for colour in ("yellow", "purple"))
+a, b = divmod(int((learned.bank @ learned.bank.T).argmin()), len(names))  # the least alike
+if painted:
+    a, b = (tops.tolist().index(colour) for colour in ("yellow", "purple"))
 way = explore.interpolate(learned, a, b, steps=6)  # [S, E]
 found = explore.retrieve(way, seen, top=8)  # [S, 8]
+worn = dict(zip(names, tops.tolist(), strict=True)) if painted else {}
+met = [[worn.get(few.identities[i], "") for i in rows] for rows in found]
 explore.draw_rows(
     [
-        explore.Row(f"{names[a]} {100 - 20 * step} %\n{names[b]} {20 * step} %", [few.picture(i) for i in rows])
-        for step, rows in enumerate(found)
+        explore.Row(f"{names[a]} {100 - 20 * s} %\n{names[b]} {20 * s} %", [few.picture(i) for i in rows], met[s])
+        for s, rows in enumerate(found)
     ],
     height=0.9,
 )
 
 # %% [markdown]
-# The two ends find the two people. In between there is no half-yellow, half-purple person; the text goes over from one
-# wardrobe to the other, often by way of third people who have something of both.
+# Above each picture stands the true colour of the top. The two ends find the two people, one in yellow and one in
+# purple. In between nobody is half of each: the texts on the way find other people, and some of these wear neither.
 
 # %% [markdown]
 # ## What is a token worth?
@@ -193,7 +204,7 @@ explore.draw_ablation(ablations)
 # tower before stage 2; give `clipreid.load(RUN)` instead of `learned.model` to see a tuned one.
 
 # %%
-own = {names[i]: explore.pictures_of(street, names[i], most=5) for i in shown}
+own = {names[i]: explore.pictures_of(crops, names[i], most=5) for i in shown}
 explore.draw_rows(
     [explore.Row(name, [*pictures, *explore.looks(learned.model, pictures)]) for name, pictures in own.items()]
 )
@@ -210,12 +221,12 @@ explore.draw_rows(
 
 # %%
 def person(i: int):
-    """One person: pictures, what the tokens are near, what the text finds, and what is true."""
+    """One person: pictures, what the tokens are near, and what the text finds."""
     finds = explore.retrieve(learned.bank[i : i + 1], seen, top=8)[0]
     marks = ["✓" if few.identities[row] == names[i] else few.identities[row] for row in finds]
     return explore.draw_rows(
         [
-            explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(street, names[i], most=8)),
+            explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(crops, names[i], most=8)),
             explore.Row("its text finds", [few.picture(row) for row in finds], marks),
         ]
     )

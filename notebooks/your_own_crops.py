@@ -36,7 +36,8 @@ import clipreid
 from clipreid import explore
 from clipreid.evaluation import ranked_lists
 
-# %cd -q ..
+if not Path("recipes").is_dir():
+    os.chdir("..")  # commands are typed in the repository, folders are below it
 CROPS = Path(os.environ.setdefault("CROPS", "runs/crops"))
 RUN = Path(os.environ.setdefault("RUN", "runs/your_own_crops"))
 
@@ -44,7 +45,8 @@ if not CROPS.exists():
     street = clipreid.load_data("synthetic").splits
     train, test = explore.few(street["train"], 6, identities=60), explore.few(street["gallery"], 6, identities=40)
     explore.write_folder({"train": train, "test": test}, CROPS)
-    spoiled = sorted(CROPS.glob("train/*/*.png"))[7]
+    whole = sorted(CROPS.glob("train/*/*.png"))[7]
+    spoiled = whole.rename(whole.with_stem(f"{whole.stem}_broken_off"))
     spoiled.write_bytes(spoiled.read_bytes()[:2000])  # a copy that broke off
 
 # %% [markdown]
@@ -61,7 +63,7 @@ if not CROPS.exists():
 # `--skip-bad`, which leaves such pictures out and counts them.)
 
 # %%
-if "spoiled" in globals():
+for spoiled in CROPS.glob("train/*/*_broken_off.png"):
     spoiled.unlink()
 
 # %% language="bash"

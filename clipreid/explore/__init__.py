@@ -5,13 +5,12 @@ learned = explore.open_prompts("runs/demo")
 print(explore.nearest_words(learned, [0]).words)
 """
 
-from clipreid.explore.ablate import ablated, ablation
-from clipreid.explore.bank import interpolate, mean_by, order_by, probe, probe_table, retrieve
+from clipreid.explore.ablate import ablation
+from clipreid.explore.bank import interpolate, mean_by, probe, probe_table, retrieve
 from clipreid.explore.browse import browse, hover_map, plane
-from clipreid.explore.crops import few, pictures_of, rows_of, write_folder
-from clipreid.explore.learned import Learned, learned_prompts, open_prompts, picture_features
+from clipreid.explore.crops import few, pictures_of, write_folder
+from clipreid.explore.learned import Learned, learned_prompts, open_prompts, training_data
 from clipreid.explore.pictures import (
-    Line,
     Row,
     draw_ablation,
     draw_map,
@@ -23,14 +22,11 @@ from clipreid.explore.pictures import (
 )
 from clipreid.explore.places import fused_precision, line_of, mean_precision, score_places
 from clipreid.explore.truth import families, synthetic_people, true_attributes
-from clipreid.explore.words import Words, chance_cosine, nearest_words, said_truly, said_words, vocabulary
+from clipreid.explore.words import chance_cosine, nearest_words, said_truly, vocabulary
 
 __all__ = [
     "Learned",
-    "Line",
     "Row",
-    "Words",
-    "ablated",
     "ablation",
     "browse",
     "chance_cosine",
@@ -52,18 +48,15 @@ __all__ = [
     "mean_precision",
     "nearest_words",
     "open_prompts",
-    "order_by",
-    "picture_features",
     "pictures_of",
     "plane",
     "probe",
     "probe_table",
     "retrieve",
-    "rows_of",
     "said_truly",
-    "said_words",
     "score_places",
     "synthetic_people",
+    "training_data",
     "true_attributes",
     "vocabulary",
     "write_folder",

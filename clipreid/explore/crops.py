@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,23 +36,30 @@ def few(split: Split, most: int, identities: int | None = None) -> Split:
 def write_folder(splits: Mapping[str, Split], folder: Path) -> int:
     """Writes pictures as FOLDER/SPLIT/IDENTITY/camCAMERA_NUMBER.png, to be read as `folder:FOLDER`; returns how many.
 
-    Where a camera is not known, no name of its split says one.
+    Where a camera is not known, no name of its split says one. The folder is there when all is written, not before.
 
     Raises UserError where the folder holds something, or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} holds something already: give an empty or a new folder")
-    count = 0
-    for name, split in splits.items():
-        try:
-            for row, (identity, camera) in enumerate(zip(split.identities, split.cameras, strict=True)):
-                (folder / name / identity).mkdir(parents=True, exist_ok=True)
-                seen = f"cam{camera}_" if (split.cameras >= 0).all() else ""  # one way of naming for all
-                split.picture(row).save(folder / name / identity / f"{seen}{row:05d}.png")
-                count += 1
-        except OSError as error:
-            raise UserError(f"{folder} cannot be written ({error.strerror or error}): give another folder") from error
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as half:
+            count = sum(_write(split, Path(half, "whole", name)) for name, split in splits.items())
+            if folder.exists():
+                folder.rmdir()
+            Path(half, "whole").rename(folder)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror or error}): give another folder") from error
     return count
+
+
+def _write(split: Split, folder: Path) -> int:
+    known = bool((split.cameras >= 0).all())  # one way of naming for all
+    for row, (identity, camera) in enumerate(zip(split.identities, split.cameras, strict=True)):
+        (folder / identity).mkdir(parents=True, exist_ok=True)
+        split.picture(row).save(folder / identity / f"{f'cam{camera}_' if known else ''}{row:05d}.png")
+    return len(split)
 
 
 def _nth(values: np.ndarray) -> np.ndarray:

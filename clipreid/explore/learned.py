@@ -7,16 +7,17 @@ dot product is a cosine.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clipreid.backbones import Backbone, load_backbone
-from clipreid.data import Split, pixel_cache
+from clipreid.data import SCHEMA, Mixture, ReIDData, Split, load_data, pixel_cache, reader_flags
 from clipreid.errors import UserError
 from clipreid.evaluation import extract
 from clipreid.hub import IDENTITIES, load_identities, read_config
@@ -52,15 +53,6 @@ class Learned:
         """The learned tokens [I, M, W]."""
         return self.prompts.context.detach()
 
-    def numbers(self, identities: Sequence[str]) -> list[int]:
-        """Names to numbers 0..I-1. Raises UserError for a name that no prompt was learned for."""
-        place = {name: i for i, name in enumerate(self.names)}
-        unknown = [name for name in identities if name not in place]
-        if unknown:
-            raise UserError(f"no prompt was learned for {unknown[0]!r}: there are {len(self.names)}, such as "
-                            f"{', '.join(self.names[:5])}")  # fmt: skip
-        return [place[name] for name in identities]
-
     @torch.no_grad()
     def read(self, tokens: Tensor, like: Tensor | None = None) -> Tensor:
         """Any tokens in the place of the learned ones, [n, m, W] with m <= M, to text features [n, E].
@@ -85,8 +77,15 @@ class Learned:
         return F.normalize(p.text(torch.cat(parts, dim=1), pool), dim=1)
 
     def features(self, split: Split) -> Tensor:
-        """Pictures [N] to features in the text space [N, E], by the untuned image tower, as stage 1 saw them."""
-        return picture_features(self.model, split)
+        """Pictures [N] to features in the text space [N, E], by the untuned image tower, as stage 1 saw them.
+
+        Raises UserError for pictures that cannot be decoded.
+        """
+        model = self.model
+        pixels = pixel_cache(split, model.image_size, interpolation=model.config.interpolation).pixels
+        found = extract(model.embed_parts, pixels, device=model.device)
+        assert isinstance(found, dict)
+        return found["projection"].cpu()
 
 
 def open_prompts(run: str | Path, noun: Sequence[str] | None = None) -> Learned:
@@ -145,15 +144,32 @@ def learned_prompts(
     return Learned(prompts, list(names), F.normalize(prompts.bank(), dim=1), model, first)
 
 
-def picture_features(model: ReIDModel, split: Split, part: str = "projection") -> Tensor:
-    """Pictures [N] to features [N, E]: one part of a model's test feature, by default the one that texts compare with.
+def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
+    """The pictures that a run folder's prompts were learned from, named as the prompts are: one set, `train` only.
 
-    Raises UserError for pictures that cannot be decoded.
+    data: where they lie now, if not where they were in training.  Several sets become one, as in training: identities
+    are "SET/IDENTITY", cameras are renumbered; its name is those of the sets, parted by " + ".
+
+    Raises UserError for data that cannot be read, or that lacks an individual a prompt was learned for.
     """
-    pixels = pixel_cache(split, model.image_size, interpolation=model.config.interpolation).pixels
-    found = extract(model.embed_parts, pixels, device=model.device)
-    assert isinstance(found, dict)
-    return found[part].cpu()
+    folder = Path(run)
+    config, (_, names) = read_config(folder), load_identities(folder)
+    flags = config.get("flags", {})
+    specs = list(data or flags.get("data") or config["stage1"]["data"])
+    asked = reader_flags([*specs, *flags.get("data", []), *flags.get("test", [])], flags.get("pattern"),
+                         flags.get("columns"))  # fmt: skip
+    mixture = Mixture(tuple(load_data(spec, **asked[spec]) for spec in specs))
+    if bare := [found.name for found in mixture.sets if "train" not in found.splits]:
+        raise UserError(f"{bare[0]} has no train split: give the data that {folder} was trained on")
+    if missing := sorted(set(names) - set(mixture.identities.tolist())):
+        raise UserError(f"{' + '.join(specs)} is not what {folder} was trained on: it has no {missing[0]!r} (and "
+                        f"{len(missing) - 1} others)")  # fmt: skip
+    table = datasets.concatenate_datasets([split.table for split in mixture.splits])
+    for column, values in (("identity", mixture.identities), ("camera", mixture.cameras), ("view", mixture.views)):
+        table = table.remove_columns(column).add_column(column, values.tolist(), feature=SCHEMA[column])
+    split = Split("train", table.select_columns(list(SCHEMA)))
+    first = mixture.sets[0]
+    return replace(first, name=" + ".join(found.name for found in mixture.sets), splits={"train": split})
 
 
 def _pixels(backbone: Backbone, values: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Which words learned tokens resemble: as vectors, and by what a sentence with them says.
+"""Which words learned tokens resemble, and whether these words are true.
 
-I identities, n of them looked at, M tokens, W text width, V words, E embedding.
+n identities looked at, M tokens of each, W text width, V words.
 """
 
 from __future__ import annotations
@@ -63,21 +63,6 @@ def chance_cosine(learned: Learned, draws: int = 1000, seed: int = 0) -> float:
     return float(_best(drawn, table, words, 1).cosine.mean())
 
 
-@torch.no_grad()
-def said_words(learned: Learned, identities: Sequence[int], words: Sequence[str] | None = None, top: int = 5) -> Words:
-    """The words that say most nearly what an identity's prompt says: [n, top].
-
-    Compared are text features: of "a photo of a WORD person." and of the learned prompt. What all prompts have in
-    common is no news of one identity, and what all words share none of a word: both means are taken off first.
-
-    words: to compare with (default: `vocabulary`; every word is encoded: for a large tower on a CPU, give fewer).
-    """
-    chosen = list(vocabulary(learned.backbone) if words is None else words)
-    texts = learned.model.embed_text([f"a photo of a {word} {learned.noun}." for word in chosen])  # [V, E]
-    said = learned.bank - learned.bank.mean(0)  # [I, E]
-    return _best(said[list(identities)], texts - texts.mean(0), chosen, top)
-
-
 def said_truly(words: np.ndarray, captions: Sequence[str], among: Sequence[str] | None = None) -> dict[str, float]:
     """How many of the words [n, top] stand in the identity's own caption, and in those of others.
 
@@ -90,7 +75,8 @@ def said_truly(words: np.ndarray, captions: Sequence[str], among: Sequence[str] 
     if len(words) != len(captions) or len(words) < 2:
         raise ValueError(f"{len(words)} rows of words and {len(captions)} captions: two or more of both are needed")
     spoken = [set(_split(caption)) for caption in captions]
-    rows = [[word for word in row if among is None or word in among] for row in words]
+    kept = None if among is None else set(among)
+    rows = [[word for word in row if kept is None or word in kept] for row in words]
     hits = np.array([[sum(word in s for word in row) for s in spoken] for row in rows], dtype=float)  # [n, n]
     total = max(1, sum(map(len, rows)))
     own = float(np.trace(hits))

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +21,10 @@ from clipreid.backbones import load_backbone
 from clipreid.data import Split, load_data
 from clipreid.data.synthetic.people import COLOURS, caption
 from clipreid.errors import UserError
-from clipreid.explore.bank import SHUFFLED, deal
+from clipreid.evaluation.thumbnails import looked
+from clipreid.explore.ablate import ablated
+from clipreid.explore.bank import SHUFFLED, deal, order_by
+from clipreid.explore.crops import rows_of
 from clipreid.hub import CONFIG, backbone_record, save_identities
 
 WORDS = ("red", "striped", "yellow", "coat")
@@ -83,14 +88,6 @@ def test_planted_words_are_found() -> None:
     assert np.allclose(found.cosine[:, :, 0], 1, atol=1e-5)
     assert (found.cosine[:, :, 1] < 0.9).all()
     assert explore.chance_cosine(learned) < 0.5
-
-
-def test_a_prompt_made_of_a_word_says_that_word() -> None:
-    words = list(explore.vocabulary(backbone()))
-    learned = explore.learned_prompts(backbone(), embeddings(words)[:, None], words)
-    said = explore.said_words(learned, range(len(words)), top=1)
-    assert said.words[:, 0].tolist() == words
-    assert np.allclose(said.cosine, 1, atol=1e-4)
 
 
 def test_vocabulary_has_whole_words_only() -> None:
@@ -164,7 +161,7 @@ def test_dealing_keeps_families_whole() -> None:
 
 def test_order_puts_equal_values_together_and_unknown_ones_last() -> None:
     values = np.array(["b", "", "a", "b", "a"])
-    assert values[explore.order_by(values, torch.randn(5, 3))].tolist() == ["a", "a", "b", "b", ""]
+    assert values[order_by(values, torch.randn(5, 3))].tolist() == ["a", "a", "b", "b", ""]
 
 
 def test_means_are_of_their_own_rows() -> None:
@@ -191,8 +188,8 @@ def test_interpolation_ends_at_the_identities_own_texts(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_taking_no_token_away_changes_nothing_and_all_leaves_one_sentence(name: str, by: str) -> None:
     learned = random_prompts(name)
-    assert torch.allclose(explore.ablated(learned, [], by), learned.bank, atol=1e-6)  # type: ignore[arg-type]
-    nobody = explore.ablated(learned, range(4), by)  # type: ignore[arg-type]
+    assert torch.allclose(ablated(learned, [], by), learned.bank, atol=1e-6)  # type: ignore[arg-type]
+    nobody = ablated(learned, range(4), by)  # type: ignore[arg-type]
     assert torch.allclose(nobody, nobody[:1].expand_as(nobody), atol=1e-5)
     said = {"neutral": "a photo of a x x x x person.", "drop": "a photo of a person."}
     if by in said:
@@ -214,9 +211,9 @@ def test_ablation_finds_the_token_that_carries_everything() -> None:
 
 def test_a_token_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="from 0 to 3"):
-        explore.ablated(random_prompts(), [4])
+        ablated(random_prompts(), [4])
     with pytest.raises(UserError, match="mean, neutral, drop"):
-        explore.ablated(random_prompts(), [0], "nothing")  # type: ignore[arg-type]
+        ablated(random_prompts(), [0], "nothing")  # type: ignore[arg-type]
 
 
 # ---- run folders
@@ -239,15 +236,52 @@ def test_prompts_of_a_run_folder_are_those_that_were_saved(tmp_path: Path) -> No
     assert torch.equal(opened.tokens, learned.tokens)
     assert torch.allclose(opened.bank, learned.bank, atol=1e-6)
     assert opened.model.config.mean == (0.5, 0.5, 0.5)
-    assert opened.numbers(["dora", "anna"]) == [3, 0]
-    with pytest.raises(UserError, match="'zoe'"):
-        opened.numbers(["zoe"])
 
 
 def test_prompts_that_do_not_give_their_bank_are_refused(tmp_path: Path) -> None:
     learned = random_prompts()
     with pytest.raises(UserError, match="not the backbone"):
         explore.open_prompts(stage1_folder(tmp_path / "run", learned.tokens, learned.bank.roll(1, 0)))
+
+
+def trained_folder(folder: Path, names: list[str], flags: dict[str, Any]) -> Path:
+    folder.mkdir()
+    config = {"clipreid": "0", "backbone": {}, "stage1": {"data": flags["data"]}, "flags": flags}
+    (folder / CONFIG).write_text(json.dumps(config))
+    save_identities(folder, {"prompts": torch.zeros(len(names), 4, 8)}, names)
+    return folder
+
+
+def test_pictures_are_those_that_the_run_was_trained_on(tmp_path: Path) -> None:
+    explore.write_folder({"train": split_of(["bus_0001", "bus_0002"] * 2, [1, 1, 2, 2])}, tmp_path / "buses")
+    spec, names = f"folder:{tmp_path / 'buses'}", ["bus_0001", "bus_0002"]
+    data = explore.training_data(trained_folder(tmp_path / "run", names, {"data": [spec], "test": ["synthetic"]}))
+    assert data.name == spec
+    assert sorted(data.splits["train"].identities.tolist()) == sorted(names * 2)
+    assert len(explore.pictures_of(data.splits["train"], "bus_0002")) == 2
+    (tmp_path / "buses").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="does not exist"):
+        explore.training_data(tmp_path / "run")
+    assert len(explore.training_data(tmp_path / "run", [f"folder:{tmp_path / 'moved'}"]).splits["train"]) == 4
+
+
+def test_other_pictures_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
+    explore.write_folder({"train": split_of(["0001", "0002"] * 2, [1, 1, 2, 2])}, tmp_path / "crops")
+    spec = f"folder:{tmp_path / 'crops'}"
+    with pytest.raises(UserError, match="no '0003'"):
+        explore.training_data(trained_folder(tmp_path / "run", ["0001", "0003"], {"data": [spec]}))
+
+
+def test_several_sets_are_called_as_their_prompts(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        explore.write_folder({"train": split_of(["0001", "0002"] * 2, [1, 1, 2, 2])}, tmp_path / name)
+    specs, names = [f"folder:{tmp_path / name}" for name in ("here", "there")], ["here/0001", "there/0001"]
+    data = explore.training_data(trained_folder(tmp_path / "run", names, {"data": specs, "pattern": None}))
+    train = data.splits["train"]
+    assert data.name == " + ".join(specs)
+    assert set(train.identities) == {"here/0001", "here/0002", "there/0001", "there/0002"}
+    assert set(train.cameras[train.identities == "there/0001"]) == {4, 5}
+    assert train.picture(7).size == (32, 64)
 
 
 def test_folders_without_prompts_say_so(tmp_path: Path) -> None:
@@ -267,7 +301,7 @@ def test_folders_without_prompts_say_so(tmp_path: Path) -> None:
 
 def test_attributes_are_those_of_the_captions() -> None:
     names = [f"{i:04d}" for i in range(40)]
-    people = explore.synthetic_people(names)
+    people = explore.synthetic_people(names, "synthetic")
     truth = explore.true_attributes(people)
     for i, person in enumerate(people):
         said = caption(person, angle=np.pi / 2)
@@ -277,12 +311,19 @@ def test_attributes_are_those_of_the_captions() -> None:
 
 
 def test_families_are_look_alikes() -> None:
-    kin = explore.families([f"{i:04d}" for i in range(12)])
+    kin = explore.families([f"{i:04d}" for i in range(12)], "synthetic")
     assert kin[0] == kin[1] == kin[2] != kin[6] == kin[7] == kin[8]
     assert len(set(kin.tolist())) == 2 + 6
-    assert len(set(explore.families(["0000", "0001"], "synthetic:captions").tolist())) == 2
+    assert len(set(explore.families(["2100", "2101"], "synthetic:captions").tolist())) == 2
+
+
+@pytest.mark.parametrize("known", [explore.synthetic_people, explore.families])
+@pytest.mark.parametrize("name", ["bus_0001", "7", "0600", "-1", "¹"])
+def test_who_is_not_of_the_street_is_not_made_up(known: Callable[..., Any], name: str) -> None:
+    with pytest.raises(UserError, match=f"nobody in synthetic is called '{name}'"):
+        known(["0002", name], "synthetic")
     with pytest.raises(UserError, match="no synthetic set"):
-        explore.families(["0000"], "synthetic:nowhere")
+        known(["0002"], "market1501:/pictures")  # there is a 0002 in both
 
 
 def test_few_pictures_are_of_different_cameras() -> None:
@@ -292,7 +333,7 @@ def test_few_pictures_are_of_different_cameras() -> None:
     assert kept.cameras.tolist() == [5, 6, 1, 2]
     assert explore.few(split, 9, identities=1).identities.tolist() == ["a"] * 4
     with pytest.raises(UserError, match="'c'"):
-        explore.rows_of(split, "c")
+        rows_of(split, "c")
 
 
 @pytest.mark.parametrize("cameras", [[1, 2, 1, 2], [-1, 2, 1, 2]])
@@ -305,6 +346,24 @@ def test_a_written_folder_reads_as_the_same_people(tmp_path: Path, cameras: list
     assert known == (sorted(cameras) if min(cameras) > 0 else [-1] * 4)
     with pytest.raises(UserError, match="holds something"):
         explore.write_folder({"train": split}, tmp_path / "crops")
+
+
+def test_a_folder_is_there_when_it_is_whole_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, picture = split_of(["anna", "anna", "bert"], [1, 2, 1]), Split.picture
+
+    def interrupted(split: Split, index: int) -> Image.Image:
+        if index == 2:
+            raise KeyboardInterrupt
+        return picture(split, index)
+
+    monkeypatch.setattr(Split, "picture", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        explore.write_folder({"train": split}, tmp_path / "crops")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    (tmp_path / "crops").mkdir()  # an empty one is taken
+    assert explore.write_folder({"train": split}, tmp_path / "crops") == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["crops"]
 
 
 # ---- pictures
@@ -356,11 +415,26 @@ def test_drawing_leaves_the_users_settings_alone() -> None:
     assert dict(rcParams) == before
 
 
-def test_looks_glow_where_the_model_looked() -> None:
+def test_looks_glow_where_the_model_looked(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_prompts().model
+    crop = Image.new("RGB", (64, 128), "grey")
+    rows, columns = model.look(model.crops([crop]))[0].shape
+    planted = torch.zeros(2, rows, columns)
+    planted[0, 0, 0] = planted[1, -1, -1] = 1
+    monkeypatch.setattr(type(model), "look", lambda model, crops: planted[: len(crops)])
+    for glowing, bright in zip(explore.looks(model, [crop, crop]), [(0, 0), (-1, -1)], strict=True):
+        small = np.asarray(glowing.convert("L").resize((columns, rows), Image.Resampling.BOX), dtype=float)
+        assert np.unravel_index(small.argmax(), small.shape) == (bright[0] % rows, bright[1] % columns)
+        assert small[bright] > 1.5 * np.median(small)
+
+
+def test_looks_are_those_of_the_model_at_these_pictures() -> None:
+    model = random_prompts().model
     crops = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (128, 64, 3), np.uint8)) for i in range(2)]
-    glowing = explore.looks(random_prompts().model, crops)
-    assert len(glowing) == 2
-    assert glowing[0].tobytes() != glowing[1].tobytes()
+    maps = model.look(model.crops(crops))
+    for crop, share, glowing in zip(crops, maps, explore.looks(model, crops), strict=True):
+        assert glowing.tobytes() == looked(crop, share.numpy()).tobytes()
+        assert glowing.tobytes() != crop.resize(glowing.size, Image.Resampling.LANCZOS).tobytes()
 
 
 def test_hover_map_holds_every_crop_and_needs_no_script() -> None:
