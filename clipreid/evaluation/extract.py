@@ -33,7 +33,7 @@ def extract(
     mode first.
     pixels: uint8 [N, 3, H, W]; a memory-mapped array is read batch by batch, `ConcatPixels` stay where they are.
     sides: further values of each picture, [N] each (cameras, views), passed on: embed_batch(pixels, *sides).
-    batch_size: pictures at once in each process; default 128, on a CPU 16 (larger ones leave its caches).
+    batch_size: pictures at once in each process; default 128, on a CPU 32 (larger ones leave its caches).
     device: default the accelerator's, else the CPU.
     accelerator: an `accelerate.Accelerator`; every process calls this function and gets all features. Each
     takes every num_processes-th picture; features travel with their picture's index (equal shares, padded),
@@ -44,7 +44,7 @@ def extract(
     rows, RuntimeError if a picture was not embedded exactly once.
     """
     device = torch.device(device or (accelerator.device if accelerator is not None else "cpu"))
-    batch_size = (16 if device.type == "cpu" else 128) if batch_size is None else batch_size
+    batch_size = (32 if device.type == "cpu" else 128) if batch_size is None else batch_size
     _check_pixels(pixels, batch_size)
     n = len(pixels)
     world = accelerator.num_processes if accelerator is not None else 1
