@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import nbformat
 import pytest
 import torch
-from nbclient import NotebookClient
 from PIL import Image
 
 import clipreid
@@ -22,6 +22,7 @@ from clipreid.data import ReIDData, Split, load_data
 from clipreid.hub import CONFIG, backbone_record, save_identities
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+RUNNER = Path(__file__).with_name("run_notebook.py")
 NAMES = ("prompt_anchors", "your_own_crops", "home_and_abroad")
 
 
@@ -133,28 +134,24 @@ def test_questions_can_be_put_to_a_run_on_other_pictures(tmp_path: Path, monkeyp
     assert "truth" not in known
 
 
-def executed(name: str, tell: str, monkeypatch: pytest.MonkeyPatch, **environment: Any) -> tuple[dict[str, Any], int]:
-    """Runs a notebook as Jupyter would; what the expression `tell` is at its end, and how many pictures it shows."""
-    for key, value in environment.items():
-        monkeypatch.setenv(key, str(value))
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(f"import json; print('told', json.dumps({tell}))"))
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    told = next(o.text for o in reversed(outputs) if o.output_type == "stream" and o.text.startswith("told "))
-    pictures = sum("image/png" in output.get("data", {}) for output in outputs)
-    return json.loads(told.removeprefix("told ")), pictures
+def executed(name: str, tell: str, folder: Path, **environment: Any) -> tuple[dict[str, Any], int]:
+    """Runs a notebook in a fresh process; what the expression `tell` is at its end, and how many pictures it shows."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    more = {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "PATH": path, "IPYTHONDIR": str(folder / "ipython")}
+    command = [sys.executable, RUNNER, NOTEBOOKS / f"{name}.ipynb", tell, folder / "told.json"]
+    env = os.environ | more | {key: str(value) for key, value in environment.items()}
+    done = subprocess.run(command, cwd=NOTEBOOKS, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((folder / "told.json").read_text())
+    return found["told"], found["pictures"]
 
 
-@pytest.mark.slow
-def test_prompt_anchors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.notebook
+def test_prompt_anchors(tmp_path: Path) -> None:
     tell = "{'truth': truth, 'probed': probed, 'ablations': ablations, 'found': found.tolist(), 'ends': [a, b], 'who': "
     tell += "few.identities[found[[0, -1], 0]].tolist(), 'names': names, 'near': float(near.cosine.mean()), 'chance': "
     tell += "chance, 'met': met, 'colours': float(np.isin(words, list(COLOURS)).mean())}"
-    told, pictures = executed("prompt_anchors", tell, monkeypatch, RUN=tmp_path / "run")
+    told, pictures = executed("prompt_anchors", tell, tmp_path, RUN=tmp_path / "run")
     assert pictures == 8
     assert told["near"] > 1.3 * told["chance"]
     everything, colours, rest = (told["truth"][name] for name in ("all words", "colours only", "the rest"))
@@ -177,11 +174,11 @@ def test_prompt_anchors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert {colour for row in told["met"][1:-1] for colour in row} - {"yellow", "purple"}
 
 
-@pytest.mark.slow
-def test_your_own_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.notebook
+def test_your_own_crops(tmp_path: Path) -> None:
     places = {"RUN": tmp_path / "run", "CROPS": tmp_path / "crops"}
     tell = "{'shape': list(features.shape), 'mAP': report.metrics['mAP']}"
-    told, pictures = executed("your_own_crops", tell, monkeypatch, **places)
+    told, pictures = executed("your_own_crops", tell, tmp_path, **places)
     assert pictures == 3
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())[f"folder:{tmp_path / 'crops'}"]
     assert figures["stage2"]["mAP"] > figures["zero-shot"]["mAP"]
@@ -191,10 +188,10 @@ def test_your_own_crops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(list((tmp_path / "crops" / "train").glob("*/*.png"))) == 359  # the spoiled one was taken out
 
 
-@pytest.mark.slow
-def test_home_and_abroad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.notebook
+def test_home_and_abroad(tmp_path: Path) -> None:
     places = {"RUN": tmp_path / "run", "PLAIN": tmp_path / "plain", "CROPS": tmp_path / "crops"}
-    found, pictures = executed("home_and_abroad", "table", monkeypatch, **places)
+    found, pictures = executed("home_and_abroad", "table", tmp_path, **places)
     assert pictures == 2
     zero, plain, tuned = found["zero-shot"], found["no prompts"], found["two stages"]
     assert tuned["home"] > plain["home"] > zero["home"]

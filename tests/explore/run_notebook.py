@@ -1,0 +1,38 @@
+"""Executes a notebook in this process, cell by cell in IPython as a kernel would, but without a kernel to talk to.
+
+    python run_notebook.py NOTEBOOK.ipynb EXPRESSION OUTPUT.json
+
+Writes what the expression is at the end, and how many pictures were shown. Ends with the error of the first bad cell.
+"""
+
+import json
+import sys
+
+import nbformat
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+
+class Shell(InteractiveShell):
+    def enable_gui(self, gui: str | None = None) -> None:
+        """There is no window to keep alive."""
+
+
+def main(notebook: str, expression: str, output: str) -> None:
+    shell = Shell.instance()
+    pictures = 0
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        if cell.cell_type != "code":
+            continue
+        with capture_output() as seen:
+            done = shell.run_cell(cell.source)
+        if not done.success:
+            print(cell.source, seen.stdout, seen.stderr, sep="\n\n", file=sys.stderr)
+        done.raise_error()
+        pictures += sum("image/png" in shown.data for shown in seen.outputs)
+    with open(output, "w") as file:
+        json.dump({"told": eval(expression, shell.user_ns), "pictures": pictures}, file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
