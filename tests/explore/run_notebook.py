@@ -29,7 +29,9 @@ def main(notebook: str, expression: str, output: str) -> None:
         if not done.success:
             print(cell.source, seen.stdout, seen.stderr, sep="\n\n", file=sys.stderr)
         done.raise_error()
-        pictures += sum("image/png" in shown.data for shown in seen.outputs)
+        shown = [output.data for output in seen.outputs]
+        shown += [shell.display_formatter.format(done.result)[0]]  # the value of a cell's last line is not among them
+        pictures += sum("image/png" in data for data in shown)
     with open(output, "w") as file:
         json.dump({"told": eval(expression, shell.user_ns), "pictures": pictures}, file)
 
