@@ -2,15 +2,20 @@
 
     python run_notebook.py NOTEBOOK.ipynb EXPRESSION OUTPUT.json
 
-Writes what the expression is at the end, and how many pictures were shown. Ends with the error of the first bad cell.
+Writes what the expression is at the end, and how many pictures were shown. Ends with the error of the first bad cell;
+tells how long each took, and where all threads stand if the notebook is not done in time.
 """
 
+import faulthandler
 import json
 import sys
+import time
 
 import nbformat
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
+
+LIMIT = 600  # seconds for a whole notebook: about a minute on two idle cores
 
 
 class Shell(InteractiveShell):
@@ -19,15 +24,18 @@ class Shell(InteractiveShell):
 
 
 def main(notebook: str, expression: str, output: str) -> None:
+    faulthandler.dump_traceback_later(LIMIT, exit=True)
     shell = Shell.instance()
     pictures = 0
-    for cell in nbformat.read(notebook, as_version=4).cells:
+    for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
         if cell.cell_type != "code":
             continue
+        begun = time.monotonic()
         with capture_output() as seen:
             done = shell.run_cell(cell.source)
         if not done.success:
             print(cell.source, seen.stdout, seen.stderr, sep="\n\n", file=sys.stderr)
+        print(f"cell {number}: {time.monotonic() - begun:.1f} s", file=sys.stderr, flush=True)
         done.raise_error()
         shown = [output.data for output in seen.outputs]
         shown += [shell.display_formatter.format(done.result)[0]]  # the value of a cell's last line is not among them

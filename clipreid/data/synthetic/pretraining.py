@@ -6,9 +6,11 @@ people are drawn from seeds that no named set uses.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
+from multiprocessing import get_context
 
 import numpy as np
 
@@ -45,19 +47,27 @@ def _one(seed: int, index: int) -> tuple[np.ndarray, Person, float]:
     return render(person, camera, rng, pose).transpose(2, 0, 1), person, pose.angle
 
 
+def _painted(count: int, seed: int, processes: int) -> Iterator[tuple[np.ndarray, Person, float]]:
+    if processes == 1:
+        yield from map(_one, repeat(seed), range(count))
+        return
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(_one, repeat(seed), range(count), chunksize=256)
+
+
 def captioned_pictures(count: int, seed: int, processes: int = 1) -> Captioned:
     """`count` captioned pictures, the same for the same seed.
 
     Args:
         count: how many.
         seed: even seeds are pretraining sets, odd ones held out.
-        processes: how many to paint with.
+        processes: how many to paint with. More than one are started anew, not forked (a fork of a process that has
+            threads can hang), so a script that asks for them keeps its own start under `if __name__ == "__main__"`.
     """
     pixels = np.empty((count, 3, *CROP), dtype=np.uint8)
     people: list[Person] = []
     angles = np.empty(count)
-    with ProcessPoolExecutor(processes) as pool:
-        for i, (picture, person, angle) in enumerate(pool.map(_one, repeat(seed), range(count), chunksize=256)):
-            pixels[i], angles[i] = picture, angle
-            people.append(person)
+    for i, (picture, person, angle) in enumerate(_painted(count, seed, processes)):
+        pixels[i], angles[i] = picture, angle
+        people.append(person)
     return Captioned(pixels, people, angles)

@@ -10,9 +10,9 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import datasets
@@ -83,11 +83,17 @@ SETS: dict[str, NamedSet] = {
 
 def cameras_of(named: NamedSet) -> list[Camera]:
     """The six cameras of a set: the new ones hang in other places."""
-    if named.new_cameras:
+    return _cameras(named.new_cameras)
+
+
+@cache
+def _cameras(new: bool) -> list[Camera]:
+    if new:
         return [make_camera(scene, 200 + i, HARSH_NEW, weather=WEATHER) for i, scene in enumerate(NEW_SCENES)]
     return [make_camera(scene, 100 + i, HARSH_HOME, weather=WEATHER) for i, scene in enumerate(HOME_SCENES)]
 
 
+@cache
 def person(number: int, look_alikes: bool = True) -> Person:
     """The individual with this number. With look-alikes, numbers 6i, 6i+1 and 6i+2 are a family."""
     family, member = divmod(number, FAMILY)
@@ -137,8 +143,8 @@ def _row(shot: Shot) -> tuple[bytes, str]:
 
 def _build(name: str, split: str, progress: bool) -> Split:
     shots = _shots(name, split)
-    with ProcessPoolExecutor() as pool:
-        jobs = pool.map(_row, shots, chunksize=64)
+    with ThreadPoolExecutor() as pool:  # no processes: where threads run already (Jupyter, arrow), a fork can hang
+        jobs = pool.map(_row, shots)
         bar = tqdm(jobs, f"painting {name} {split}", len(shots), unit=" pictures", disable=not progress, delay=1)
         rows = list(bar)
     return Split.from_columns(
@@ -156,7 +162,7 @@ def _build(name: str, split: str, progress: bool) -> Split:
 def load_synthetic(name: str = "synthetic", progress: bool = True) -> ReIDData:
     """A named set of the synthetic street.
 
-    Pictures are painted on the first call (about 1.5 ms each and core) and kept in $CLIPREID_CACHE, else
+    Pictures are painted on the first call (about 1.5 ms each) and kept in $CLIPREID_CACHE, else
     ~/.cache/clipreid.
 
     Args:
