@@ -7,9 +7,14 @@
 Everything here is imported when it is first used, so that `import clipreid` and `clipreid --help` stay fast.
 """
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+# Threads that wait for each other sleep instead of spinning: as fast on idle cores, several times faster on cores that
+# others use, too. OpenMP looks at it when torch is imported, so it counts only where clipreid is imported before torch.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _WHERE = {
     "load": "clipreid.hub",

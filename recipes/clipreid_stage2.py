@@ -23,7 +23,6 @@ import shlex
 from dataclasses import dataclass, field
 from typing import cast
 
-import torch
 import tyro
 
 from clipreid.evaluation import get_protocol
@@ -32,7 +31,7 @@ from clipreid.model import ModelConfig, ReIDModel, Tuning
 from clipreid.side import known_numbers
 from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
 from clipreid.training.folder import evaluate_command, results_table
-from clipreid.training.harness import launch
+from clipreid.training.harness import launch, seed_weights
 from clipreid.training.push import push
 from clipreid.training.run import Run, measure, open_run, text_bank
 from clipreid.training.sets import VAL
@@ -53,7 +52,7 @@ def build_model(run: Run, flags: TuneConfig) -> ReIDModel:
     settings = ModelConfig(cast(Tuning, values.tuning), flags.aggregation, flags.lora_rank, flags.lora_alpha,
                            run.mean, run.std, values.test_interpolation, flags.sie, flags.sie_coefficient,
                            cameras, views)  # fmt: skip
-    torch.manual_seed(run.config.seed)
+    seed_weights(run.config.seed)
     return ReIDModel(run.backbone, settings, len(run.names)).to(run.accelerator.device)
 
 

@@ -36,11 +36,13 @@ class Backbone(nn.Module):
             elsewhere cosine x logit_scale.
         interpolation: how its pictures are resized, "bicubic" or "bilinear".
         positions: how its position table was resized to the crop, "bicubic" or "bilinear".
+        revision: the commit that its repository was at, of `hf:OWNER/NAME` from the Hub.
 
     `family` is "clip", "siglip" or "image-only" (`ImageBackbone`).
     """
 
     positions: PositionMode = "bicubic"
+    revision: str | None = None
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class Backbone(nn.Module):
         raw_logits: bool = False,
         interpolation: str = "bicubic",
         positions: PositionMode = "bicubic",
+        revision: str | None = None,
     ) -> None:
         super().__init__()
         if image.embed_dim != text.embed_dim:
@@ -67,6 +70,7 @@ class Backbone(nn.Module):
         self.std = std or (CLIP_STD if image.has_cls else SIGLIP_STD)
         self.logit_scale, self.logit_bias = logit_scale, logit_bias
         self.raw_logits, self.interpolation, self.positions = raw_logits, interpolation, positions
+        self.revision = revision
 
     @classmethod
     def from_configs(cls, image: VisionConfig, text: TextConfig, **kwargs: Any) -> "Backbone":

@@ -31,6 +31,7 @@ class Source:
     logit_bias: float = 0.0
     raw_logits: bool = False
     interpolation: str = "bicubic"  # how the pictures are resized, as `clipreid.data` names it
+    revision: str | None = None  # the commit that a repository of the Hub was at
     image_size: tuple[int, int] = DEFAULT_SIZE  # the crop to build for unless the caller says otherwise
 
 
@@ -78,6 +79,7 @@ def build(
         raw_logits=source.raw_logits,
         interpolation=source.interpolation,
         positions=positions,
+        revision=source.revision,
     )
 
 

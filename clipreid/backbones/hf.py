@@ -32,6 +32,7 @@ WANTED_FILES = [
     "model.safetensors",
     "model-*.safetensors",
 ]
+PICKLED = "pytorch_model.bin"  # old repositories have their weights in it
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json keeps them
 OPENAI = "openai/clip-"  # the repositories whose weights need QuickGELU, and whose logits are raw
 CONVERT = (
@@ -40,8 +41,8 @@ CONVERT = (
 )
 
 
-def read_hf(name: str) -> Source:
-    """Read `name`: a local folder or a Hub id ("openai/clip-vit-base-patch16").
+def read_hf(name: str, revision: str | None = None) -> Source:
+    """Read `name`: a local folder or a Hub id ("openai/clip-vit-base-patch16"), at a commit, branch or tag of it.
 
     The activation is the one that config.json names. It is checked where the weights are known to be OpenAI's: by the
     Hub id, or by the `_name_or_path` that transformers 4 wrote. Of other folders nothing is known: logits are
@@ -51,8 +52,9 @@ def read_hf(name: str) -> Source:
         UserError: no such folder or repository, no network, an architecture other than CLIP and SigLIP,
             OpenAI's weights with another activation than QuickGELU, weights that are missing.
     """
-    folder, is_hub = _find_folder(name)
+    folder, is_hub = _find_folder(name, revision)
     source = read_folder(folder)
+    source.revision = folder.name if is_hub else None  # a snapshot in the cache is called after its commit
     origin = name if is_hub else str(_read_json(folder / "config.json").get("_name_or_path", ""))
     if not origin.lower().startswith(OPENAI):
         return source
@@ -193,7 +195,7 @@ def _activation(name: str, folder: Path) -> str:
     return ACTIVATION_NAMES[name]
 
 
-def _find_folder(name: str) -> tuple[Path, bool]:
+def _find_folder(name: str, revision: str | None) -> tuple[Path, bool]:
     """(folder, whether it came from the Hub)."""
     path = Path(name).expanduser()
     if path.is_dir():
@@ -204,12 +206,13 @@ def _find_folder(name: str) -> tuple[Path, bool]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=WANTED_FILES))
+        folder = Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=WANTED_FILES))
         if not any(folder.glob("model*.safetensors")):  # some old repositories have only this
-            huggingface_hub.hf_hub_download(name, "pytorch_model.bin")
+            huggingface_hub.hf_hub_download(name, PICKLED, revision=folder.name)
     except (LocalEntryNotFoundError, ConnectionError) as error:
+        at = f" (commit {revision})" if revision else ""
         raise UserError(
-            f"hf:{name} is not in the local cache and the Hub cannot be reached (or HF_HUB_OFFLINE is set): "
+            f"hf:{name}{at} is not in the local cache and the Hub cannot be reached (or HF_HUB_OFFLINE is set): "
             "connect once, or give hf:FOLDER, or use tiny-clip, which needs no network"
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
@@ -235,7 +238,7 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
                 raise UserError(f"{folder / shard} is missing, though {index.name} names it")
             state.update(load_file(folder / shard))
         return state
-    old = folder / "pytorch_model.bin"  # tensors only: what could run code is refused
+    old = folder / PICKLED  # tensors only: what could run code is refused
     if old.is_file():
         try:
             return torch.load(old, map_location="cpu", weights_only=True)

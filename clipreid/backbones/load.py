@@ -23,6 +23,7 @@ VALID_NAMES = """\
 def load_backbone(
     name: str,
     *,
+    revision: str | None = None,
     image_size: int | tuple[int, int] | None = None,
     positions: PositionMode = "bicubic",
     stride: int | None = None,
@@ -34,6 +35,7 @@ def load_backbone(
         name: `tiny-clip`, `tiny-siglip2`, `open_clip:MODEL/TAG` (or a weights file after the slash),
             `open_clip:FOLDER`, `hf:OWNER/NAME`, `hf:FOLDER`; image only: `timm:NAME`, `timm:NAME/FILE`,
             `osnet:WIDTH/FILE`.
+        revision: a commit, branch or tag of `hf:OWNER/NAME`; None is its main branch. Other names have none.
         image_size: (height, width) of the pictures in pixels, one number for a square; None takes what the
             weights recommend, (256, 128) for those that say nothing; rounded down to whole patches, so that the
             whole crop is seen: (252, 126) for patches of 14.
@@ -51,7 +53,7 @@ def load_backbone(
         wrapped = _wrap(name, image_size, positions, gradient_checkpointing)
         wrapped.positions = positions
         return wrapped
-    source = _read(name)
+    source = _read(name, revision)
     return build(
         source,
         name,
@@ -91,7 +93,7 @@ def _wrap(
     return load_osnet(rest, image_size, gradient_checkpointing)
 
 
-def _read(name: str) -> Source:
+def _read(name: str, revision: str | None = None) -> Source:
     kind, _, rest = name.partition(":")
     if name in TINY:
         from clipreid.backbones.hf import read_folder
@@ -109,7 +111,7 @@ def _read(name: str) -> Source:
     if kind == "hf" and rest:
         from clipreid.backbones.hf import read_hf
 
-        return read_hf(rest)
+        return read_hf(rest, revision)
     close = _closest(name)
     hint = f" (did you mean {close}?)" if close else ""
     raise UserError(f"unknown backbone {name!r}{hint}; valid names:\n{VALID_NAMES}")

@@ -15,7 +15,7 @@ from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.tables import TITLES
 from clipreid.hub.licences import licence_of
 from clipreid.hub.metadata import THIS, ZERO_SHOT, Facts, metadata, numberless
-from clipreid.hub.plain import CLASSES
+from clipreid.hub.plain import CLASSES, base_argument
 
 CURVES, LISTS = "curves.png", "ranked_lists.png"
 WHATS = {"lora": "LoRA adapter", "full": "fully fine-tuned image tower", "head": "linear map on frozen features"}
@@ -102,7 +102,8 @@ def _loading(facts: Facts) -> str:
 def _tower(facts: Facts) -> str:
     """The least that loads the adapter with peft, and runs as it stands."""
     cls, packaged, (height, width) = CLASSES[facts.family], facts.base in TINY, _crop(facts.config["backbone"])
-    place = f'files("clipreid") / "weights" / "{facts.base}"' if packaged else f'"{facts.base}"'
+    assert facts.base is not None
+    place = base_argument(facts.base, facts.config["backbone"].get("revision"))
     lines = [
         "import torch",
         *["from importlib.resources import files"] * packaged,
@@ -152,7 +153,7 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
     rules = "; ".join(f"`{name}`: {PROTOCOLS[name].description}" for name in protocols if name in PROTOCOLS)
     texts = {
         "All figures in percent.": True,
-        "Zero-shot: the backbone before any training.": ZERO_SHOT in names,
+        f"Zero-shot: the backbone before any training{_zero_shot_feature(facts)}.": ZERO_SHOT in names,
         "In brackets 95 % intervals by bootstrap over identities: what the figures owe to who was tested, not to seeds "
         "or data.": any(entry.get("intervals") for entry in entries),
         "After ± the standard deviation over the protocol's random galleries.": any(e.get("std") for e in entries),
@@ -160,6 +161,17 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         f"Protocol {rules}.": bool(rules),
     }
     return " ".join(text for text, holds in texts.items() if holds)
+
+
+def _zero_shot_feature(facts: Facts) -> str:
+    """Where its row is not of the feature that this model has: then strength 0 does not give it exactly."""
+    other = [
+        f"{data}: {found[ZERO_SHOT]['feature']}"
+        for data, found in facts.metrics.items()
+        if {THIS, ZERO_SHOT} <= found.keys()
+        and found[ZERO_SHOT].get("feature") not in (None, found[THIS].get("feature"))
+    ]
+    return f", scored on the better of its features (not the concatenation on {'; '.join(other)})" if other else ""
 
 
 def _called(model: str) -> str:

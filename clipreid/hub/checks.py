@@ -26,7 +26,8 @@ from clipreid.hub.shapes import check_table, checked
 from clipreid.model import ModelConfig
 
 FLOATS, INTS = ("F32", "F16", "BF16"), ("I64", "I32")  # safetensors' names of what may fill a parameter or a counter
-BACKBONE = {"name": str, "image_size": tuple[int, int], "positions": PositionMode, "stride": int | None, "print": str}
+BACKBONE = {"name": str, "revision": str | None, "image_size": tuple[int, int], "positions": PositionMode,
+            "stride": int | None, "raw_logits": bool, "print": str}  # fmt: skip
 TEXTS = tuple[str, ...]
 PART = {"pictures": int, "identities": int, "cameras": int, "hash": str}  # of a fingerprint
 TABLES: dict[str, dict[str, Any]] = {  # of config.json: what is read of them, where they are there
@@ -47,6 +48,7 @@ REST = {"status": str, "pooling": str, "local": TEXTS, "offsets": dict[str, tupl
 HEADER = 4 << 20  # bytes that name the tensors of a file: a few hundred bytes for each
 WORD = r"\w[\w.-]{0,99}"
 PUBLIC = re.compile(rf"tiny-clip|tiny-siglip2|hf:{WORD}/{WORD}|open_clip:{WORD}/{WORD}|timm:{WORD}", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}", re.ASCII)
 LOADABLE = re.compile(rf"synthetic(:{WORD})?|hub:{WORD}/{WORD}(/{WORD})?", re.ASCII)
 
 
@@ -121,7 +123,7 @@ def model_settings(config: Mapping[str, Any], file: Path) -> ModelConfig:
 
 
 def backbone_settings(config: Mapping[str, Any], file: Path, folder: Path) -> dict[str, Any]:
-    """`config.json`'s `backbone`, with lists as tuples: {name, image_size, positions, stride, print}, or
+    """`config.json`'s `backbone`, with lists as tuples: the keys of `BACKBONE`, or
     {name, vision: the fields of a `VisionConfig`} of an imported run.
 
     Raises:
@@ -134,6 +136,8 @@ def backbone_settings(config: Mapping[str, Any], file: Path, folder: Path) -> di
         _check_tower(VisionConfig(**vision), folder / TOWER, folder)
         return {"name": str(source["name"]), "vision": vision}
     values = checked(source, BACKBONE, what)
+    if values["revision"] is not None and not COMMIT.fullmatch(values["revision"]):
+        raise UserError(f"{what}: revision {values['revision']!r} is no commit")
     if values["positions"] not in get_args(PositionMode):
         raise UserError(f"{what}: positions {values['positions']!r}: clipreid has {', '.join(get_args(PositionMode))}")
     if snapshot_of(folder) is not None and not PUBLIC.fullmatch(values["name"]):

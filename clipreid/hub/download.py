@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from clipreid.backbones.hf import WANTED_FILES
+from clipreid.backbones.hf import OPENAI, PICKLED, WANTED_FILES
 from clipreid.errors import UserError
 from clipreid.hub.checks import read_config
 from clipreid.hub.files import ADAPTER, CONFIG, HEADS, LARGEST, TOWER, WEIGHTS, check_size
@@ -129,11 +129,12 @@ def _check_listing(name: str, revision: str | None) -> tuple[str, Collection[str
     return commit, sizes
 
 
-def check_backbone(name: str) -> None:
-    """Refuses the backbone of a downloaded run if its repository has no safetensors, or absurdly large ones.
+def check_backbone(name: str, revision: str | None = None) -> None:
+    """Refuses the backbone of a published run if its repository has no safetensors, or absurdly large ones.
 
     Only names `hf:OWNER/NAME` are looked at: open_clip and timm say themselves where the weights of their names lie. A
-    repository that cannot be seen is left to `load_backbone`.
+    repository that cannot be seen is left to `load_backbone`. OpenAI's repositories, some of which are older than
+    safetensors, are known: of their file no more than tensors is ever read (`torch.load(weights_only=True)`).
 
     Raises:
         UserError: one of these.
@@ -142,16 +143,22 @@ def check_backbone(name: str) -> None:
     if kind != "hf":
         return
     try:
-        _, sizes = _sizes(repository)
+        _, sizes = _sizes(repository, revision)
     except Exception:  # no network, or no such repository: what counts is what was downloaded before
         try:
-            folder = Path(snapshot_download(repository, allow_patterns=[CONFIG], local_files_only=True))
+            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG],
+                                            local_files_only=True))  # fmt: skip
         except LocalEntryNotFoundError:
             return
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*.*")}
-    if not any(fnmatch(file, SAFE) for file in sizes):
-        raise UserError(f"{name} has no {SAFE}: a downloaded run takes no other weights than safetensors")
-    wanted = (size for file, size in sizes.items() if any(fnmatch(file, pattern) for pattern in WANTED_FILES))
+    safe = any(fnmatch(file, SAFE) for file in sizes)
+    if not safe and not (repository.lower().startswith(OPENAI) and PICKLED in sizes):
+        raise UserError(
+            f"{name} has no {SAFE}: a published run takes no other weights than safetensors. Name a repository of the "
+            "same weights that has them"
+        )
+    patterns = WANTED_FILES if safe else [*WANTED_FILES, PICKLED]
+    wanted = (size for file, size in sizes.items() if any(fnmatch(file, pattern) for pattern in patterns))
     check_size(name, sum(wanted), LARGEST[TOWER])
 
 

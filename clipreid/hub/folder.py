@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from clipreid.backbones import Backbone, load_backbone
 from clipreid.backbones.imported import ImportedBackbone
+from clipreid.backbones.prints import backbone_print
 from clipreid.errors import UserError
 from clipreid.hub.checks import check_finite, read_settings, read_tensors
 from clipreid.hub.download import check_backbone, find_run
@@ -24,15 +24,6 @@ from clipreid.model import ModelConfig, ReIDModel
 from clipreid.strength import check_strength, set_strength
 
 PARTS = ("necks.", "maps.", "side.")  # of a model, in heads.safetensors
-
-
-def backbone_print(backbone: Backbone) -> str:
-    """A short hash of the image tower's weights, so that an adapter is never put on another backbone unnoticed."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(backbone.image.state_dict().items()):
-        if "lora_" not in name:
-            digest.update(tensor.detach().float().cpu().flatten()[:64].numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def save_model(model: ReIDModel, folder: Path) -> None:
@@ -48,7 +39,7 @@ def save_model(model: ReIDModel, folder: Path) -> None:
         model.image.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)  # type: ignore[operator]
         (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template
         (backbone,) = model.source
-        source = {"name": backbone.name, "positions": backbone.positions, "stride": _stride(backbone)}
+        source = backbone_record(backbone, backbone.positions)
         mark_adapter(folder / "adapter", {"backbone": source, "model": model_record(model.config)}, model.family)
     elif model.config.tuning == "full":
         save_file(_plain(model.tower.state_dict()), folder / TOWER)
@@ -125,10 +116,10 @@ def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
         except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
             raise UserError(f"{folder / CONFIG}: the shape of the imported tower is unusable ({error})") from error
     if snapshot_of(folder) is not None:
-        check_backbone(source["name"])
+        check_backbone(source["name"], source["revision"])
     try:
-        backbone = load_backbone(source["name"], image_size=source["image_size"], positions=source["positions"],
-                                 stride=source["stride"])  # fmt: skip
+        backbone = load_backbone(source["name"], revision=source["revision"], image_size=source["image_size"],
+                                 positions=source["positions"], stride=source["stride"])  # fmt: skip
     except Exception as error:  # what others wrote goes through several libraries, each with its own errors
         if isinstance(error, UserError) or snapshot_of(folder) is None:
             raise
@@ -138,7 +129,8 @@ def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
             f"{folder} was trained on other weights of {source['name']!r} (fingerprint {source['print']}, here {now}): "
             "load it with the backbone it was made for"
         )
-    check_finite(backbone.state_dict(), source["name"])  # the print is of the first values of each weight
+    check_finite(backbone.state_dict(), source["name"])  # the print of a hostile run may be that of bad weights
+    backbone.raw_logits = source["raw_logits"]  # a copy elsewhere may not say so
     return backbone
 
 
@@ -156,9 +148,11 @@ def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
     """The part of `config.json` that `load` needs to build the backbone; to be taken before it is trained."""
     return {
         "name": backbone.name,
+        "revision": backbone.revision,
         "image_size": list(backbone.image_size),
         "positions": positions,
         "stride": _stride(backbone),
+        "raw_logits": backbone.raw_logits,
         "print": backbone_print(backbone),
     }
 

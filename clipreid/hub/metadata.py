@@ -11,6 +11,7 @@ from clipreid.backbones.load import TINY
 from clipreid.evaluation.tables import TITLES
 from clipreid.hub.licences import licence_of
 
+RELATIONS = {"lora": "adapter", "full": "finetune", "head": "adapter"}  # to the base model, by tuning
 THIS, ZERO_SHOT = "stage2", "zero-shot"  # models of metrics.json
 
 
@@ -48,19 +49,19 @@ def metadata(facts: Facts) -> str:
     from huggingface_hub import ModelCardData
 
     identifier, name = (facts.licence, "") if facts.licence else licence_of(facts.backbone)
-    adapter = facts.tuning == "lora"
-    data = [numberless(spec.removeprefix("hub:")) for spec in facts.config.get("flags", {}).get("data", [])]
+    adapter, base = facts.tuning == "lora", _base_model(facts)
+    data = [_identifier(numberless(spec)) for spec in facts.config.get("flags", {}).get("data", [])]
     nouns, results = [f"{noun.strip()}-re-identification" for noun in facts.noun.split(",")], _eval_results(facts)
     card = ModelCardData(
         model_name=facts.repository if results else None,
         license=identifier,
         license_name=name or None,
-        # the Hub shows how to load what peft made, with peft alone: only where that gives the same features
-        library_name="peft" if adapter and not facts.reason else "clipreid",
+        library_name="clipreid",  # the Hub's lines for peft would load no tower of an adapter like this
         pipeline_tag="image-feature-extraction",
-        tags=["clipreid", "re-identification", *nouns, "image-retrieval", *["lora"] * adapter],
+        tags=["clipreid", "re-identification", *nouns, "image-retrieval", *["lora", "peft"] * adapter],
         datasets=list(dict.fromkeys(data)) or None,
-        base_model=_base_model(facts),
+        base_model=base,
+        base_model_relation=RELATIONS[facts.tuning] if base else None,
         metrics=["mAP", "mINP", "CMC"] if results else None,
         eval_results=results or None,
     )
@@ -91,6 +92,14 @@ def numberless(name: str) -> str:
     return re.sub(r" \d+$", "", name)
 
 
+def _identifier(name: str) -> str:
+    """The name of data as the Hub takes it, NAME or OWNER/NAME: `hub:alice/reid/part` -> `alice/reid`,
+    `synthetic:captions (val)` -> `synthetic-captions-val`."""
+    if name.startswith("hub:"):
+        return "/".join(name.removeprefix("hub:").partition(" ")[0].split("/")[:2])
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-")
+
+
 def _eval_results(facts: Facts) -> list[Any]:
     from huggingface_hub import EvalResult
 
@@ -98,7 +107,7 @@ def _eval_results(facts: Facts) -> list[Any]:
         EvalResult(
             task_type="image-feature-extraction",
             task_name="Re-identification",
-            dataset_type=data.replace(" ", "-"),
+            dataset_type=_identifier(data),
             dataset_name=data,
             dataset_split="query and gallery",
             metric_type=key,

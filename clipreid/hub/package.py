@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from copy import copy
 from io import BytesIO
@@ -40,6 +41,7 @@ from clipreid.model import ReIDModel
 
 Files = dict[str, bytes | Path]  # name in the repository -> its content, or where it lies
 CARD, ADAPTER_CONFIG = "README.md", "adapter_config.json"
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 LOG, REPORT = "log.jsonl", "report"
 # what publishing ever writes: only these are removed from a repository when they are not published any more
 PUBLISHED = (CARD, CONFIG, METRICS, ADAPTER_CONFIG, WEIGHTS, TOWER, HEADS, IDENTITIES, CURVES, LISTS)
@@ -70,8 +72,13 @@ def package(
 
     Raises:
         UserError: not a finished run, or one that does not load; files that lead out of the folder; a backbone that
-            nobody else can have, or another one than the run's; crops that may not be passed on.
+            nobody else can have, or another one than the run's; crops that may not be passed on; no licence's name.
     """
+    if licence is not None and not LICENCE.fullmatch(licence):
+        raise UserError(
+            f"--license {licence}: give an identifier of the Hub, in small letters and without spaces, such as "
+            "apache-2.0, mit or cc-by-nc-4.0; `other` for a licence that has none"
+        )
     _check_links(run)
     config = read_config(run)
     if config.get("status") != "finished" or "model" not in config:
@@ -84,7 +91,7 @@ def package(
     names = DataNames(config, metrics)
     pictures = _crop_pictures(run, config, metrics) if include_crops else {}
     known = config if base_model is None else _rebased(config, base_model)
-    public, figures = public_config(config, names, public_backbone(known)), public_metrics(metrics, names)
+    public, figures = public_config(known, names, public_backbone(known)), public_metrics(metrics, names)
     model = load(run)
     files: Files = {CONFIG: _json(public), METRICS: _json(figures)} if figures else {CONFIG: _json(public)}
     if curves := draw_curves(read_losses(run / LOG), figures):
@@ -97,8 +104,8 @@ def package(
     if include_identities:
         files[IDENTITIES] = _nameless(run)
     files |= pictures
-    base, reason = plain_base(public)
-    plain = plain_lines(model, base, repository) if base and not reason else ""
+    (base, reason), commit = plain_base(public), public["backbone"].get("revision")
+    plain = plain_lines(model, base, repository, revision=commit) if base and not reason else ""
     facts = Facts(repository, public, figures, model.family, base, plain, reason or "", sum(model.widths.values()),
                   licence, [name for name in (CURVES, LISTS) if name in files], include_identities)  # fmt: skip
     files = {CARD: make_card(facts).encode(), **files}
@@ -166,6 +173,7 @@ def _rebased(config: dict[str, Any], base_model: str) -> dict[str, Any]:
     public_backbone(renamed)
     other = load_backbone(base_model, image_size=tuple(source["image_size"]), positions=source["positions"],
                           stride=source["stride"])  # fmt: skip
+    renamed["backbone"]["revision"] = other.revision
     if backbone_print(other) != source["print"]:
         raise UserError(
             f"--base-model {base_model}: its weights are not those that the run was trained on ({source['name']})"

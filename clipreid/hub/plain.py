@@ -74,7 +74,8 @@ def _reasons(name: str, base: str | None, source: dict[str, Any], model: dict[st
 def mark_adapter(folder: Path, config: dict[str, Any], family: str) -> None:
     """Writes into `adapter_config.json` in `folder` what the adapter belongs on, as far as peft can make use of it.
 
-    `base_model_name_or_path` is the backbone's repository or folder for transformers (its name where there is none).
+    `base_model_name_or_path` is the backbone's repository or folder for transformers (its name where there is none),
+    `revision` the commit it was trained on.
     `auto_mapping` is transformers' class where `AutoPeftModel` then loads a tower that gives the run's features, else
     null: better no tower than one with other features.
 
@@ -85,12 +86,13 @@ def mark_adapter(folder: Path, config: dict[str, Any], family: str) -> None:
     settings = json.loads(file.read_text())
     base, reason = plain_base(config)
     settings["base_model_name_or_path"] = base or config["backbone"]["name"]
+    settings["revision"] = config["backbone"].get("revision")
     can = reason is None and base not in TINY
     settings["auto_mapping"] = {"base_model_class": CLASSES[family], "parent_library": "transformers"} if can else None
     file.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
-def plain_lines(model: ReIDModel, base: str, adapter: str, picture: str = "a.jpg") -> str:
+def plain_lines(model: ReIDModel, base: str, adapter: str, picture: str = "a.jpg", revision: str | None = None) -> str:
     """Python that turns a picture into the feature of `model.embed` with peft and transformers only.
 
     Args:
@@ -98,19 +100,27 @@ def plain_lines(model: ReIDModel, base: str, adapter: str, picture: str = "a.jpg
         base: its base from there.
         adapter: the Hub repository, or the folder with `adapter_config.json`.
         picture: the file that the lines open.
+        revision: the base's commit.
 
     Returns:
         The lines; they leave the test feature, float32 [1, D] of unit length, in `feature`.
     """
     whole = "CLIPModel" if model.family == "clip" else "SiglipModel"  # vision_model: CLIP- or SiglipVisionModel
     tiny = base in TINY
-    place = f'files("clipreid") / "weights" / "{base}"' if tiny else json.dumps(base)
+    place = base_argument(base, revision)
     load = [
         f"base = {whole}.from_pretrained({place}, dtype=torch.float32)",
         f"tower = PeftModel.from_pretrained(base.vision_model, {json.dumps(adapter)}).eval()",
     ]
     imports = ["from importlib.resources import files"] * tiny + ["from peft import PeftModel"]
     return _lines(model, imports, whole, load, picture)
+
+
+def base_argument(base: str, revision: str | None) -> str:
+    """What stands in `from_pretrained(...)` for the base of `plain_base`, at its commit."""
+    if base in TINY:
+        return f'files("clipreid") / "weights" / "{base}"'
+    return json.dumps(base) + (f', revision="{revision}"' if revision else "")
 
 
 def merged_lines(model: ReIDModel, folder: str, picture: str = "a.jpg") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import time
@@ -9,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from clipreid.errors import UserError
+from clipreid.hub.download import check_backbone
 from clipreid.hub.folder import CONFIG
 from clipreid.hub.package import PUBLISHED, Files
 
@@ -105,6 +107,7 @@ def open_repository(repository: str, private: bool, again: str) -> Any:
     with _told(repository, again):
         api = HfApi()
         _patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
+        _patiently(lambda: api.auth_check(repository, write=True))  # one that was there already may be others'
         info = _patiently(lambda: api.model_info(repository))
         _check_contents(api, info, repository)
         if private and not info.private:
@@ -125,12 +128,15 @@ def upload(files: Files, repository: str, private: bool, again: str) -> Publishe
         files: of `package`.  repository, private, again: as for `open_repository`.
 
     Raises:
-        UserError: as `open_repository`; a change by somebody else at the same time.
+        UserError: as `open_repository`; a backbone that a published run cannot be loaded with; a change by somebody
+            else at the same time.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     import clipreid
 
+    source = json.loads(cast(bytes, files[CONFIG]))["backbone"]
+    check_backbone(source["name"], source.get("revision"))
     info = open_repository(repository, private, again)
     there = {file.rfilename for file in info.siblings or ()}
     removed = sorted(there & set(PUBLISHED) - files.keys())
@@ -213,12 +219,21 @@ def _told(repository: str, again: str) -> Iterator[None]:
             reason = "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it"
         elif isinstance(first, errors.HfHubHTTPError):
             reason = _refusal(first, repository)
+        elif isinstance(error, PermissionError):  # the transfer of large files has a token of its own
+            reason = _no_access(repository, f" ({error})")
         elif isinstance(error, ValueError):  # the client found out itself
-            reason = f"the Hub refused the upload: {error}"
+            reason = f"the Hub refuses what was to be published: {error}"
         else:
             shown = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             reason = f"the connection to {constants.ENDPOINT} broke off ({shown[0]}): check the network"
-        raise UserError(f"{reason}. Nothing is lost; to go on: {again}") from error
+        final = isinstance(error, ValueError) or (first is not None and first.response.status_code == 400)
+        raise UserError(f"{reason}. Nothing is lost{'' if final else f'; to go on: {again}'}") from error
+
+
+def _no_access(repository: str, quoted: str) -> str:
+    owner = repository.partition("/")[0]
+    return (f"your token may not write to {repository}{quoted}: {HAVE_TOKEN}, of an account that may write for "
+            f"{owner}, or publish under your own name")  # fmt: skip
 
 
 def _refusal(error: Any, repository: str) -> str:
@@ -228,8 +243,9 @@ def _refusal(error: Any, repository: str) -> str:
     if status == 401:
         return f"the Hub does not accept your token{quoted}: {HAVE_TOKEN} (HF_TOKEN goes before `hf auth login`)"
     if status == 403:
-        return (f"your token may not write to {repository}{quoted}: {HAVE_TOKEN}, of an account that may write for "
-                f"{owner}, or publish under your own name")  # fmt: skip
+        return _no_access(repository, quoted)
+    if status == 400:
+        return f"the Hub refuses what was to be published{quoted or f' ({error})'}"
     if status == 404:
         return f"the Hub knows no {repository} that your token may write to{quoted}: check the owner, {owner}"
     if status in (409, 412):

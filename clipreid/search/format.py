@@ -7,7 +7,6 @@ nulls, so that they can be mapped instead of decoded.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
+from clipreid.backbones.prints import settings_of, weights_print
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
 
@@ -42,12 +41,10 @@ def writer(file: Path, about: Mapping[str, Any]) -> pq.ParquetWriter:
 
 def model_print(model: ReIDModel) -> str:
     """A hash of everything that the features of a model depend on: weights, settings, crop size, strength."""
-    digest = hashlib.sha256(json.dumps([asdict(model.config), list(model.image_size), model.strength]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if not name.startswith("necks."):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:24]
+    (backbone,) = model.source
+    tower = [settings_of(backbone), list(model.image_size), backbone.positions, model.raw_logits]
+    about = [asdict(model.config), tower, model.strength]
+    return weights_print(((n, t) for n, t in model.named_parameters() if not n.startswith("necks.")), about)
 
 
 def describe(model: ReIDModel, run: str) -> dict[str, Any]:

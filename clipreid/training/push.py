@@ -11,6 +11,7 @@ from clipreid.backbones.load import is_local
 from clipreid.data import ReIDData
 from clipreid.data.fingerprint import fingerprints, local_places
 from clipreid.errors import UserError
+from clipreid.hub.download import check_backbone
 from clipreid.hub.public import public_backbone
 from clipreid.hub.publish import check_account, check_repository, describe, open_repository, publish_command, upload
 from clipreid.training.config import RunConfig
@@ -49,6 +50,7 @@ def check_push(config: RunConfig, stage2: bool) -> None:
     public_backbone({"backbone": source, "local": [config.backbone] if is_local(config.backbone) else []}, LATER)
     if os.environ.get("RANK", "0") == "0":
         check_account(config.push, AGAIN)
+        check_backbone(config.backbone)
 
 
 def prepare_push(config: RunConfig, main: bool) -> None:

@@ -155,7 +155,7 @@ def test_quickgelu_mismatch_of_openai_weights_is_refused(
     edit_json(folder / "config.json", **{tower: {**config[tower], "hidden_act": "gelu"}})
     assert not load_backbone(f"hf:{folder}").raw_logits  # not known to be OpenAI's: the config is believed
     message = rf"{tower} in config.json says gelu, but the weights of openai/clip-tiny were trained with QuickGELU"
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(folder))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
     with pytest.raises(UserError, match=rf"hf:openai/clip-tiny: {message}.*; set \"hidden_act\": \"quick_gelu\" there"):
         load_backbone("hf:openai/clip-tiny")
     edit_json(folder / "config.json", _name_or_path="openai/clip-tiny")  # as transformers 4 writes

@@ -20,7 +20,7 @@ def test_hub_id(clip_folder: Folder, monkeypatch: pytest.MonkeyPatch, repo: str,
     """Raw logits for OpenAI's own weights only."""
     asked: list[Any] = []
 
-    def download(name: str, allow_patterns: list[str]) -> str:
+    def download(name: str, revision: None, allow_patterns: list[str]) -> str:
         asked.append((name, allow_patterns))
         return str(clip_folder[0])
 
@@ -38,11 +38,12 @@ def test_hub_repository_with_old_weights_only(clip_folder: Folder, monkeypatch: 
     state = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
 
-    def download_file(name: str, file: str) -> str:
+    def download_file(name: str, file: str, revision: str) -> str:
+        assert revision == folder.name
         torch.save(state, folder / file)
         return str(folder / file)
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: str(folder))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: str(folder))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download_file)
     assert load_backbone("hf:some/clip").family == "clip"
 
@@ -52,7 +53,7 @@ def test_hub_errors_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
 
     error: list[Exception] = []
 
-    def fail(name: str, allow_patterns: list[str]) -> str:
+    def fail(name: str, revision: None, allow_patterns: list[str]) -> str:
         raise error[-1]
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)

@@ -9,15 +9,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     from hub_server import Hub
 
 LARGE = (".safetensors", ".bin", ".pt", ".onnx", ".png", ".jpg", ".parquet", ".npy")  # kept as LFS, as on the Hub
 Files = dict[str, bytes]
+DATASET = re.compile(r"(?:[\w-]+/)?[\w.-]+", re.ASCII)
+LICENCE = re.compile(r"[a-z0-9.+-]+")
 
 
 class Refusal(Exception):
@@ -67,8 +72,24 @@ def create(hub: Hub, user: str | None, write: bool, body: bytes) -> Any:
     return {"url": f"{hub.url}/{name}", "name": name, "id": name}
 
 
-def validate_yaml(hub: Hub, *_: Any) -> Any:
-    return {"errors": [], "warnings": []}
+def validate_yaml(hub: Hub, user: str | None, write: bool, body: bytes) -> Any:
+    """What is known of the Hub's rules for the metadata of a model card."""
+    found = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.DOTALL)
+    card = yaml.safe_load(found[1]) if found else {}
+    results = [result for model in card.get("model-index", []) for result in model["results"]]
+    named = [("dataset.type", result["dataset"]["type"]) for result in results]
+    named += [("datasets", name) for name in card.get("datasets", [])]
+    errors = [f'"{key}" with value "{name}" fails to match the required pattern: {DATASET.pattern}'
+              for key, name in named if not DATASET.fullmatch(name)]  # fmt: skip
+    if not LICENCE.fullmatch(licence := card.get("license", "unknown")):
+        errors.append(f'"license" must be one of the known ones, not "{licence}"')
+    said = {"errors": [{"message": error} for error in errors], "warnings": []}
+    return 400 if errors else 200, {}, json.dumps(said).encode()
+
+
+def auth_check(hub: Hub, user: str | None, write: bool, body: bytes, name: str) -> Any:
+    open_repo(hub, user, name, "main", write=write)
+    return {}
 
 
 def preupload(hub: Hub, user: str | None, write: bool, body: bytes, name: str, revision: str) -> Any:
@@ -221,6 +242,7 @@ ROUTES: list[tuple[str, Callable[..., Any]]] = [
     (r"GET /api/whoami-v2", whoami),
     (r"POST /api/repos/create", create),
     (r"POST /api/validate-yaml", validate_yaml),
+    (rf"GET {MODEL}/auth-check/write", auth_check),
     (rf"POST {MODEL}/preupload/(.+)", preupload),
     (rf"POST {MODEL}/commit/(.+)", commit),
     (rf"POST {MODEL}/tag/(.+)", tag),

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hub_answers import DATASET
 from hub_server import Hub
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -16,6 +18,7 @@ from test_hub import crops, edit_config
 from test_package import FIGURES, ROOT, clone, content, entry, finished
 
 import clipreid
+from clipreid.errors import UserError
 from clipreid.hub import CONFIG, HEADS, TOWER
 from clipreid.hub.card import CURVES, LISTS, make_card
 from clipreid.hub.curves import draw_curves, read_losses
@@ -171,12 +174,43 @@ def test_the_metadata_name_the_backbones_repository(run: Path, backbone: str, ba
     assert ModelCard(make_card(facts_of(run, backbone))).data.base_model == base
 
 
-def test_the_hubs_own_lines_for_peft_only_where_they_give_the_same_features(run: Path) -> None:
-    for positions, library in (("bilinear", "clipreid"), ("bicubic", "peft")):
-        edit_config(run, lambda config, p=positions: config["backbone"].update(positions=p))
-        card = ModelCard(content(package(run, "me/demo"), CARD).decode())
-        assert card.data.to_dict()["library_name"] == library
-        assert ("Plain peft does not" in card.text) == (library == "clipreid")
+@pytest.mark.parametrize(("tuning", "relation"), [("lora", "adapter"), ("full", "finetune"), ("head", "adapter")])
+def test_what_it_is_to_its_base_model(run: Path, tuning: str, relation: str) -> None:
+    facts = facts_of(run, "hf:openai/clip-vit-base-patch16")
+    named = {**facts.config, "model": {**facts.config["model"], "tuning": tuning}}
+    data = ModelCard(make_card(replace(facts, config=named))).data.to_dict()
+    assert (data["library_name"], data["base_model_relation"]) == ("clipreid", relation)
+    assert ({"peft", "lora"} <= set(data["tags"])) == (tuning == "lora")
+    assert "base_model_relation" not in ModelCard(make_card(facts_of(run, "tiny-clip"))).data.to_dict()
+
+
+def test_names_of_data_are_such_as_the_hub_takes(run: Path) -> None:
+    """The server of these tests holds the Hub's rule: another name is refused there."""
+    figures = {"stage2": entry()}
+    names = ["synthetic", "synthetic:new-cameras", "synthetic:large (val)", "hub:alice/reid/part", "market1501 2",
+             "own data", "own data (val)"]  # fmt: skip
+    facts = facts_of(run, "tiny-clip")
+    named = {**facts.config, "flags": {"data": ["synthetic:large", "hub:alice/reid/part", "market1501 2"]}}
+    data = ModelCard(make_card(replace(facts, config=named, metrics=dict.fromkeys(names, figures)))).data
+    found = list(dict.fromkeys(result.dataset_type for result in data.eval_results or []))
+    assert found == ["synthetic", "synthetic-new-cameras", "synthetic-large-val", "alice/reid", "market1501-2",
+                     "own-data", "own-data-val"]  # fmt: skip
+    assert data.datasets == ["synthetic-large", "alice/reid", "market1501"]
+    assert all(DATASET.fullmatch(name) for name in [*found, *data.datasets])
+
+
+def test_a_licence_that_the_hub_does_not_take(run: Path) -> None:
+    for licence in ("Apache 2.0", "Apache-2.0", ""):
+        with pytest.raises(UserError, match=r"--license .*: give an identifier of the Hub, .* such as apache-2.0"):
+            package(run, "me/demo", licence=licence)
+
+
+def test_the_card_says_of_which_feature_the_zero_shot_row_is(run: Path) -> None:
+    other = "(not the concatenation on synthetic: projection)"
+    for feature, said in (("concat", "before any training."), ("projection", other)):
+        rows = {"zero-shot": entry(feature=feature), "stage2": entry(feature="concat")}
+        (run / METRICS).write_text(json.dumps({"synthetic": rows}))
+        assert said in content(package(run, "me/demo"), CARD).decode()
 
 
 @pytest.mark.parametrize("scored", [True, False])

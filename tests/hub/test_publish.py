@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hf_xet import XetAuthenticationError
 from hub_server import Hub
 from huggingface_hub import HfApi, ModelCard
 from test_hub import crops, edit_config
@@ -18,7 +19,7 @@ from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, IDENTITIES
 from clipreid.hub.package import CARD, Files, package
-from clipreid.hub.publish import check_repository, upload
+from clipreid.hub.publish import check_repository, open_repository, upload
 
 NAME = "alice/demo"
 WEIGHTS = "adapter_model.safetensors"
@@ -146,6 +147,17 @@ def test_tokens_that_do_not_do(
     assert hub.asked("PUT") == 0
 
 
+@pytest.mark.parametrize("token", ["alice-read", "bob-write"])
+def test_a_token_that_may_only_read_what_is_there_is_found_out_before_training(
+    alice: Hub, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, token: str
+) -> None:
+    """Making a repository that exists already is no question to the Hub whether it may be written."""
+    upload(files, NAME, False, "again")
+    alice.here(monkeypatch, tmp_path / "home", token=token)
+    with pytest.raises(UserError, match=r"^your token may not write to alice/demo"):
+        open_repository(NAME, False, "again")
+
+
 def test_a_repository_with_something_else_is_not_touched(
     alice: Hub, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -195,6 +207,27 @@ def test_a_failed_upload_says_so_and_goes_on_when_repeated(alice: Hub, files: Fi
     assert {name: content(files, name) for name in files}.items() <= alice.files(NAME).items()
     if pattern.startswith("POST .*/commit/"):
         assert alice.asked("PUT /lfs/") == sent  # what had arrived is not sent again
+
+
+def test_what_the_hub_refuses_for_good_is_not_to_be_repeated(alice: Hub, files: Files) -> None:
+    alice.fault("POST .*/commit/", status=400, message="no such licence")
+    for changed, message in (({}, "no such licence"), ({CARD: b"---\nlicense: My Own\n---\n\n# x\n"}, "license")):
+        with pytest.raises(UserError, match=rf"the Hub refuses what was to be published.*{message}") as failed:
+            upload(files | changed, NAME, False, "again")
+        assert str(failed.value).endswith("Nothing is lost")
+
+
+def test_a_transfer_that_is_not_allowed_is_no_broken_network(
+    alice: Hub, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the Hub's other way of moving large files raises, which this server does not speak."""
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise XetAuthenticationError("token expired")
+
+    monkeypatch.setattr(HfApi, "create_commit", fail)
+    with pytest.raises(UserError, match=r"your token may not write to alice/demo \(token expired\): make one"):
+        upload(files, NAME, False, "again")
 
 
 def test_a_busy_hub_is_waited_for(alice: Hub, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,45 @@
+"""A short hash of weights: the same wherever they are the same, on every kind of machine."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from clipreid.backbones.backbone import Backbone
+
+RESIZED = re.compile(r"pos(ition)?_embed")  # position tables: made for the crop, and CPUs round that differently
+
+
+def weights_print(weights: Iterable[tuple[str, Tensor]], about: Any) -> str:
+    """24 hexadecimal digits for named weights, bit by bit, and for `about`, which JSON must be able to hold.
+
+    Left out are position tables: they are resized when a tower is built for a crop, and the last bits of that depend on
+    the machine; so what else decides them (size of the crop, mode) belongs into `about` where it matters.
+    """
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for name, tensor in sorted(weights):
+        if not RESIZED.search(name):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:24]
+
+
+def backbone_print(backbone: Backbone) -> str:
+    """The hash of the image tower before training, so that an adapter is never put on another backbone unnoticed: all
+    its weights, and the settings that change what they compute (size of the crop, heads, activation, eps, ...)."""
+    weights = [
+        (name.replace("base_model.model.", "").replace(".base_layer", ""), tensor)  # as peft calls them
+        for name, tensor in backbone.image.named_parameters()
+        if "lora_" not in name
+    ]
+    return weights_print(weights, settings_of(backbone))
+
+
+def settings_of(backbone: Backbone) -> dict[str, Any]:
+    """The fields of its image tower's config; of a wrapped tower none, whose name says all."""
+    return {} if backbone.family == "image-only" else asdict(backbone.image.config)
