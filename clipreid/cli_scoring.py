@@ -90,13 +90,11 @@ def on_device(model: ReIDModel) -> ReIDModel:
 
 def untuned(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
     """The same backbone before any training, its features taken and its pictures prepared in the same way."""
-    from clipreid.backbones import load_backbone
+    from clipreid.backbones.record import load_recorded
     from clipreid.model import ReIDModel
 
-    backbone = load_backbone(record["name"], image_size=tuple(record["image_size"]), positions=record["positions"],
-                             stride=record["stride"])  # fmt: skip
     plain = replace(model.config, tuning="head", sie="none")  # a fresh map is the identity
-    return on_device(ReIDModel(backbone, plain))
+    return on_device(ReIDModel(load_recorded(record), plain))
 
 
 def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:

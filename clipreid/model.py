@@ -230,7 +230,7 @@ class ReIDModel(nn.Module):
         for i, source in enumerate(images):
             try:
                 crops[i] = torch.from_numpy(to_pixels(source, (height, width), self.config.interpolation))
-            except (OSError, ValueError) as error:
+            except Exception as error:  # on a broken or enormous file Pillow's plugins raise nearly everything
                 raise UserError(f"picture {i} ({source}) cannot be used: {error}") from error
         return crops
 

@@ -80,7 +80,8 @@ def _base(model: ReIDModel) -> dict[str, Tensor]:
         raise UserError("strength: an imported run holds no backbone from before its training to mix with; "
                         "only strength 1 is known of it")  # fmt: skip
     stride = None if backbone.family == "image-only" else backbone.image.config.stride
-    fresh = load_backbone(backbone.name, image_size=backbone.image_size, positions=backbone.positions, stride=stride)
+    fresh = load_backbone(backbone.name, revision=backbone.revision, image_size=backbone.image_size,
+                          positions=backbone.positions, stride=stride)  # fmt: skip
     return fresh.image.state_dict()
 
 

@@ -42,6 +42,8 @@ PLAIN = os.environ.setdefault("PLAIN", "runs/no_prompts")
 CROPS = Path(os.environ.setdefault("CROPS", "runs/home_and_abroad"))
 HOME = os.environ.setdefault("HOME_DATA", f"folder:{CROPS}/home")
 ABROAD = os.environ.setdefault("ABROAD_DATA", f"folder:{CROPS}/abroad")
+if f"folder:{CROPS}/home" != HOME and RUN == "runs/two_stages":
+    raise clipreid.UserError("HOME_DATA is given: give RUN and PLAIN as well, the folders of two runs on these data")
 
 # %% [markdown]
 # Some people to learn from at home, others to be tested on there, and as many abroad.
@@ -64,13 +66,12 @@ explore.draw_rows(six)
 # ## Two trainings
 #
 # The recipe twice, with and without its first stage, with equal flags: fewer epochs than by default, so that you need
-# not wait, at a higher rate. Folders that hold an adapter already are taken as
-# they are.
+# not wait, at a higher rate. Folders that hold a trained model already are taken as they are.
 
 # %% language="bash"
-# train="accelerate launch recipes/clipreid_stage2.py --data $HOME_DATA --epochs 7 --rate 2e-3"
-# test -d "$RUN/adapter" || $train --output "$RUN" --prompt-epochs 20
-# test -d "$PLAIN/adapter" || $train --output "$PLAIN" --prompts none
+# train() { accelerate launch recipes/clipreid_stage2.py --data "$HOME_DATA" --epochs 7 --rate 2e-3 "$@"; }
+# test -f "$RUN/heads.safetensors" || train --output "$RUN" --prompt-epochs 20
+# test -f "$PLAIN/heads.safetensors" || train --output "$PLAIN" --prompts none
 
 # %% [markdown]
 # ## The dial

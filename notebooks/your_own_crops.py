@@ -39,9 +39,10 @@ from clipreid.evaluation import ranked_lists
 if not Path("recipes").is_dir():
     os.chdir("..")  # commands are typed in the repository, folders are below it
 CROPS = Path(os.environ.setdefault("CROPS", "runs/crops"))
-RUN = Path(os.environ.setdefault("RUN", "runs/your_own_crops"))
+RUN = Path(os.environ.setdefault("RUN", f"{CROPS}-run"))
 
 if not CROPS.exists():
+    print(f"there is no {CROPS}: people are painted, to be put there")
     street = clipreid.load_data("synthetic").splits
     train, test = explore.few(street["train"], 6, identities=60), explore.few(street["gallery"], 6, identities=40)
     explore.write_folder({"train": train, "test": test}, CROPS)
@@ -77,7 +78,7 @@ for spoiled in CROPS.glob("train/*/*_broken_off.png"):
 # as `--backbone open_clip:ViT-B-16-quickgelu/openai`, and leave `--prompt-epochs` and `--epochs` out.
 
 # %% language="bash"
-# test -d "$RUN/adapter" ||
+# test -f "$RUN/heads.safetensors" ||
 #     accelerate launch recipes/clipreid_stage2.py --data "folder:$CROPS" --output "$RUN" --prompt-epochs 20 --epochs 6
 
 # %% [markdown]

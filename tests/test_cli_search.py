@@ -126,11 +126,12 @@ def test_the_help_says_what_is_required(capsys: Capture) -> None:
 def test_mistakes_of_embed_are_named(there: Path, tmp_path: Path, capsys: Capture) -> None:
     output = ("--output", tmp_path / "g.parquet")
     assert "no such file or folder, and it is no data set" in refused(capsys, "embed", "run", "cops", *output)
-    assert "the glob finds no file" in refused(capsys, "embed", "run", "crops/*.jpg", *output)
+    assert "the glob finds nothing" in refused(capsys, "embed", "run", "crops/*.jpg", *output)
     assert "no pictures below" in refused(capsys, "embed", "run", "run", *output)
     assert "do not fit the pattern" in refused(capsys, "embed", "run", "crops", *output, "--pattern", "market1501")
     assert "no group (?P<identity>" in refused(capsys, "embed", "run", "crops", *output, "--pattern", "x")
     assert "works with hub: only" in refused(capsys, "embed", "run", "crops", *output, "--columns", "identity=pid")
+    assert "--pattern reads paths of" in refused(capsys, "embed", "run", "synthetic", *output, "--pattern", "folder")
     (tmp_path / "data" / "train" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "data/train/a/1.png")
     said = refused(capsys, "embed", "run", f"folder:{tmp_path / 'data'}", *output)

@@ -153,6 +153,8 @@ def _number(group: str, text: str | None, place: Place) -> int:
         return ord(text.upper()) - ord("A") + 1
     if not text.isdecimal():
         raise UserError(f"the pattern reads {group} {text!r} from {place}: it must be a whole number or one letter")
+    if len(text) > 9:  # kept in 32 bits
+        raise UserError(f"the pattern reads {group} {text} from {place}: it must have 9 digits at most")
     return int(text)
 
 

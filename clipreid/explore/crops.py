@@ -36,7 +36,9 @@ def few(split: Split, most: int, identities: int | None = None) -> Split:
 def write_folder(splits: Mapping[str, Split], folder: Path) -> int:
     """Writes pictures as FOLDER/SPLIT/IDENTITY/camCAMERA_NUMBER.png, to be read as `folder:FOLDER`; returns how many.
 
-    Where a camera is not known, no name of its split says one. The folder is there when all is written, not before.
+    What could not be the name of a folder is written as in a URL: the identity `street/0001` of a mixture of data sets
+    as `street%2F0001`. Where a camera is not known, no name of its split says one. The folder is there when all is
+    written, not before.
 
     Raises UserError where the folder holds something, or cannot be written.
     """
@@ -57,9 +59,17 @@ def write_folder(splits: Mapping[str, Split], folder: Path) -> int:
 def _write(split: Split, folder: Path) -> int:
     known = bool((split.cameras >= 0).all())  # one way of naming for all
     for row, (identity, camera) in enumerate(zip(split.identities, split.cameras, strict=True)):
-        (folder / identity).mkdir(parents=True, exist_ok=True)
-        split.picture(row).save(folder / identity / f"{f'cam{camera}_' if known else ''}{row:05d}.png")
+        own = folder / _folder_name(identity)
+        own.mkdir(parents=True, exist_ok=True)
+        split.picture(row).save(own / f"{f'cam{camera}_' if known else ''}{row:05d}.png")
     return len(split)
+
+
+def _folder_name(identity: str) -> str:
+    if not identity:
+        raise UserError("a picture of nobody (its identity is empty) has no folder to lie in: leave such pictures out")
+    name = identity.replace("/", "%2F").replace("\\", "%5C")
+    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _nth(values: np.ndarray) -> np.ndarray:

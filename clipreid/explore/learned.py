@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipreid.backbones import Backbone, load_backbone
+from clipreid.backbones import Backbone
+from clipreid.backbones.record import load_recorded
 from clipreid.data import SCHEMA, Mixture, ReIDData, Split, load_data, pixel_cache, reader_flags
 from clipreid.errors import UserError
 from clipreid.evaluation import extract
-from clipreid.hub import IDENTITIES, load_identities, read_config
+from clipreid.hub import CONFIG, IDENTITIES, load_identities, read_config
+from clipreid.hub.checks import backbone_settings
 from clipreid.model import ModelConfig, ReIDModel
 from clipreid.prompts import IdentityPrompts
 
@@ -106,12 +108,11 @@ def open_prompts(run: str | Path, noun: Sequence[str] | None = None) -> Learned:
     tensors, names = load_identities(folder)
     if "prompts" not in tensors:
         raise UserError(f"{folder / IDENTITIES} holds no prompts: it was trained with --prompts none")
-    source, kind = config["backbone"], config["stage1"]["noun"]
+    source, kind = backbone_settings(config, folder / CONFIG, folder), config["stage1"]["noun"]
     if noun is None and "," in kind:
         raise UserError(f"{folder} was trained on several kinds of individuals ({kind}): give noun=[...], one for each "
                         "identity")  # fmt: skip
-    backbone = load_backbone(source["name"], image_size=tuple(source["image_size"]), positions=source["positions"],
-                             stride=source["stride"])  # fmt: skip
+    backbone = load_recorded(source)
     learned = learned_prompts(backbone, tensors["prompts"], names, noun or kind, _pixels(backbone, config["values"]))
     saved = F.normalize(tensors["text_bank"], dim=1)
     if (apart := float((learned.bank - saved).norm(dim=1).max())) > AGREE:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from clipreid.model import ReIDModel
 
 INKS = (MAIN, RIGHT, "#b35900", "#7a3fa0", WRONG)
-MARKERS = ("o", "s", "^", "D", "v")
+MARKERS = ("o", "s", "^", "D", "v", "P")  # one more than inks: both in turn make 30 kinds of line
 
 
 P = ParamSpec("P")
@@ -130,7 +131,7 @@ def draw_probe(rows: Sequence[Mapping[str, Any]]) -> Figure:
     axes.grid(axis="y", visible=False)
     floor = [100 * row[SHUFFLED] for row in rows]
     axes.plot(floor, places, "|", color=OTHER, markersize=11, markeredgewidth=2, label="floor: shuffled values")
-    for bank, colour, marker in zip(banks, INKS, MARKERS, strict=False):
+    for bank, colour, marker in zip(banks, cycle(INKS), cycle(MARKERS), strict=False):
         axes.plot([100 * row[bank] for row in rows], places, marker, color=colour, markersize=6, label=bank)
     axes.set_yticks(places, [f"{row['attribute'].replace('_', ' ')} ({row['values']})" for row in rows])
     axes.tick_params(axis="y", length=0)
@@ -145,7 +146,7 @@ def draw_ablation(tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
     figure = _figure((5.2, 2.8))
     axes = figure.add_subplot()
     width = 0.8 / len(tables)
-    for i, ((name, rows), colour) in enumerate(zip(tables.items(), INKS, strict=False)):
+    for i, ((name, rows), colour) in enumerate(zip(tables.items(), cycle(INKS), strict=False)):
         at = np.arange(len(rows)) + (i - (len(tables) - 1) / 2) * width
         axes.bar(at, [100 * row["mAP"] for row in rows], width * 0.92, color=colour, label=name)
     said = [f"token {row['without']}" if row["without"].isdigit() else row["without"] for row in rows]
@@ -193,7 +194,7 @@ def draw_tradeoff(lines: Sequence[Line], metric: str = "mAP", home: str = "home"
     """
     figure = _figure((5.6, 4.0))
     axes = figure.add_subplot()
-    for line, colour, marker in zip(lines, INKS, MARKERS, strict=False):
+    for line, colour, marker in zip(lines, cycle(INKS), cycle(MARKERS), strict=False):
         x, y = 100 * np.asarray(line.home), 100 * np.asarray(line.abroad)
         alone = len(x) == 1  # a ring, for other points may lie there
         axes.plot(x, y, marker, linestyle="" if alone else "-", color=colour, linewidth=1.4,

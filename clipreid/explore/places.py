@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+
 from clipreid.data import ReIDData
 from clipreid.evaluation import evaluate, fuse_features
 from clipreid.evaluation.score import Scored, score
@@ -16,12 +18,14 @@ METRIC = "mAP"
 
 
 def score_places(model: ReIDModel, places: Places, strength: float | None = None) -> dict[str, Scored]:
-    """The model on every test set; with the dial at `strength` first (`clipreid.strength`), where it then stays.
+    """The model on every test set, on a GPU where there is one; with the dial at `strength` first
+    (`clipreid.strength`). It stays there, and so.
 
     Raises UserError for what `score` and `set_strength` refuse.
     """
     if strength is not None:
         set_strength(model, strength)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     size, how = model.image_size, model.config.interpolation
     return {name: score(data, model.embed_parts, size, how, device=model.device) for name, data in places.items()}
 

@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from clipreid.backbones import Backbone, load_backbone
+from clipreid.backbones import Backbone
 from clipreid.backbones.imported import ImportedBackbone
-from clipreid.backbones.prints import backbone_print
+from clipreid.backbones.record import backbone_print, backbone_record, load_recorded
 from clipreid.errors import UserError
 from clipreid.hub.checks import check_finite, read_settings, read_tensors
 from clipreid.hub.download import check_backbone, find_run
@@ -118,8 +118,7 @@ def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
     if snapshot_of(folder) is not None:
         check_backbone(source["name"], source["revision"])
     try:
-        backbone = load_backbone(source["name"], revision=source["revision"], image_size=source["image_size"],
-                                 positions=source["positions"], stride=source["stride"])  # fmt: skip
+        backbone = load_recorded(source)
     except Exception as error:  # what others wrote goes through several libraries, each with its own errors
         if isinstance(error, UserError) or snapshot_of(folder) is None:
             raise
@@ -130,7 +129,6 @@ def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
             "load it with the backbone it was made for"
         )
     check_finite(backbone.state_dict(), source["name"])  # the print of a hostile run may be that of bad weights
-    backbone.raw_logits = source["raw_logits"]  # a copy elsewhere may not say so
     return backbone
 
 
@@ -142,23 +140,6 @@ def find_adapter(folder: Path) -> Path:
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
-    """The part of `config.json` that `load` needs to build the backbone; to be taken before it is trained."""
-    return {
-        "name": backbone.name,
-        "revision": backbone.revision,
-        "image_size": list(backbone.image_size),
-        "positions": positions,
-        "stride": _stride(backbone),
-        "raw_logits": backbone.raw_logits,
-        "print": backbone_print(backbone),
-    }
-
-
-def _stride(backbone: Backbone) -> int | None:
-    return None if backbone.family == "image-only" else backbone.image.config.stride
 
 
 def model_record(config: ModelConfig) -> dict[str, Any]:

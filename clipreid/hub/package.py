@@ -17,6 +17,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 
+from clipreid.backbones.record import load_recorded
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
 from clipreid.hub.card import CURVES, LISTS, make_card
@@ -164,15 +165,12 @@ def _check_links(run: Path) -> None:
 
 def _rebased(config: dict[str, Any], base_model: str) -> dict[str, Any]:
     """The config with another name for the backbone's weights. UserError where they are others."""
-    from clipreid.backbones import load_backbone
-
     source = config["backbone"]
     if "print" not in source:
         raise UserError("--base-model: the run was imported with its whole image tower, and needs no backbone")
-    renamed = {**config, "backbone": {**source, "name": base_model}, "local": []}
+    renamed = {**config, "backbone": {**source, "name": base_model, "revision": None}, "local": []}
     public_backbone(renamed)
-    other = load_backbone(base_model, image_size=tuple(source["image_size"]), positions=source["positions"],
-                          stride=source["stride"])  # fmt: skip
+    other = load_recorded(renamed["backbone"])
     renamed["backbone"]["revision"] = other.revision
     if backbone_print(other) != source["print"]:
         raise UserError(

@@ -69,7 +69,8 @@ def embed(
 ) -> Embedded:
     """Writes the features of N pictures, on the model's device, into a gallery (`clipreid.search.format`).
 
-    Pictures that cannot be decoded are left out and listed in OUTPUT.unusable.txt. Repeated after it was killed it goes
+    Pictures that cannot be decoded are left out and listed in OUTPUT.unusable.txt; when some of them can be later on,
+    `overwrite` makes the gallery anew. Repeated after it was killed it goes
     on where it was, and the file is the same, bit for bit, on the same machine; several processes that make the same
     call share the work; those for other pictures leave it alone. Memory: a block of pictures, and some 1.5 kB a picture
     for paths and names.
@@ -78,7 +79,7 @@ def embed(
         run: kept in the file, for people.
         sources, pattern, columns: what `find_pictures` was given; kept, to find pictures that are no files again.
         batch_size: pictures at a time, up to `LARGEST`. An output that is there may have been made with another.
-        overwrite: replace an output made by another model or of other pictures.
+        overwrite: replace an output made by another model, of other pictures, or without some that can be decoded now.
         threads: that decode; default all cores.
         progress: called as progress(pictures done, N), those of all processes.
 
@@ -86,8 +87,8 @@ def embed(
         In every process the same, but for what it found.
 
     Raises:
-        UserError: no picture can be decoded; an output that is in the way, or cannot be written; pictures that keep
-            changing.
+        UserError: no picture can be decoded; an output that is in the way, lacks pictures that can be decoded by now,
+            or cannot be written; pictures that keep changing.
     """
     output = Path(os.path.abspath(Path(output).expanduser()))
     if not 1 <= batch_size <= LARGEST:
@@ -127,9 +128,10 @@ class _Job:
 
     def run(self) -> Embedded:
         self._look()
-        if self._finished():
+        if self._finished() and not self._lacks():
             return self._result(complete=True)
         self._check_output()
+        self._forget_mended()
         done = self.blocks.done()
         left = set() if self.blocks.busy() else done - set(self.names)  # what others are at was not left behind
         stale = {name[:7] for name in left} & {name[:7] for name in set(self.names) - done}
@@ -148,6 +150,32 @@ class _Job:
         if self.output.exists() and not self.overwrite:
             raise UserError(f"--output {self.output} is there already, made by another model or of other pictures: "
                             "--overwrite, or another name")  # fmt: skip
+
+    def _lacks(self) -> bool:
+        """Whether the finished output lacks pictures that were mended; it is removed if it may be, to be made anew."""
+        lines = self.listing.read_text().splitlines() if self.listing.is_file() else []
+        mended = self._usable([line.partition("\t")[0] for line in lines])
+        if mended and not self.overwrite:
+            raise UserError(f"--output {self.output} was made without {mended:,} pictures that can be decoded by now: "
+                            "--overwrite makes it anew with them")  # fmt: skip
+        if mended:
+            self.output.unlink()
+        return mended > 0
+
+    def _forget_mended(self) -> None:
+        """Removes blocks that were done without pictures that can be decoded now, unless others are at work."""
+        for name in set() if self.blocks.busy() else self.blocks.done() & set(self.names):
+            if self._usable([path for path, _ in self.blocks.bad([name])]):
+                self.blocks.file(name).unlink()
+
+    def _usable(self, paths: Sequence[str]) -> int:
+        """How many of these pictures can be decoded."""
+        size, interpolation = self.model.image_size, self.model.config.interpolation
+        if not paths:
+            return 0
+        rows = np.flatnonzero(np.isin(self.pictures.paths, paths))
+        images = (image for block in self.pictures.select(rows).images(BLOCK) for image in block)
+        return sum(not isinstance(decode(image, size, interpolation), str) for image in images)
 
     def _look(self) -> None:
         """At the pictures: names the blocks, by number and hash."""

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from clipreid.backbones.prints import settings_of, weights_print
+from clipreid.backbones.record import settings_of, weights_print
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
 

@@ -42,9 +42,9 @@ class Hit:
 
 
 def mark_itself(hits: Sequence[Hit], query: str | Path) -> list[Hit]:
-    """The same hits; the one that is the file `query` is marked."""
+    """The same hits; the one that is the file `query` is marked. A name that is no whole path means no file here."""
     asked = os.path.realpath(query)
-    return [replace(hit, itself=os.path.realpath(hit.path) == asked) for hit in hits]
+    return [replace(hit, itself=os.path.isabs(hit.path) and os.path.realpath(hit.path) == asked) for hit in hits]
 
 
 class Gallery:

@@ -35,7 +35,7 @@ def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Pat
     about = f"{len(gallery):,} pictures, embedded by {gallery.about['run']} ({gallery.about['backbone']})"
     file = Path(folder) / "index.html"
     page = document(f"Found in {gallery.file.name}", about, links, "\n".join(articles), pictures=True)
-    write({file: page.encode()})
+    write({file: page.encode(errors="replace")})  # a file's name need not be UTF-8
     return file
 
 
@@ -54,7 +54,7 @@ class Album:
                 rows = (split.paths == path).nonzero()[0]
                 if len(rows):
                     return split.picture(int(rows[0]))
-        except (OSError, ValueError):
+        except Exception:  # on a broken or enormous file Pillow's plugins raise nearly everything
             return None
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -35,20 +35,37 @@ def find_pictures(
     """
     if not images:
         raise UserError("name what to embed: folders, files, globs, or a data set such as synthetic")
-    tables: list[datasets.Dataset] = []
+    specs = list(dict.fromkeys(entry for entry in images if is_data(entry)))
+    readers = {spec.partition(":")[0] for spec in specs}
+    if columns and "hub" not in readers:
+        raise UserError(f"--columns names columns of tables and works with hub: only, not with {images[0]!r}")
+    if pattern and set(specs) == set(images) and "folder" not in readers:
+        raise UserError(f"--pattern reads paths of folders, files and folder:, not of {images[0]!r}: leave it out")
+    parts = {spec: of_data(spec, split, pattern, columns) for spec in specs}
+    _check_names(parts)
+    tables = [part.table for part in parts.values()]
     places: dict[str, Place] = {}  # by the absolute path
-    specs = [entry for entry in images if is_data(entry)]
     for entry in images:
-        if entry in specs:
-            tables.append(of_data(entry, split, pattern, columns).table)
-        else:
+        if entry not in parts:
             for path, place in _of_files(entry):
                 places.setdefault(path, place)
-    if columns and not specs:
-        raise UserError(f"--columns names columns of tables and works with hub: only, not with {images[0]!r}")
     if places:
         tables.append(_split(places, pattern).table)
     return Split(split, datasets.concatenate_datasets(tables) if len(tables) > 1 else tables[0])
+
+
+def _check_names(parts: Mapping[str, Split]) -> None:
+    """Refuses data sets that call different pictures the same: nobody could tell which one was found."""
+    known: dict[str, str] = {}  # name -> data set
+    for spec, part in parts.items():
+        names = set(part.paths.tolist()) - {""}
+        if both := names & known.keys():
+            name = min(both)
+            raise UserError(
+                f"{known[name]} and {spec} both have a picture {name!r} ({len(both):,} such names), and what is found "
+                "is told by its name: embed them into two galleries"
+            )
+        known |= dict.fromkeys(names, spec)
 
 
 def is_data(entry: str) -> bool:
@@ -75,7 +92,8 @@ def of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> 
 
 
 def _of_files(entry: str) -> list[tuple[str, Place]]:
-    """(absolute path, what a pattern reads) of every picture of one folder, file or glob."""
+    """(absolute path, what a pattern reads) of every picture of one folder, file or glob; a glob names files, and
+    folders unless it goes down into all of them (`**`)."""
     path = Path(entry).expanduser()
     if path.is_dir():
         home = os.path.abspath(path)
@@ -83,11 +101,12 @@ def _of_files(entry: str) -> list[tuple[str, Place]]:
         return [(_readable(os.path.join(home, *name.split("/"))), Place(str(path), name)) for name in below]
     if path.exists():
         return [(_readable(os.path.abspath(path)), Place("", str(path).replace(os.sep, "/")))]
-    files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
-    if not files:
-        what = "the glob finds no file" if glob.has_magic(entry) else "no such file or folder"
-        raise UserError(f"{entry}: {what}, and it is no data set (those are {', '.join(VALID)}, or NAME:ROOT)")
-    return [(_readable(os.path.abspath(file)), Place("", file.replace(os.sep, "/"))) for file in files]
+    found = sorted(glob.glob(str(path), recursive=True))
+    if named := [name for name in found if os.path.isfile(name) or "**" not in entry]:
+        return [each for name in named for each in _of_files(name)]
+    what = "the glob finds nothing" if glob.has_magic(entry) else "no such file or folder"
+    what += " (a bracket that is part of a name is written [[])" if "[" in entry else ""
+    raise UserError(f"{entry}: {what}, and it is no data set (those are {', '.join(VALID)}, or NAME:ROOT)")
 
 
 def _readable(path: str) -> str:

@@ -96,7 +96,7 @@ def _check_continuation(
         for k, v in now["stage1"].items()
         if before["stage1"].get(k) != v
     ]
-    if before["backbone"] != now["backbone"] and not differing:
+    if not differing and {**before["backbone"], "revision": None} != {**now["backbone"], "revision": None}:
         differing = ["the backbone's weights"]
     if differing:
         raise UserError(f"{folder} was begun with another {', '.join(differing)}: {again}")

@@ -148,6 +148,14 @@ def test_noun(tmp_path: Path) -> None:
     assert "the noun is empty" in fails(f"folder:{tmp_path}", noun=" ")
 
 
+def test_numbers_too_long_to_be_cameras(tmp_path: Path) -> None:
+    """Such as a time that a pattern takes for one."""
+    draw(tmp_path / "train" / "anna" / "20260101120000.jpg")
+    message = fails(f"folder:{tmp_path}", pattern=r"(?P<identity>[a-z]+)/(?P<camera>\d+)")
+    assert "reads camera 20260101120000 from" in message
+    assert "9 digits at most" in message
+
+
 def test_user_pattern(tmp_path: Path) -> None:
     draw(tmp_path / "train" / "shop" / "anna-2-front9.jpg", tmp_path / "train" / "shop" / "ben--front1.jpg")
     spec = f"folder:{tmp_path}"

@@ -348,6 +348,19 @@ def test_a_written_folder_reads_as_the_same_people(tmp_path: Path, cameras: list
         explore.write_folder({"train": split}, tmp_path / "crops")
 
 
+def test_names_that_are_no_folders_are_written_as_in_a_url(tmp_path: Path) -> None:
+    names = ["here/0001", "here/0002", "../../escaped", ".hidden", "Zoë"]
+    split = split_of([name for name in names for _ in range(2)], [1, 2] * len(names))
+    explore.write_folder({"train": split}, tmp_path / "in" / "side")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    read = load_data(f"folder:{tmp_path / 'in' / 'side'}").splits["train"]
+    written = ["here%2F0001", "here%2F0002", "%2E.%2F..%2Fescaped", "%2Ehidden", "Zoë"]
+    assert sorted(read.identities.tolist()) == sorted(2 * written)
+    with pytest.raises(UserError, match="a picture of nobody"):
+        explore.write_folder({"train": split_of(["", ""], [1, 2])}, tmp_path / "nobody")
+    assert not (tmp_path / "nobody").exists()
+
+
 def test_a_folder_is_there_when_it_is_whole_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split, picture = split_of(["anna", "anna", "bert"], [1, 2, 1]), Split.picture
 
@@ -390,6 +403,18 @@ def test_trade_off_picture_shows_home_and_abroad() -> None:
     assert np.allclose(np.stack(first.get_data()), [[20, 50], [60, 40]])
     assert np.allclose(np.stack(second.get_data()), [[30], [30]])
     assert [text.get_text() for text in axes.texts] == ["0", "1"]
+
+
+def test_every_line_bank_and_table_is_drawn_however_many() -> None:
+    names = [f"model {n}" for n in range(12)]
+    lines = explore.draw_tradeoff([explore.line_of(name, [{"home": 0.1, "abroad": 0.2}]) for name in names])
+    probe = explore.draw_probe([{"attribute": "top", "values": 3, SHUFFLED: 0.3} | dict.fromkeys(names, 0.5)])
+    bars = explore.draw_ablation({name: [{"without": "none", "mAP": 0.5}] for name in names})
+    for figure in (lines, probe, bars):
+        legends = [*figure.legends, *[axes.get_legend() for axes in figure.axes if axes.get_legend()]]
+        assert set(names) <= {text.get_text() for legend in legends for text in legend.get_texts()}
+    marks = {(line.get_color(), line.get_marker()) for line in lines.axes[0].lines}
+    assert len(marks) == len(names)
 
 
 def test_rows_map_and_ablation_are_drawn(tmp_path: Path) -> None:

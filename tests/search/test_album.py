@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from clipreid.errors import UserError
 from clipreid.model import ReIDModel
 from clipreid.search import Gallery, embed, find_pictures
-from clipreid.search.page import Album
+from clipreid.search.gallery import Hit, mark_itself
+from clipreid.search.page import Album, write_page
 from clipreid.search.pictures import located
 
 COLUMNS = "identity=pid,camera=camid"
@@ -56,6 +58,68 @@ def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: p
     assert names == ["gallery0.png", "gallery1.png", "gallery2.png"]
     monkeypatch.chdir(there)
     assert found(tmp_path / "g.parquet", 3)
+
+
+def test_data_sets_that_call_their_pictures_the_same_are_not_mixed(tmp_path: Path) -> None:
+    for name in "abc":
+        data = io.BytesIO()
+        picture(0).save(data, "PNG")
+        (tmp_path / name).mkdir()
+        for split in ("query", "gallery"):
+            image = {"path": f"{split} {'other' if name == 'c' else 'same'}.png", "bytes": data.getvalue()}
+            table = pa.table({"image": [image], "identity": [name], "camera": [1]})
+            pq.write_table(table, tmp_path / name / f"{split}.parquet")
+    a, b, c = (f"hub:{tmp_path / name}" for name in "abc")
+    assert len(find_pictures([a, c, a])) == 2
+    with pytest.raises(UserError, match=rf"{a} and {b} both have a picture 'gallery same.png' .*: embed them into two"):
+        find_pictures([a, b])
+
+
+def test_globs_name_folders_too_as_in_a_shell(tmp_path: Path) -> None:
+    for name in ("anna/1.png", "bert/2.png", "3.png", "[x]/4.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(1).save(tmp_path / name)
+    (tmp_path / "anna" / "notes.txt").write_text("no picture")
+
+    def named(*globs: str) -> list[str]:
+        return sorted(Path(path).name for path in find_pictures([str(tmp_path / each) for each in globs]).paths)
+
+    assert named("*") == named("**/*.png") == ["1.png", "2.png", "3.png", "4.png"]
+    assert named("[ab]*") == ["1.png", "2.png"]
+    assert named("[[]x]/*.png") == ["4.png"]
+    with pytest.raises(
+        UserError, match=r"the glob finds nothing \(a bracket that is part of a name is written \[\[\]\)"
+    ):
+        named("[x]/*.png")
+
+
+def test_a_picture_too_large_to_open(model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is missing on the page, and refused as a query."""
+    file = tmp_path / "a.png"
+    picture(0).save(file)
+    embed(model, find_pictures([str(file)]), tmp_path / "g.parquet")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    assert Album(Gallery.open(tmp_path / "g.parquet")).picture(str(file)) is None
+    with pytest.raises(UserError, match=r"picture 0 .*a.png\) cannot be used: .*decompression bomb"):
+        model.embed([file])
+
+
+def test_a_query_whose_name_is_not_utf8_has_a_page(model: ReIDModel, tmp_path: Path) -> None:
+    file, odd = tmp_path / "a.png", tmp_path / "odd-\udcff.png"  # as Python names the byte FF
+    for each in (file, odd):
+        picture(0).save(each)
+    embed(model, find_pictures([str(file)]), tmp_path / "g.parquet")
+    gallery = Gallery.open(tmp_path / "g.parquet")
+    page = write_page(tmp_path / "found", gallery, [odd], gallery.search(model.embed([odd])))
+    assert "odd-?.png" in page.read_text()
+
+
+def test_the_query_itself_is_a_file_and_no_name_within_a_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hits = [Hit(1, 0.9, "0351.png", None, None, 0), Hit(2, 0.8, str(tmp_path / "0351.png"), None, None, 1)]
+    assert [hit.itself for hit in mark_itself(hits, "0351.png")] == [False, True]
 
 
 def test_sources_mean_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from test_hub import make_run
 import clipreid
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
-from clipreid.search import Gallery, embed, find_pictures
+from clipreid.search import Gallery, embed, embedding, find_pictures
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 
@@ -78,6 +79,41 @@ def test_bad_pictures_are_left_out_counted_and_listed(crops: Path, model: ReIDMo
         Image.new("RGB", (10, 20), (9, 9, 9)).save(file)
     assert embed(model, find_pictures([str(crops)]), tmp_path / "g.parquet", overwrite=True).bad == 0
     assert not (tmp_path / "g.parquet.unusable.txt").exists()
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_picture_that_failed_once_comes_in_when_it_can_be_read(
+    crops: Path, model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """As after a wrong permission or a failing network drive: the file itself has not changed."""
+    unlucky, decode = sorted(crops.rglob("*.png"))[20], embedding.decode
+    output, whole = tmp_path / "g.parquet", tmp_path / "whole.parquet"
+    embed(model, find_pictures([str(crops)]), whole)
+
+    def failing(image: dict, *how: Any) -> Any:
+        return "Permission denied" if image["path"] == str(unlucky) else decode(image, *how)
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as then:
+        then.setattr(embedding, "decode", failing)
+        if finished:
+            assert embed(model, find_pictures([str(crops)]), output).bad == 1
+            assert embed(model, find_pictures([str(crops)]), output, overwrite=True).complete  # it still fails
+        else:
+            then.setattr(embedding._Job, "_join", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                embed(model, find_pictures([str(crops)]), output)
+    if finished:
+        before = output.read_bytes()
+        with pytest.raises(UserError, match=r"made without 1 pictures that can be decoded by now: --overwrite makes"):
+            embed(model, find_pictures([str(crops)]), output)
+        assert output.read_bytes() == before
+    done = embed(model, find_pictures([str(crops)]), output, overwrite=finished)
+    assert (done.pictures, done.bad, done.found) == (60, 0, 0 if finished else 60 - BLOCK)
+    assert np.array_equal(features(Gallery.open(output)), features(Gallery.open(whole)))
+    assert left(tmp_path) == ["g.parquet", "whole.parquet"]
 
 
 def test_nothing_but_bad_pictures_is_an_error(model: ReIDModel, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""A short hash of weights: the same wherever they are the same, on every kind of machine."""
+"""A backbone in `config.json`: what it was, by name, settings and a hash of its weights; and the same one again."""
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -11,8 +11,30 @@ import torch
 from torch import Tensor
 
 from clipreid.backbones.backbone import Backbone
+from clipreid.backbones.load import load_backbone
 
 RESIZED = re.compile(r"pos(ition)?_embed")  # position tables: made for the crop, and CPUs round that differently
+
+
+def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
+    """What `load_recorded` needs to have it again; to be taken before it is trained."""
+    return {
+        "name": backbone.name,
+        "revision": backbone.revision,
+        "image_size": list(backbone.image_size),
+        "positions": positions,
+        "stride": None if backbone.family == "image-only" else backbone.image.config.stride,
+        "raw_logits": backbone.raw_logits,
+        "print": backbone_print(backbone),
+    }
+
+
+def load_recorded(record: Mapping[str, Any]) -> Backbone:
+    """The backbone of a `backbone_record`, its print not compared. Raises `UserError` as `load_backbone`."""
+    backbone = load_backbone(record["name"], revision=record["revision"], image_size=tuple(record["image_size"]),
+                             positions=record["positions"], stride=record["stride"])  # fmt: skip
+    backbone.raw_logits = record["raw_logits"]  # a copy of the weights elsewhere may not say so
+    return backbone
 
 
 def weights_print(weights: Iterable[tuple[str, Tensor]], about: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clipreid.backbones import load_backbone
-from clipreid.backbones.prints import backbone_print
+from clipreid.backbones.record import backbone_print
 from clipreid.model import ModelConfig, ReIDModel
 from clipreid.search.format import model_print
 
@@ -33,7 +33,7 @@ def test_prints_are_equal_on_other_kinds_of_cpu(tiny_folder: Folder) -> None:
     code = f"""
 import torch
 from clipreid.backbones import load_backbone
-from clipreid.backbones.prints import backbone_print
+from clipreid.backbones.record import backbone_print
 from clipreid.model import ModelConfig, ReIDModel
 from clipreid.search.format import model_print
 
