@@ -45,8 +45,11 @@ def load_backbone(
         gradient_checkpointing: recompute blocks in the backward pass; slower, far less memory.
 
     Raises:
-        UserError: unknown name, weights that cannot be had or do not fit, impossible size or stride.
+        UserError: unknown name, weights that cannot be had or do not fit, impossible size or stride, a revision of
+            something else than `hf:OWNER/NAME`.
     """
+    if revision is not None and not name.startswith("hf:"):
+        raise UserError(f"revision={revision!r}: only hf:OWNER/NAME has revisions, {name} has none")
     if is_image_only(name):
         if stride is not None:
             raise UserError(f"stride={stride}: {name} is wrapped as it is, with its own stride: leave it out")

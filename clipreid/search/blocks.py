@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from clipreid.data import Split
 from clipreid.data.cache import file_state
 from clipreid.errors import UserError
+from clipreid.hub.package import shown_size
 from clipreid.search.format import FEATURE, schema_of, writer
 
 GROUP = 32  # blocks that become one row group of the gallery
@@ -154,3 +155,21 @@ class Blocks:
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             file.unlink(missing_ok=True)
             raise UserError(f"{file} was damaged ({error}) and is removed: repeat the command") from error
+
+
+def check_space(folder: Path, pictures: int, needed: int) -> None:
+    """Refuses, with `UserError`, to embed so many pictures where the bytes that are needed for them are not free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(f"embedding {pictures:,} pictures needs {shown_size(needed)} in {folder}, where "
+                        f"{shown_size(free)} are free: make room")  # fmt: skip
+
+
+@contextlib.contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """What keeps the output from being written, as a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error}); what is done is kept: "
+                        "repeat the command when there is room") from error  # fmt: skip

@@ -8,12 +8,10 @@ which the system releases when a process dies; whoever finds all blocks done joi
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,8 @@ from clipreid.data import Split
 from clipreid.data.blocks import in_blocks
 from clipreid.data.cache import decode
 from clipreid.errors import UserError
-from clipreid.hub.package import shown_size
 from clipreid.model import ReIDModel
-from clipreid.search.blocks import Blocks, contents, to_table
+from clipreid.search.blocks import Blocks, check_space, contents, to_table, writing
 from clipreid.search.format import describe, read_about
 from clipreid.search.pictures import located
 
@@ -70,10 +67,9 @@ def embed(
     """Writes the features of N pictures, on the model's device, into a gallery (`clipreid.search.format`).
 
     Pictures that cannot be decoded are left out and listed in OUTPUT.unusable.txt; when some of them can be later on,
-    `overwrite` makes the gallery anew. Repeated after it was killed it goes
-    on where it was, and the file is the same, bit for bit, on the same machine; several processes that make the same
-    call share the work; those for other pictures leave it alone. Memory: a block of pictures, and some 1.5 kB a picture
-    for paths and names.
+    `overwrite` makes the gallery anew. Repeated after it was killed it goes on where it was, and the file is the same,
+    bit for bit, on the same machine; several processes that make the same call share the work; those for other pictures
+    leave it alone. Memory: a block of pictures, and some 1.5 kB a picture for paths and names.
 
     Args:
         run: kept in the file, for people.
@@ -98,7 +94,7 @@ def embed(
     about = describe(model, run) | {"sources": [located(entry) for entry in sources], "split": pictures.name}
     about |= {"pattern": pattern, "columns": columns}
     job = _Job(model.eval(), pictures, output, about, batch_size, overwrite, threads, progress)
-    with _writing(output):
+    with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         return job.run()
 
@@ -117,6 +113,7 @@ class _Job:
     progress: Progress | None
     names: list[str] = field(default_factory=list)  # of the blocks, in order
     key: str = ""  # of the gallery: this model, these pictures
+    outdated: int | None = None  # inode of an output that is made anew
 
     @property
     def blocks(self) -> Blocks:
@@ -128,7 +125,7 @@ class _Job:
 
     def run(self) -> Embedded:
         self._look()
-        if self._finished() and not self._lacks():
+        if self._finished() and not self._mended():
             return self._result(complete=True)
         self._check_output()
         self._forget_mended()
@@ -136,7 +133,8 @@ class _Job:
         left = set() if self.blocks.busy() else done - set(self.names)  # what others are at was not left behind
         stale = {name[:7] for name in left} & {name[:7] for name in set(self.names) - done}
         found = sum(self._size(number) for number, name in enumerate(self.names) if name in done)
-        self._check_space(found)
+        left_to_do = len(self.pictures) - found
+        check_space(self.output.parent, left_to_do, 4 * self.about["dimension"] * (left_to_do + len(self.pictures)))
         try:
             with self.blocks.used():
                 self._make()
@@ -151,15 +149,14 @@ class _Job:
             raise UserError(f"--output {self.output} is there already, made by another model or of other pictures: "
                             "--overwrite, or another name")  # fmt: skip
 
-    def _lacks(self) -> bool:
-        """Whether the finished output lacks pictures that were mended; it is removed if it may be, to be made anew."""
+    def _mended(self) -> bool:
+        """Whether the finished output lacks pictures that can be decoded now: then this very file counts no more."""
         lines = self.listing.read_text().splitlines() if self.listing.is_file() else []
         mended = self._usable([line.partition("\t")[0] for line in lines])
         if mended and not self.overwrite:
             raise UserError(f"--output {self.output} was made without {mended:,} pictures that can be decoded by now: "
                             "--overwrite makes it anew with them")  # fmt: skip
-        if mended:
-            self.output.unlink()
+        self.outdated = self.output.stat().st_ino if mended else None
         return mended > 0
 
     def _forget_mended(self) -> None:
@@ -170,9 +167,9 @@ class _Job:
 
     def _usable(self, paths: Sequence[str]) -> int:
         """How many of these pictures can be decoded."""
-        size, interpolation = self.model.image_size, self.model.config.interpolation
         if not paths:
             return 0
+        size, interpolation = self.model.image_size, self.model.config.interpolation
         rows = np.flatnonzero(np.isin(self.pictures.paths, paths))
         images = (image for block in self.pictures.select(rows).images(BLOCK) for image in block)
         return sum(not isinstance(decode(image, size, interpolation), str) for image in images)
@@ -222,7 +219,9 @@ class _Job:
     def _finished(self) -> bool:
         """Whether the output is what this job is to make: another process may have joined the blocks."""
         try:
-            about = read_about(self.output) if self.output.exists() else {}
+            if not self.output.exists() or self.output.stat().st_ino == self.outdated:
+                return False
+            about = read_about(self.output)
             return about.get("key") == self.key and pq.read_metadata(self.output).num_rows == about["pictures"]
         except UserError:
             return False
@@ -230,17 +229,6 @@ class _Job:
     def _result(self, complete: bool = False, found: int = 0, stale: int = 0) -> Embedded:
         about = read_about(self.output)
         return Embedded(about["pictures"], about["bad"], self.listing, found, stale, complete)
-
-    def _check_space(self, done: int) -> None:
-        """Room for the blocks of pictures that are not done yet, and for the gallery made of all."""
-        left = len(self.pictures) - done
-        needed = 4 * self.about["dimension"] * (left + len(self.pictures))
-        free = shutil.disk_usage(self.output.parent).free
-        if needed > free:
-            raise UserError(f"embedding {left:,} pictures needs {shown_size(needed)} in {self.output.parent}, where "
-                            f"{shown_size(free)} are free: make room")  # fmt: skip
-
-    # Blocks ---------------------------------------------------------------------------------------------------
 
     def _do_all(self) -> None:
         """Until every block is done, by this process or by another."""
@@ -310,12 +298,3 @@ class _Job:
         if not np.isfinite(found).all():
             raise UserError("the model gives features that are not finite: its weights are damaged")
         return found
-
-
-@contextlib.contextmanager
-def _writing(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}); what is done is kept: "
-                        "repeat the command when there is room") from error  # fmt: skip

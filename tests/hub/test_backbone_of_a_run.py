@@ -68,6 +68,8 @@ def test_a_revision_that_is_none(alice: Hub, tiny_folder: Folder, tmp_path: Path
     alice.put(BASE, tiny_folder("clip"))
     with pytest.raises(UserError, match=r"hf:alice/base cannot be downloaded"):
         clipreid.load_backbone(f"hf:{BASE}", revision="0" * 40)
+    with pytest.raises(UserError, match=r"only hf:OWNER/NAME has revisions, tiny-clip has none"):
+        clipreid.load_backbone("tiny-clip", revision="main")
 
 
 def test_openais_old_repositories_serve_published_runs(

@@ -9,7 +9,7 @@ from galleries import BLOCK
 
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
-from clipreid.search import Gallery, embed, embedding, find_pictures
+from clipreid.search import Gallery, embed, find_pictures
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 Disk = namedtuple("Disk", "total used free")
@@ -84,7 +84,7 @@ def test_room_is_asked_for_what_is_not_done_yet(
     output, pictures, picture = tmp_path / "g.parquet", find_pictures([str(crops)]), 4 * sum(model.widths.values())
 
     def free(size: int) -> None:
-        monkeypatch.setattr(embedding.shutil, "disk_usage", lambda folder: Disk(10**12, 0, size))
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: Disk(10**12, 0, size))
 
     free(120 * picture - 1)
     with pytest.raises(UserError, match=r"embedding 60 pictures needs [\d.]+ kB in .*, where [\d.]+ kB are free: make"):

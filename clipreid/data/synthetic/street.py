@@ -143,7 +143,8 @@ def _row(shot: Shot) -> tuple[bytes, str]:
 
 def _build(name: str, split: str, progress: bool) -> Split:
     shots = _shots(name, split)
-    with ThreadPoolExecutor() as pool:  # no processes: where threads run already (Jupyter, arrow), a fork can hang
+    # no processes: where threads run already (Jupyter, arrow), a fork can hang; more threads wait for Python's lock
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         jobs = pool.map(_row, shots)
         bar = tqdm(jobs, f"painting {name} {split}", len(shots), unit=" pictures", disable=not progress, delay=1)
         rows = list(bar)
