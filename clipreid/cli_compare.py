@@ -119,6 +119,7 @@ def compare_runs(flags: Compare) -> None:
     for each in (*a.runs, *b.runs):
         check_cameras(flags, each, read_config(each), tests)
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
+    tests.sort(key=lambda data: "val" not in data.splits)  # a weight chosen on one serves those that have none
     _check_fusion(flags, a, b, tests)
     everything: dict[str, Any] = {}
     for data in tests:
@@ -134,7 +135,8 @@ def compare_runs(flags: Compare) -> None:
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
         entry = result.to_dict()
         if flags.fuse or flags.weight is not None:
-            entry["fusion"] = _fuse(flags, data, (a, b), found)
+            first = next((each["fusion"] for each in everything.values()), None)
+            entry["fusion"] = _fuse(flags, data, (a, b), found, first)
         if flags.report is not None and not everything:
             _draw(flags.report, result, found, flags.queries)
         everything[data.name] = entry
@@ -195,19 +197,25 @@ def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> 
         raise UserError(f"--weight {flags.weight}: it is the share of {a.name}, from 0 to 1")
     if len(a.runs) > 1 or len(b.runs) > 1:
         raise UserError("--fuse takes one run on each side: fuse the seeds one by one")
-    lacking = [data.name for data in tests if "val" not in data.splits]
-    if flags.weight is None and lacking:
-        raise UserError(f"--fuse: {lacking[0]} has no val split to choose the weight on (never on test): name the data "
-                        "with --data, or give the weight, such as --weight 0.5")  # fmt: skip
+    if flags.weight is None and not any("val" in data.splits for data in tests):
+        names = " and ".join(data.name for data in tests)
+        raise UserError(f"--fuse: {names} has no val split to choose the weight on (never on test): name other --data "
+                        "as well, or give the weight, such as --weight 0.5")  # fmt: skip
 
 
-def _fuse(flags: Compare, data: ReIDData, models: tuple[Model, Model], found: tuple[Found, Found]) -> dict[str, Any]:
-    """Scores both together and prints it; returns what comparison.json keeps."""
+def _fuse(
+    flags: Compare, data: ReIDData, models: tuple[Model, Model], found: tuple[Found, Found],
+    before: dict[str, Any] | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Scores both together and prints it; returns what comparison.json keeps. before: of the first data set."""
     from clipreid.evaluation import choose_weight, compare, evaluate, format_table, fuse_features
     from clipreid.training.sets import val_as_test
 
     weight, how = flags.weight, "given"
-    if weight is None:
+    if weight is None and "val" not in data.splits:
+        assert before is not None  # sets with a val come first
+        weight, how = before["weight"], f"that of {before['data']}"
+    elif weight is None:
         val = val_as_test(data)
         tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]
         asked = tried[0].first
@@ -230,7 +238,7 @@ def _fuse(flags: Compare, data: ReIDData, models: tuple[Model, Model], found: tu
         print(f"fused less {model.name}: mAP {100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), "
               f"p {gain.p_value['mAP']:.2g}")  # fmt: skip
     print(flush=True)
-    return {"weight": weight, "how": how, **report.to_dict(), "against": gains}
+    return {"data": data.name, "weight": weight, "how": how, **report.to_dict(), "against": gains}
 
 
 def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries: int) -> None:

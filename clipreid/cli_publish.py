@@ -45,6 +45,7 @@ def publish(flags: Publish) -> None:
     Raises:
         UserError: the run, the name, the token or the Hub does not let it.
     """
+    from clipreid.hub.files import METRICS
     from clipreid.hub.package import CARD, describe_plain, file_list, package
     from clipreid.hub.publish import check_account, check_repository, describe, publish_command, upload
 
@@ -60,6 +61,8 @@ def publish(flags: Publish) -> None:
         shown = f"{card.decode()}\nwould be uploaded to {flags.repository}:\n{file_list(files)}"
         print(f"{shown}\n\n{describe_plain(files)}")
         return
+    if METRICS not in files:
+        print(f"note: {flags.run} was never scored (clipreid evaluate {flags.run}), and the card has no figures")
     print(f"uploading to {flags.repository}:\n{file_list(files)}", flush=True)
     done = upload(files, flags.repository, flags.private, again)
     print(f"\n{describe(done, flags.repository)}\n{describe_plain(files)}")

@@ -115,12 +115,14 @@ def embed(flags: Embed) -> None:
     """
     from clipreid.search import embed as work
     from clipreid.search import find_pictures
+    from clipreid.search.pictures import is_data
 
     first = os.environ.get("RANK", "0") == "0"
     pictures = find_pictures(flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns)
     model = flags.load()
     if first:
-        print(f"{flags.run}: {len(pictures):,} pictures, {model.device}", flush=True)
+        of = f" (of data sets the split {flags.split}: --split)" if any(map(is_data, flags.images)) else ""
+        print(f"{flags.run}: {len(pictures):,} pictures{of}, {model.device}", flush=True)
     done = work(model, pictures, flags.output, run=flags.run, sources=flags.images, pattern=flags.pattern,
                 columns=flags.columns, batch_size=flags.batch_size, overwrite=flags.overwrite, threads=flags.threads,
                 progress=_progress() if first else None)  # fmt: skip
@@ -187,7 +189,8 @@ def search(flags: Search) -> None:
     if flags.report is not None and flags.report.exists() and not flags.report.is_dir():
         raise UserError(f"--report {flags.report} is a file: give a folder")
     if lost := [file for file in flags.image if not file.is_file()]:
-        raise UserError(f"--image {lost[0]}: no such file")
+        what = "is a folder: name pictures, such as" if lost[0].is_dir() else "no such file; name pictures, such as"
+        raise UserError(f"--image {lost[0]}: {what} query.jpg")
     if empty := [text for text in flags.text if not text.strip()]:
         raise UserError(f"--text {empty[0]!r}: the sentence is empty")
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):

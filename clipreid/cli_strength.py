@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,13 @@ def model_name(strength: float) -> str:
     return "stage2" if strength == 1 else f"stage2@{strength:g}"
 
 
+def _strengths(models: dict[str, dict[str, Any]]) -> dict[float, dict[str, Any]]:
+    """Of the entries of one data set in metrics.json those of a strength, in order."""
+    found = {1.0: models["stage2"]} if "stage2" in models else {}
+    found |= {float(name[7:]): entry for name, entry in models.items() if re.fullmatch(r"stage2@[\d.e-]+", name)}
+    return dict(sorted(found.items()))
+
+
 def score_strengths(
     flags: Evaluate, config: dict[str, Any], model: ReIDModel, tests: list[ReIDData], strengths: tuple[float, ...],
     keep: Path | None,
@@ -49,7 +57,7 @@ def score_strengths(
     from clipreid.data import known_as, short_names
     from clipreid.evaluation.dial import plot_strength, strength_table
     from clipreid.evaluation.figures import to_png
-    from clipreid.hub.files import METRICS
+    from clipreid.hub.files import METRICS, read_metrics
     from clipreid.strength import set_strength
     from clipreid.training.folder import add_metrics
 
@@ -71,10 +79,14 @@ def score_strengths(
         if known_as(data.name, trained) is not None:
             home.append(short)
     print(f"\n{strength_table(curves)}\n")
+    if keep is not None:  # what was scored before is drawn too
+        kept = read_metrics(keep)
+        curves = {short: _strengths(kept[name]) for name, short in zip(names, curves, strict=True)}
     if home:
         print(f"home (trained on): {', '.join(home)}\n")
     written = [keep / METRICS] if keep is not None else []
-    if (folder := flags.report or keep) is not None:
+    several = max(map(len, curves.values())) > 1  # one point is no picture
+    if several and (folder := flags.report or keep) is not None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / PICTURE).write_bytes(to_png(plot_strength(curves, home)))
         written.append(folder / PICTURE)

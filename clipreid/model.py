@@ -8,19 +8,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
-from PIL import Image
 from torch import Tensor, nn
 
 from clipreid.aggregation import AGGREGATIONS, identity_features
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
 from clipreid.data.augment import normalise
-from clipreid.data.pictures import to_pixels
+from clipreid.data.pictures import Pictures, stack_pictures
 from clipreid.distributed import gather
 from clipreid.errors import UserError
 from clipreid.side import Side, SideEmbedding, check_cls
@@ -215,28 +213,13 @@ class ReIDModel(nn.Module):
         hooks = {0: self.side.hook(cameras, views)} if self.side is not None else None
         return attention_rollout(self.tower, self.normalise(crops), hooks).cpu()
 
-    def crops(self, images: Sequence[Image.Image | str | Path] | Tensor) -> Tensor:
+    def crops(self, images: Pictures) -> Tensor:
         """Pictures as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole picture resized."""
-        height, width = self.image_size
-        if isinstance(images, Tensor):
-            if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-                raise ValueError(f"expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
-            if images.shape[2:] == (height, width):
-                return images
-            images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in images]
-        if isinstance(images, str | Path | Image.Image):
-            raise ValueError("embed takes a list of pictures: write model.embed([picture])")
-        crops = torch.empty(len(images), 3, height, width, dtype=torch.uint8)
-        for i, source in enumerate(images):
-            try:
-                crops[i] = torch.from_numpy(to_pixels(source, (height, width), self.config.interpolation))
-            except Exception as error:  # on a broken or enormous file Pillow's plugins raise nearly everything
-                raise UserError(f"picture {i} ({source}) cannot be used: {error}") from error
-        return crops
+        return stack_pictures(images, self.image_size, self.config.interpolation)
 
     def embed(
         self,
-        images: Sequence[Image.Image | str | Path] | Tensor,
+        images: Pictures,
         batch_size: int = 32,
         *,
         cameras: Sequence[int] | Tensor | None = None,
@@ -245,7 +228,8 @@ class ReIDModel(nn.Module):
         """Pictures to features for retrieval by dot product.
 
         Args:
-            images: PIL images, paths, or a uint8 tensor [N, 3, H, W] (RGB, any size; resized as a whole, never cut).
+            images: PIL images, paths, or a uint8 tensor or array [N, 3, H, W] (RGB, any size; resized as a whole, never
+                cut).
             batch_size: pictures at a time.
             cameras, views: N numbers each, as in the training set (`model.config.cameras`, `.views`). They matter to
                 a model trained with side information (`--sie`) only, which takes the mean embedding for a number
@@ -256,7 +240,8 @@ class ReIDModel(nn.Module):
 
         Raises:
             UserError: a picture cannot be read.
-            ValueError: a tensor that is not uint8 [N, 3, H, W]; not one camera or view for each picture.
+            ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than pictures; not one camera or view
+                for each picture.
         """
         crops = self.crops(images)
         if not len(crops):

@@ -80,6 +80,20 @@ def test_figures_are_those_of_evaluate_and_files_hold_every_query(
         assert word in evaluated
 
 
+def test_a_weight_chosen_on_one_data_set_serves_those_without_val(
+    runs: tuple[Path, Path, str], tmp_path: Path, capsys: Capture
+) -> None:
+    a, b, data = runs
+    source = Path(data.removeprefix("csv:"))
+    plain = source.with_name("plain.csv")  # beside the pictures
+    plain.write_text("\n".join(line for line in source.read_text().splitlines() if not line.endswith(",val")))
+    report = tmp_path / "report"
+    main(["compare", str(a), str(b), "--data", f"csv:{plain}", "--data", data, "--fuse", "--report", str(report)])
+    assert f"(that of {data})" in capsys.readouterr().out
+    found = json.loads((report / "comparison.json").read_text())
+    assert found[data]["fusion"]["weight"] == found[f"csv:{plain}"]["fusion"]["weight"]
+
+
 def test_seeds_and_zero_shot_stand_on_either_side(runs: tuple[Path, Path, str], capsys: Capture) -> None:
     a, b, _ = runs
     main(["compare", f"{a},{b}", "zero-shot"])

@@ -244,6 +244,7 @@ def test_mistakes_of_search_are_named(there: Path, tmp_path: Path, capsys: Captu
     assert "is no file: make a gallery" in refused(capsys, *search, "h.parquet", *image)
     assert "--top 13: give 1 to 12" in refused(capsys, *search, "g.parquet", *image, "--top", 13)
     assert "no camera 4" in refused(capsys, *search, "g.parquet", *image, "--camera", 4)
+    assert "--image crops: is a folder: name pictures" in refused(capsys, *search, "g.parquet", "--image", "crops")
     assert "--image nowhere.png: no such file" in refused(capsys, *search, "g.parquet", "--image", "nowhere.png")
     (tmp_path / "bad.png").write_text("no picture")
     assert "cannot be used" in refused(capsys, *search, "g.parquet", "--image", tmp_path / "bad.png")

@@ -63,8 +63,21 @@ def test_every_strength_is_scored_and_kept(
         assert picture.width > 1.8 * picture.height  # two panels
 
 
-def test_with_a_report_folder_the_picture_goes_there(run: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_with_a_report_folder_the_picture_goes_there(
+    run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main(["evaluate", str(run), "--strength", "0.5", "--report", str(tmp_path / "seen")])
+    assert not (tmp_path / "seen").exists()  # one point is no picture
+    capsys.readouterr()
+    drawn: list[list[float]] = []
+
+    def noted(curves: dict[str, dict[float, Any]], home: list[str]) -> Any:
+        drawn.extend(map(list, curves.values()))
+        return plot_strength(curves, home)
+
+    monkeypatch.setattr("clipreid.evaluation.dial.plot_strength", noted)
+    main(["evaluate", str(run), "--strength", "1,0", "--report", str(tmp_path / "seen")])
+    assert drawn == [[0.0, 0.5, 1.0]]  # with what was scored before
     assert f"written: {run / 'metrics.json'}, {tmp_path / 'seen' / 'strength.png'}" in capsys.readouterr().out
     assert [file.name for file in (tmp_path / "seen").iterdir()] == ["strength.png"]
     assert not (run / "strength.png").exists()

@@ -278,6 +278,13 @@ def test_embed_names_the_picture_that_cannot_be_read(tiny_folder: Folder, tmp_pa
             model.embed([good, tmp_path / name])
 
 
+def test_embed_takes_arrays_and_generators(tiny_folder: Folder, tmp_path: Path) -> None:
+    model, crops = make(tiny_folder("clip")), pictures()
+    assert torch.equal(model.embed(crops.numpy()), model.embed(crops))
+    files = as_files(crops, tmp_path)
+    assert torch.equal(model.embed(file for file in files), model.embed(files))  # type: ignore[arg-type]
+
+
 def test_embed_refuses_what_is_no_list_of_pictures(tiny_folder: Folder) -> None:
     model, crops = make(tiny_folder("clip")), pictures()
     with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.float32 \[3, 3, 64, 32\]"):
@@ -286,6 +293,11 @@ def test_embed_refuses_what_is_no_list_of_pictures(tiny_folder: Folder) -> None:
         model.embed(crops.permute(0, 2, 3, 1))
     with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.uint8 \[3, 64, 32\]"):
         model.embed(crops[0])
+    for other in (crops.float().numpy(), crops.numpy()[0]):
+        with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch"):
+            model.embed(other)
+    with pytest.raises(ValueError, match=r"picture 1 is of type ndarray: give paths, PIL images \(Image.fromarray"):
+        model.embed([Image.new("RGB", (9, 9)), crops[0].permute(1, 2, 0).numpy()])  # type: ignore[list-item]
     for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (9, 9))):
         with pytest.raises(ValueError, match=r"embed takes a list of pictures: write model.embed\(\[picture\]\)"):
             model.embed(single)  # type: ignore[arg-type]

@@ -4,10 +4,13 @@ The cache, `Split.picture` and `model.embed` all come here, so that a picture ha
 """
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from clipreid.errors import UserError
 
@@ -22,6 +25,7 @@ INTERPOLATIONS = {
 }
 
 Source = str | Path | bytes | Image.Image
+Pictures = Sequence[Image.Image | str | Path] | Tensor | np.ndarray  # the last two uint8 [N, 3, H, W]
 
 
 def read_picture(source: Source) -> Image.Image:
@@ -70,3 +74,35 @@ def _rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     return image.convert("RGB")
+
+
+def stack_pictures(images: Pictures, size: tuple[int, int], interpolation: str) -> Tensor:
+    """PIL images, paths, or one uint8 tensor or array [N, 3, h, w] (RGB) to uint8 [N, 3, H, W], resized as a whole.
+
+    Raises:
+        UserError: a picture cannot be read.
+        ValueError: a tensor or array of another kind; something else than pictures.
+    """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images)
+    if isinstance(images, Tensor):
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
+        if images.shape[2:] == size:
+            return images
+        images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in images]
+    if isinstance(images, str | Path | Image.Image):
+        raise ValueError("embed takes a list of pictures: write model.embed([picture])")
+    images = list(images)
+    crops = torch.empty(len(images), 3, *size, dtype=torch.uint8)
+    for i, source in enumerate(images):
+        if not isinstance(source, str | Path | Image.Image):
+            raise ValueError(
+                f"picture {i} is of type {type(source).__name__}: give paths, PIL images (Image.fromarray makes one of "
+                "an RGB array [H, W, 3]), or one uint8 tensor or array [N, 3, H, W]"
+            )
+        try:
+            crops[i] = torch.from_numpy(to_pixels(source, size, interpolation))
+        except Exception as error:  # on a broken or enormous file Pillow's plugins raise nearly everything
+            raise UserError(f"picture {i} ({source}) cannot be used: {error}") from error
+    return crops

@@ -128,7 +128,7 @@ def document(title: str, subtitle: str, links: str, body: str, pictures: bool) -
 <body class="clipreid">
 <a class="skip" href="#main">To the results</a>
 <header><h1>{escape(title)}</h1><p class="soft">{escape(subtitle)}</p></header>
-<nav class="bar" aria-label="Parts of this page"><div>{links}</div></nav>
+{f'<nav class="bar" aria-label="Parts of this page"><div>{links}</div></nav>' if links else ""}
 <main id="main" tabindex="-1">
 {body}
 </main>

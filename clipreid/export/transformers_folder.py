@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+import clipreid
 from clipreid.backbones.save import preprocessor, square_tower, vision_config
 from clipreid.data.pictures import INTERPOLATIONS
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
-from clipreid.hub.files import write_json
+from clipreid.hub.files import share, write_json
 from clipreid.hub.plain import merged_lines
 from clipreid.model import ReIDModel
 
@@ -20,8 +21,8 @@ ARCHITECTURES = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisio
 NOTE = """\
 # {name}: an image tower for re-identification
 
-Written by `clipreid export --format merged`: the weights after training, in the layout of transformers'
-`{architecture}`. The whole picture is resized to {height} x {width} pixels (height x width) and
+Written by `clipreid export --format merged` {version}{strength}: the weights after training, in the layout of
+transformers' `{architecture}`. The whole picture is resized to {height} x {width} pixels (height x width) and
 `interpolate_pos_encoding=True` is needed, for the stored position table is square. The feature for retrieval by dot
 product:
 
@@ -73,10 +74,13 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
     settings, (height, width), architecture = model.config, model.image_size, ARCHITECTURES[model.family]
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    share(folder / "model.safetensors")
     pictures = preprocessor(model.family, (height, width), int(INTERPOLATIONS[settings.interpolation]),
                             settings.mean, settings.std)  # fmt: skip
     write_json(folder / "config.json", {"architectures": [architecture], **vision_config(tower.config)})
     write_json(folder / "preprocessor_config.json", pictures)
     lines = merged_lines(model, ".")
-    note = NOTE.format(name=name, architecture=architecture, height=height, width=width, lines=lines)
+    strength = "" if model.strength == 1 else f", strength {model.strength:g} (0 is the backbone, 1 the whole run)"
+    note = NOTE.format(name=name, version=clipreid.__version__, strength=strength, architecture=architecture,
+                       height=height, width=width, lines=lines)  # fmt: skip
     (folder / "README.md").write_text(note)

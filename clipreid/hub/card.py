@@ -24,15 +24,18 @@ FOR = """\
 It is for retrieval: given a crop that shows one {noun}, rank a gallery of such crops by how likely they show the same
 {noun}, for research and in collections that you may lawfully search. It is **not** for finding out who somebody is, for
 following people without their knowledge, for decisions about people, or for telling apart anything it was not trained
-on. That two pictures are similar to it is a lead, not a proof: look at the figures above, and expect worse ones with
-other cameras, in other places and seasons."""
+on. That two pictures are similar to it is a lead, not a proof: {measured}, and expect worse figures with other cameras,
+in other places and seasons."""
 PEOPLE = """\
 Re-identification can be used to follow people without their knowledge. Have a legal ground for every picture of people
 that you put into it, tell them where the law asks for it, and keep galleries and features no longer than you need them:
 a feature of a person is personal data. {kept} {crops}"""
 STAND_IN = """\
-**A stand-in: `{backbone}` is a small backbone pretrained on painted pictures. The figures below check mechanisms; they
-are no evidence about pedestrians, vehicles or animals in photographs.**"""
+**A stand-in: `{backbone}` is a small backbone pretrained on painted pictures, for trying things out. {figures}**"""
+PAINTED = """\
+The figures below check mechanisms; they are no evidence about pedestrians, vehicles or animals in photographs."""
+PHOTOGRAPHS = "A backbone that has seen photographs can be expected to do better on them."
+PIP = '```bash\npip install "transformers>=5" "peft>=0.18"\n```'  # the names of modules are those of transformers 5
 TWO_STAGES = """\
 in two stages ([CLIP-ReID](https://arxiv.org/abs/2211.13977)): texts are learned for the training identities, then the
 image tower is pulled towards them"""
@@ -51,9 +54,16 @@ def _title(facts: Facts) -> str:
         f"# {facts.repository.partition('/')[2]}",
         f"A {what} that turns a picture of one {noun} into a feature of {facts.width} numbers, so that pictures of "
         f"the same {noun} lie close together. {_making(facts)}.",
-        STAND_IN.format(backbone=facts.backbone) if facts.backbone in TINY else "",
+        STAND_IN.format(backbone=facts.backbone, figures=PAINTED if _is_painted(facts) else PHOTOGRAPHS)
+        if facts.backbone in TINY
+        else "",
     ]
     return "\n\n".join(line for line in lines if line)
+
+
+def _is_painted(facts: Facts) -> bool:
+    """Whether it was scored, and on the synthetic street alone."""
+    return bool(facts.metrics) and all(data.startswith("synthetic") for data in facts.metrics)
 
 
 def _either(facts: Facts) -> str:
@@ -90,7 +100,7 @@ def _loading(facts: Facts) -> str:
         where = "with transformers and peft"
         where += "; the weights of this backbone lie in the clipreid package" if facts.base in TINY else " alone"
         lines += [
-            f"The adapted tower {where}:\n\n```python\n{_tower(facts)}\n```",
+            f"The adapted tower {where}:\n\n{PIP}\n\n```python\n{_tower(facts)}\n```",
             f"<details><summary>From a picture to the same feature as above, {where}</summary>\n\n"
             f"```python\n{facts.plain.strip()}\n```\n\n</details>",
         ]
@@ -127,7 +137,8 @@ def _triple(values: Iterable[float]) -> str:
 
 def _results(facts: Facts) -> str:
     entries = [(data, model, entry) for data, models in facts.metrics.items() for model, entry in models.items()]
-    pictures = [f"![{ALT[picture]}]({picture})" for picture in facts.pictures]
+    alt = ALT if entries else {**ALT, CURVES: "Losses"}
+    pictures = [f"![{alt[picture]}]({picture})" for picture in facts.pictures]
     if not entries:
         unknown = "It was not scored before it was published: measure it on your own data before you use it."
         return "\n\n".join(["## Results", unknown, *pictures])
@@ -159,6 +170,8 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         "After ± the standard deviation over the protocol's random galleries.": any(e.get("std") for e in entries),
         f"Scored: {counts}.": True,
         f"Protocol {rules}.": bool(rules),
+        "Re-ranked: the order takes all queries and the whole gallery into account (transductive), which a search for "
+        "one picture cannot.": any("+" in name for name in names),
     }
     return " ".join(text for text, holds in texts.items() if holds)
 
@@ -207,7 +220,9 @@ def _use(facts: Facts) -> str:
     )
     crops = "The ranked lists show crops." if LISTS in facts.pictures else "No crop of them is in it."
     people = PEOPLE.format(kept=kept, crops=crops)
-    return f"## What it is for, and what not\n\n{FOR.format(noun=_either(facts))}\n\n## People in pictures\n\n{people}"
+    measured = "look at the figures above" if facts.metrics else "measure it on pictures like yours"
+    use = FOR.format(noun=_either(facts), measured=measured)
+    return f"## What it is for, and what not\n\n{use}\n\n## People in pictures\n\n{people}"
 
 
 def _data(facts: Facts) -> str:
@@ -225,6 +240,8 @@ def _data(facts: Facts) -> str:
             "The fingerprint is a hash of file names (without folders), identities, cameras and views: the same where "
             "the data are the same.",
         ]
+    if rows and (later := [name for name in facts.metrics if name.partition(" (")[0] not in found]):
+        lines.append(f"Scored after training, without a fingerprint: {', '.join(later)}.")
     if any(name.partition(":")[0] == "synthetic" for name in [*trained, *found, *facts.metrics]):
         lines.append("`synthetic` is the street that clipreid paints itself: there is no photograph in it.")
     public = dict.fromkeys(numberless(name) for name in [*trained, *found])

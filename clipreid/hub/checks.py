@@ -102,7 +102,11 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, 
     """
     config = read_config(folder)
     if "model" not in config:
-        raise UserError(f"{folder} holds no trained model yet: run recipes/clipreid_stage2.py --output {folder}")
+        resume = " --resume" if config.get("status") in ("running", "tuning") else ""
+        raise UserError(
+            f"{folder} holds no trained model yet: run recipes/clipreid_stage2.py --output {folder}{resume} with the "
+            "flags it was begun with"
+        )
     file = folder / CONFIG
     for key, names in NEEDED.items():
         if key in config:

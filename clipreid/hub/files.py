@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -71,6 +72,13 @@ def check_size(what: str, size: int, most: int) -> None:
     """Refuses more bytes than a run can need, with `UserError`."""
     if size > most:
         raise UserError(f"{what} has {size / 1e6:,.0f} MB, a run's at most {most / 1e6:,.0f}: it is refused unread")
+
+
+def share(file: Path) -> None:
+    """Who may read it: as of any new file. safetensors' are its owner's alone, which is right for identities only."""
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)
 
 
 def write_json(file: Path, content: Any) -> None:

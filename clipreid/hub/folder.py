@@ -18,7 +18,7 @@ from clipreid.backbones.record import backbone_print, backbone_record, load_reco
 from clipreid.errors import UserError
 from clipreid.hub.checks import check_finite, read_settings, read_tensors
 from clipreid.hub.download import check_backbone, find_run
-from clipreid.hub.files import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, check_file, snapshot_of
+from clipreid.hub.files import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, check_file, share, snapshot_of
 from clipreid.hub.plain import mark_adapter
 from clipreid.model import ModelConfig, ReIDModel
 from clipreid.strength import check_strength, set_strength
@@ -45,6 +45,9 @@ def save_model(model: ReIDModel, folder: Path) -> None:
         save_file(_plain(model.tower.state_dict()), folder / TOWER)
     heads = {n: t for n, t in model.state_dict().items() if n.startswith(PARTS) and "classifier" not in n}
     save_file(_plain(heads), folder / HEADS)
+    for file in (folder / HEADS, folder / TOWER, folder / ADAPTER):
+        if file.is_file():
+            share(file)
 
 
 def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) -> None:

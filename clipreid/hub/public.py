@@ -152,6 +152,8 @@ def public_backbone(config: Mapping[str, Any], advice: str = ADVICE) -> str:
         return IMPORTED
     if PUBLIC.fullmatch(name) and name not in config.get("local", []) and not is_local(name):
         return name
+    if ":" not in name:
+        raise UserError(f"{name} is no name of a backbone: give hf:OWNER/NAME, open_clip:MODEL/TAG or timm:NAME")
     raise UserError(
         f"the backbone {name} lies on this machine, and what is published loads only with a backbone that everybody "
         f"can have: {advice}"

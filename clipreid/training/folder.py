@@ -99,7 +99,7 @@ def _check_continuation(
     if not differing and {**before["backbone"], "revision": None} != {**now["backbone"], "revision": None}:
         differing = ["the backbone's weights"]
     if differing:
-        raise UserError(f"{folder} was begun with another {', '.join(differing)}: {again}")
+        raise UserError(f"{folder} was begun with another {', '.join(differing)}: give the flags of then, {again}")
     if status == "tuning" and _stage2(before) != _stage2(now):
         raise UserError(f"{folder} was begun with other stage-2 settings: use the same flags, {again}")
     if status == "prompts" and not stage2:

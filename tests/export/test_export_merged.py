@@ -77,7 +77,19 @@ def test_the_command_on_real_photographs(tmp_path: Path, name: str, capsys: pyte
     assert differs(tmp_path / "out", model, sorted((REAL / "test").glob("*.jpg"))[:5]) <= 1e-4
     written = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == written
-    assert merged_lines(model, ".") in (tmp_path / "out" / "README.md").read_text()
+    said = (tmp_path / "out" / "README.md").read_text()
+    assert merged_lines(model, ".") in said
+    assert "strength" not in said
+    assert {file.stat().st_mode for file in (tmp_path / "out").iterdir()} == {usual_mode(tmp_path)}
+    half = ["export", str(tmp_path / "run"), "--format", "merged", "--strength", "0.5"]
+    main([*half, "--output", str(tmp_path / "half")])
+    assert f"{clipreid.__version__}, strength 0.5 (0 is the backbone" in (tmp_path / "half" / "README.md").read_text()
+
+
+def usual_mode(folder: Path) -> int:
+    """Who may read any new file here."""
+    (folder / "new").touch()
+    return (folder / "new").stat().st_mode
 
 
 def test_the_classes_and_the_processor_of_transformers(tiny_folder: Folder, tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_the_card_says_what_it_must(run: Path) -> None:
         "30 queries of 15 identities against 90 pictures",
         "| own data | train | 3,600 | 3 | 2 | `0123456789abcdef` |",
         "not** for finding out who somebody is",
-        "no evidence about pedestrians",  # the backbone is a stand-in
+        "pretrained on painted pictures, for trying things out. A backbone that has seen photographs can",
+        "look at the figures above",
         "personal data",
         'clipreid.load("me/demo")',
         "Licence of the backbone `tiny-clip`: `apache-2.0`",
@@ -62,6 +63,22 @@ def test_the_card_says_what_it_must(run: Path) -> None:
     ):
         assert words in card, words
     assert "untrained backbone has the higher mAP" not in card
+
+
+def test_figures_on_the_street_are_no_evidence_and_none_are_not_pointed_at(run: Path) -> None:
+    (run / METRICS).write_text(json.dumps({"synthetic:large": {"stage2": entry(), "stage2+k-reciprocal": entry()}}))
+    edit_config(run, lambda config: config["backbone"].update(positions="bicubic"))
+    card = content(package(run, "me/demo"), CARD).decode()
+    assert "no evidence about pedestrians" in card
+    assert 'pip install "transformers>=5"' in card
+    assert "Re-ranked: the order takes all queries" in card
+    assert "Scored after training, without a fingerprint: synthetic:large." in card
+    (run / METRICS).unlink()
+    card = content(package(run, "me/demo"), CARD).decode()
+    assert "igures above" not in card
+    assert "igures below" not in card
+    assert "![Losses](curves.png)" in card
+    assert "Re-ranked" not in card
 
 
 def test_the_card_admits_where_training_made_it_worse(run: Path) -> None:

@@ -190,7 +190,7 @@ CONFIG_REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not ours": (lambda c: c.pop("clipreid"), r"config.json was not written by clipreid"),
     "unfinished": (
         lambda c: c.pop("model"),
-        r"run holds no trained model yet: run recipes/clipreid_stage2.py --output .*run",
+        r"run holds no trained model yet: run recipes/clipreid_stage2.py --output .*run with the flags it was begun",
     ),
     "unknown key": (lambda c: c["model"].update(sparkle=1), r"model settings sparkle are unknown or missing"),
     "missing key": (lambda c: c["model"].pop("std"), r"model settings std are unknown or missing: another version"),

@@ -92,6 +92,11 @@ def test_backbones_that_nobody_else_can_have_are_refused(name: str) -> None:
         public_backbone({"backbone": {"name": name}})
 
 
+def test_a_name_without_its_source() -> None:
+    with pytest.raises(UserError, match=r"^openai/clip-b is no name of a backbone: give hf:OWNER/NAME, open_clip:"):
+        public_backbone({"backbone": {"name": "openai/clip-b"}})
+
+
 def test_a_folder_that_looks_like_a_name_of_the_hub_was_noted_in_training() -> None:
     assert public_backbone({"backbone": {"name": "hf:models/clip"}, "local": []}) == "hf:models/clip"
     with pytest.raises(UserError, match="lies on this machine"):
