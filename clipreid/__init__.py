@@ -12,8 +12,9 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# Threads that wait for each other sleep instead of spinning: as fast on idle cores, several times faster on cores that
-# others use, too. OpenMP looks at it when torch is imported, so it counts only where clipreid is imported before torch.
+# Threads that wait for each other sleep instead of spinning: 1.5 times as fast and more on cores that others use, too,
+# and some 6 % slower on idle ones (benchmarks/waiting.csv). OpenMP looks at it when torch is imported: it counts where
+# clipreid is imported before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _WHERE = {
