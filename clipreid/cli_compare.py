@@ -118,8 +118,9 @@ def compare_runs(flags: Compare) -> None:
     tests = read_tests(flags, run, read_config(run))
     for each in (*a.runs, *b.runs):
         check_cameras(flags, each, read_config(each), tests)
+    if flags.fuse and flags.weight is None:  # a weight chosen on a val split serves the data sets that have none
+        tests.sort(key=lambda data: "val" not in data.splits)
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
-    tests.sort(key=lambda data: "val" not in data.splits)  # a weight chosen on one serves those that have none
     _check_fusion(flags, a, b, tests)
     everything: dict[str, Any] = {}
     for data in tests:
@@ -135,8 +136,8 @@ def compare_runs(flags: Compare) -> None:
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
         entry = result.to_dict()
         if flags.fuse or flags.weight is not None:
-            first = next((each["fusion"] for each in everything.values()), None)
-            entry["fusion"] = _fuse(flags, data, (a, b), found, first)
+            chosen = next(((name, each["fusion"]["weight"]) for name, each in everything.items()), None)
+            entry["fusion"] = _fuse(flags, data, (a, b), found, chosen)
         if flags.report is not None and not everything:
             _draw(flags.report, result, found, flags.queries)
         everything[data.name] = entry
@@ -205,16 +206,19 @@ def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> 
 
 def _fuse(
     flags: Compare, data: ReIDData, models: tuple[Model, Model], found: tuple[Found, Found],
-    before: dict[str, Any] | None,
+    chosen: tuple[str, float] | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Scores both together and prints it; returns what comparison.json keeps. before: of the first data set."""
+    """Scores both together and prints it; returns what comparison.json keeps.
+
+    chosen: the first data set and its weight, for one without a val split.
+    """
     from clipreid.evaluation import choose_weight, compare, evaluate, format_table, fuse_features
     from clipreid.training.sets import val_as_test
 
     weight, how = flags.weight, "given"
     if weight is None and "val" not in data.splits:
-        assert before is not None  # sets with a val come first
-        weight, how = before["weight"], f"that of {before['data']}"
+        assert chosen is not None  # sets with a val come first
+        weight, how = chosen[1], f"that of {chosen[0]}"
     elif weight is None:
         val = val_as_test(data)
         tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]
@@ -238,7 +242,7 @@ def _fuse(
         print(f"fused less {model.name}: mAP {100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), "
               f"p {gain.p_value['mAP']:.2g}")  # fmt: skip
     print(flush=True)
-    return {"data": data.name, "weight": weight, "how": how, **report.to_dict(), "against": gains}
+    return {"weight": weight, "how": how, **report.to_dict(), "against": gains}
 
 
 def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries: int) -> None:

@@ -219,7 +219,7 @@ def _told(repository: str, again: str) -> Iterator[None]:
             reason = "HF_HUB_OFFLINE is set, so nothing can be uploaded: unset it"
         elif isinstance(first, errors.HfHubHTTPError):
             reason = _refusal(first, repository)
-        elif isinstance(error, PermissionError):  # the transfer of large files has a token of its own
+        elif isinstance(error, PermissionError) and error.errno is None:  # the transfer of large files, not a disk
             reason = _no_access(repository, f" ({error})")
         elif isinstance(error, ValueError):  # the client found out itself
             reason = f"the Hub refuses what was to be published: {error}"

@@ -36,7 +36,10 @@ def set_threads(threads: int | None) -> int:
 
 
 def seed_weights(seed: int) -> None:
-    """From here on new weights are drawn alike for the same seed."""
+    """From here on new weights are drawn alike for the same seed.
+
+    For recipes, which do not import torch themselves: it would be there before clipreid, which says how threads wait.
+    """
     torch.manual_seed(seed)
 
 

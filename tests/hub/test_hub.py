@@ -100,6 +100,8 @@ def test_a_loaded_model_gives_the_features_it_was_saved_with(
     assert (untrained.eval().embed(crops()) - expected).abs().max() > 1e-3
     found = {file.name for file in (tmp_path / "run").iterdir()}
     assert found == {CONFIG, HEADS} | WRITTEN[tuning]
+    files = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert len({file.stat().st_mode for file in files}) == 1  # who may read the settings may read the weights
     for name, buffer in model.named_buffers():
         if name.startswith("necks."):
             assert torch.equal(dict(again.named_buffers())[name], buffer)

@@ -229,6 +229,14 @@ def test_a_transfer_that_is_not_allowed_is_no_broken_network(
     with pytest.raises(UserError, match=r"your token may not write to alice/demo \(token expired\): make one"):
         upload(files, NAME, False, "again")
 
+    def full(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError(13, "Permission denied")  # of a folder of this machine
+
+    monkeypatch.setattr(HfApi, "create_commit", full)
+    with pytest.raises(UserError, match="Permission denied") as failed:
+        upload(files, NAME, False, "again")
+    assert "token" not in str(failed.value)
+
 
 def test_a_busy_hub_is_waited_for(alice: Hub, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
