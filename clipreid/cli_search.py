@@ -133,7 +133,7 @@ def embed(flags: Embed) -> None:
 def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
     lines = []
     if done.complete:
-        lines.append("nothing to do: it was there already, made by this model of these pictures")
+        lines.append("nothing left to do: it is there, made by this model of these pictures")
     if done.found:
         lines.append(f"{done.found:,} pictures were done by an earlier attempt")
     if done.stale:
