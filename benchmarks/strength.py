@@ -19,7 +19,7 @@ from typing import Any
 
 import tyro
 
-from clipreid.cli_strength import model_name
+from clipreid.cli.evaluate_strength import model_name
 from clipreid.strength import parse_strengths
 from clipreid.training.folder import read_metrics
 

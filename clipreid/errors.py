@@ -18,7 +18,7 @@ class UserError(ValueError):
 
 
 @contextmanager
-def told_plainly(interrupted: str = "interrupted") -> Iterator[None]:
+def print_user_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130.
 
     Under several processes only the first one speaks. Every other exception is a defect and keeps its traceback.

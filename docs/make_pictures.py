@@ -17,9 +17,9 @@ from typing import Annotated
 import tyro
 
 from clipreid.cli import main
-from clipreid.cli_report import PICTURE as LISTS
-from clipreid.cli_strength import PICTURE as STRENGTH
-from clipreid.errors import told_plainly
+from clipreid.cli.evaluate_report import RANKED_LISTS
+from clipreid.cli.evaluate_strength import STRENGTH_FIGURE
+from clipreid.errors import print_user_errors
 
 HOME, ABROAD = "synthetic", "synthetic:new-cameras"  # never anything else: README shows nobody
 
@@ -34,10 +34,10 @@ def make_pictures(
     with tempfile.TemporaryDirectory() as report:
         main(["evaluate", str(run), "--data", HOME, "--report", report, "--queries", str(queries)])
         main(["evaluate", str(run), "--data", HOME, "--data", ABROAD, "--strength", strengths, "--report", report])
-        return [Path(shutil.copy(Path(report) / name, output / name)) for name in (LISTS, STRENGTH)]
+        return [Path(shutil.copy(Path(report) / name, output / name)) for name in (RANKED_LISTS, STRENGTH_FIGURE)]
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with print_user_errors():
         for file in tyro.cli(make_pictures, description=__doc__):
             print(file)

@@ -31,7 +31,7 @@ import tyro
 
 from clipreid.backbones import Backbone, ImageTower, load_backbone
 from clipreid.data import ReIDData, load_data, reader_flags
-from clipreid.errors import UserError, told_plainly
+from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation import format_table
 from clipreid.evaluation.cost import gflops, latency, parameters
 from clipreid.evaluation.score import ZERO_SHOT, score
@@ -141,5 +141,5 @@ def main(config: ZeroShot) -> None:
 
 
 if __name__ == "__main__":
-    with told_plainly():
+    with print_user_errors():
         main(tyro.cli(ZeroShot, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-for room in ("backbones", "hub", "recipes"):  # their helpers serve the tests of other rooms too
+for room in ("backbones", "cli", "hub", "recipes"):  # their helpers serve the tests of other rooms too
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 

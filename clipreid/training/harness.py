@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from clipreid.errors import UserError, told_plainly
+from clipreid.errors import UserError, print_user_errors
 from clipreid.training.config import RunConfig
 
 Config = TypeVar("Config")
@@ -21,7 +21,7 @@ Config = TypeVar("Config")
 
 def launch(main: Callable[[Config], object], config: Config) -> None:
     """Runs a recipe: what the user can mend is printed as one message and ends with status 2, without traceback."""
-    with told_plainly("interrupted; --resume with the same --output continues from the last checkpoint"):
+    with print_user_errors("interrupted; --resume with the same --output continues from the last checkpoint"):
         main(config)
 
 

@@ -48,7 +48,7 @@ def refused(hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     hub.here(monkeypatch, tmp_path / "home")
 
     import clipreid
-    from clipreid.cli_export import Export
+    from clipreid.cli.export import Export
     from clipreid.errors import UserError
     from clipreid.hub.package import package
 

@@ -17,8 +17,9 @@ from launching import ROOT, paint_street
 from safetensors.torch import load_file
 
 import clipreid
-from clipreid.cli import Evaluate, main
-from clipreid.cli_scoring import read_tests
+from clipreid.cli import main
+from clipreid.cli.evaluate import Evaluate
+from clipreid.cli.scoring import read_tests
 from clipreid.data import ConcatPixels, Mixture, ReIDData
 from clipreid.errors import UserError
 from clipreid.hub.files import read_metrics

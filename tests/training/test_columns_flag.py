@@ -7,8 +7,8 @@ import datasets
 import pytest
 from PIL import Image
 
-from clipreid.cli import Evaluate
-from clipreid.cli_scoring import read_tests
+from clipreid.cli.evaluate import Evaluate
+from clipreid.cli.scoring import read_tests
 from clipreid.errors import UserError
 from clipreid.training.config import RunConfig
 from clipreid.training.sets import read_sets

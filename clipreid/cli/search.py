@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from clipreid.errors import UserError, told_plainly
+from clipreid.errors import UserError, print_user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,14 +41,14 @@ class Loading:
         """The model, on the GPU where there is one: of several, the one of this process."""
         import torch
 
-        from clipreid.cli_scoring import on_device
+        from clipreid.cli.scoring import to_device
         from clipreid.hub import load
         from clipreid.training.harness import set_threads
 
         set_threads(self.threads)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        return on_device(load(self.run, revision=self.revision, strength=self.strength))
+        return to_device(load(self.run, revision=self.revision, strength=self.strength))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Embed(Loading):
     """Replace a gallery made by another model or of other pictures"""
 
     def __call__(self) -> None:
-        with told_plainly("interrupted: the same command goes on where it was"):
+        with print_user_errors("interrupted: the same command goes on where it was"):
             embed(self)
 
 
@@ -123,9 +123,19 @@ def embed(flags: Embed) -> None:
     if first:
         of = f" (of data sets the split {flags.split}: --split)" if any(map(is_data, flags.images)) else ""
         print(f"{flags.run}: {len(pictures):,} pictures{of}, {model.device}", flush=True)
-    done = work(model, pictures, flags.output, run=flags.run, sources=flags.images, pattern=flags.pattern,
-                columns=flags.columns, batch_size=flags.batch_size, overwrite=flags.overwrite, threads=flags.threads,
-                progress=_progress() if first else None)  # fmt: skip
+    done = work(
+        model,
+        pictures,
+        flags.output,
+        run=flags.run,
+        sources=flags.images,
+        pattern=flags.pattern,
+        columns=flags.columns,
+        batch_size=flags.batch_size,
+        overwrite=flags.overwrite,
+        threads=flags.threads,
+        progress=_progress() if first else None,
+    )
     if first:
         print(_summary(done, flags.output, model))
 
@@ -137,8 +147,10 @@ def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
     if done.found:
         lines.append(f"{done.found:,} pictures were done by an earlier attempt")
     if done.stale:
-        lines.append(f"{done.stale:,} pictures were done again: since the earlier attempt they, or others beside them, "
-                     "or the settings, have changed")  # fmt: skip
+        lines.append(
+            f"{done.stale:,} pictures were done again: since the earlier attempt they, or others beside them, "
+            "or the settings, have changed"
+        )
     if done.bad:
         lines.append(f"{done.bad:,} pictures cannot be decoded and were left out: {done.listing}")
     if model.side is not None:
@@ -152,15 +164,15 @@ def _progress() -> Callable[[int, int], None]:
 
     On a terminal it is written over; elsewhere (a log file, a notebook) there is a line each `EVERY` seconds.
     """
-    terminal, begun, told = sys.stderr.isatty(), (0.0, -1), time.monotonic()
+    terminal, begun, shown = sys.stderr.isatty(), (0.0, -1), time.monotonic()
 
     def tell(done: int, total: int) -> None:
-        nonlocal begun, told
+        nonlocal begun, shown
         now = time.monotonic()
         begun = begun if begun[1] >= 0 else (now, done)
-        if not terminal and now - told < EVERY:
+        if not terminal and now - shown < EVERY:
             return
-        told = now
+        shown = now
         rate = (done - begun[1]) / max(now - begun[0], 1e-9)
         left = f", {rate:,.1f} a second, {_clock((total - done) / rate)} left" if rate else ""
         wipe = "\033[K" if terminal else ""
@@ -194,8 +206,8 @@ def search(flags: Search) -> None:
     if empty := [text for text in flags.text if not text.strip()]:
         raise UserError(f"--text {empty[0]!r}: the sentence is empty")
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
-        print(f'note: {len(flags.text)} questions of one word each; one question of several words needs quotes: --text '
-              f'"{" ".join(flags.text)}"', file=sys.stderr, flush=True)  # fmt: skip
+        note = f"note: {len(flags.text)} questions of one word each; one question of several words needs quotes:"
+        print(f'{note} --text "{" ".join(flags.text)}"', file=sys.stderr, flush=True)
     gallery = Gallery.open(flags.gallery)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
     model = flags.load()
@@ -224,12 +236,16 @@ def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:
 def _table(hits: Sequence[Hit]) -> str:
     from clipreid.evaluation import format_table
 
-    rows = [{"rank": hit.rank, "similarity": f"{hit.similarity:.4f}", "path": _short(hit.path),
-             "identity": hit.identity, "camera": hit.camera} for hit in hits]  # fmt: skip
-    for row, hit in zip(rows, hits, strict=True):
-        if hit.itself:
-            row["path"] = f"{row['path']} (the query itself)"
-    return format_table(rows)
+    return format_table(
+        {
+            "rank": hit.rank,
+            "similarity": f"{hit.similarity:.4f}",
+            "path": _short(hit.path) + (" (the query itself)" if hit.itself else ""),
+            "identity": hit.identity,
+            "camera": hit.camera,
+        }
+        for hit in hits
+    )
 
 
 def _short(path: str) -> str:

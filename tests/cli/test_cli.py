@@ -25,7 +25,7 @@ KEYS = ("mAP", "mINP", "rank1", "rank5", "rank10")
 
 
 def command(*args: object) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "clipreid.cli", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "clipreid", *map(str, args)], capture_output=True, text=True)
 
 
 def refused(capsys: Capture, *args: object) -> str:

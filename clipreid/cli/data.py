@@ -97,8 +97,8 @@ def check(flags: Check) -> bool:
         check_sheet(flags.sheet)
     if flags.threads is not None and flags.threads < 1:
         raise UserError(f"--threads {flags.threads}: must be at least 1")
-    told = _progress if sys.stderr.isatty() else None
-    report, data = read_and_check(flags.data, flags.pattern, flags.columns, flags.threads, told)
+    progress = _progress if sys.stderr.isatty() else None
+    report, data = read_and_check(flags.data, flags.pattern, flags.columns, flags.threads, progress)
     if data is not None:
         report = report.with_findings(_from_protocol(data, report))
     print(report)

@@ -63,5 +63,5 @@ def export(flags: Export) -> None:
         print(f"{flags.output}: transformers' layout, crops {size}; README.md there shows how to load it")
         return
     worst = export_onnx(model, flags.output)
-    print(f"{flags.output / 'model.onnx'}: pixels [N, 3, {', '.join(map(str, model.image_size))}] -> "
-          f"features [N, {width}]; differs from the run by {worst:.1g} at most in onnxruntime")  # fmt: skip
+    shapes = f"pixels [N, 3, {', '.join(map(str, model.image_size))}] -> features [N, {width}]"
+    print(f"{flags.output / 'model.onnx'}: {shapes}; differs from the run by {worst:.1g} at most in onnxruntime")

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from clipreid.cli_scoring import (
+from clipreid.cli.scoring import (
     Scoring,
     check_cameras,
     check_report,
-    on_device,
     read_tests,
     score_on,
     sides_of,
-    untuned,
+    to_device,
+    untrained_model,
 )
 from clipreid.errors import UserError
 
@@ -74,9 +74,9 @@ class Model:
 
         reports, kept = [], None
         for run in self.runs:
-            config, model = read_config(run), on_device(load(run))
+            config, model = read_config(run), to_device(load(run))
             if self.zero:
-                scored = score_on(untuned(model, config["backbone"]), data, flags)
+                scored = score_on(untrained_model(model, config["backbone"]), data, flags)
             else:
                 scored = score_on(model, data, flags, sides_of(model, data, flags, config))
             feature = scored.best(ZERO_SHOT) if self.zero else scored.feature
@@ -130,8 +130,8 @@ def compare_runs(flags: Compare) -> None:
         print(f"\n{result}\n")
         for model, side in zip((a, b), found, strict=True):
             if len(side.reports) > 1:
-                print(format_table({"run": run_name(run), **report.metrics}
-                                   for run, report in zip(model.runs, side.reports, strict=True)), "\n")  # fmt: skip
+                runs = zip(model.runs, side.reports, strict=True)
+                print(format_table({"run": run_name(run), **report.metrics} for run, report in runs), "\n")
         table = result.changed_table(flags.changed)
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
         entry = result.to_dict()
@@ -167,8 +167,8 @@ def _models(flags: Compare) -> tuple[Model, Model]:
             config = read_config(run)
             if is_zero and "positions" not in config.get("backbone", {}):
                 raise UserError(f"{ZERO}: {run} was imported, and holds no backbone from before its training")
-            told = f"{run}, {config.get('backbone', {}).get('name')}, tuning {config.get('model', {}).get('tuning')}"
-            print(f"{label}: {'before training, ' if is_zero else ''}{told}")
+            about = f"{run}, {config.get('backbone', {}).get('name')}, tuning {config.get('model', {}).get('tuning')}"
+            print(f"{label}: {'before training, ' if is_zero else ''}{about}")
         models.append(Model(label, folders, is_zero))
     print(flush=True)
     return models[0], models[1]
@@ -200,49 +200,66 @@ def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> 
         raise UserError("--fuse takes one run on each side: fuse the seeds one by one")
     if flags.weight is None and not any("val" in data.splits for data in tests):
         names = " and ".join(data.name for data in tests)
-        raise UserError(f"--fuse: {names} has no val split to choose the weight on (never on test): name other --data "
-                        "as well, or give the weight, such as --weight 0.5")  # fmt: skip
+        raise UserError(
+            f"--fuse: {names} has no val split to choose the weight on (never on test): name other --data "
+            "as well, or give the weight, such as --weight 0.5"
+        )
 
 
 def _fuse(
-    flags: Compare, data: ReIDData, models: tuple[Model, Model], found: tuple[Found, Found],
+    flags: Compare,
+    data: ReIDData,
+    models: tuple[Model, Model],
+    found: tuple[Found, Found],
     chosen: tuple[str, float] | None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Scores both together and prints it; returns what comparison.json keeps.
 
     chosen: the first data set and its weight, for one without a val split.
     """
-    from clipreid.evaluation import choose_weight, compare, evaluate, format_table, fuse_features
-    from clipreid.training.sets import val_as_test
+    from clipreid.evaluation import compare, evaluate, format_table, fuse_features
 
-    weight, how = flags.weight, "given"
-    if weight is None and "val" not in data.splits:
-        assert chosen is not None  # sets with a val come first
-        weight, how = chosen[1], f"that of {chosen[0]}"
-    elif weight is None:
-        val = val_as_test(data)
-        tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]
-        asked = tried[0].first
-        weight, grid = choose_weight(tried[0].features(), tried[1].features(), asked.query, asked.gallery,
-                                     flags.protocol or data.protocol)  # fmt: skip
-        how = f"chosen on val, mAP {100 * max(grid):.1f}% there"
+    weight, how = _fusion_weight(flags, data, models, found, chosen)
     (query_a, gallery_a), (query_b, gallery_b) = (f.features() for f in found)
-    first = found[0].first
-    report = evaluate(fuse_features(query_a, query_b, weight), fuse_features(gallery_a, gallery_b, weight),
-                      first.query, first.gallery, flags.protocol or data.protocol)  # fmt: skip
+    first, protocol = found[0].first, flags.protocol or data.protocol
+    fused = fuse_features(query_a, query_b, weight), fuse_features(gallery_a, gallery_b, weight)
+    report = evaluate(*fused, first.query, first.gallery, protocol)
     alone = [f.reports[0] for f in found]
     rows = [{"model": m.name, **r.metrics} for m, r in zip(models, alone, strict=True)]
-    fused = f"fused, {weight:g} x {models[0].name} + {1 - weight:g} x {models[1].name}"
-    print(f"{format_table([*rows, {'model': fused, **report.metrics}])}\n\nweight {weight:g} ({how})")
+    title = f"fused, {weight:g} x {models[0].name} + {1 - weight:g} x {models[1].name}"
+    print(f"{format_table([*rows, {'model': title, **report.metrics}])}\n\nweight {weight:g} ({how})")
     gains = {}
     for model, other in zip(models, alone, strict=True):
         gain = compare(other, report, (model.name, "fused"))
         (low, high), apart = gain.difference_interval["mAP"], gain.difference["mAP"]
         gains[model.name] = gain.to_dict()
-        print(f"fused less {model.name}: mAP {100 * apart:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}), "
-              f"p {gain.p_value['mAP']:.2g}")  # fmt: skip
+        interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
+        print(f"fused less {model.name}: mAP {100 * apart:+.1f} ({interval}), p {gain.p_value['mAP']:.2g}")
     print(flush=True)
     return {"weight": weight, "how": how, **report.to_dict(), "against": gains}
+
+
+def _fusion_weight(
+    flags: Compare,
+    data: ReIDData,
+    models: tuple[Model, Model],
+    found: tuple[Found, Found],
+    chosen: tuple[str, float] | None,
+) -> tuple[float, str]:
+    """The weight of the first model, 0..1, and where it comes from; arguments as for `_fuse`."""
+    from clipreid.evaluation import choose_weight
+    from clipreid.training.sets import val_as_test
+
+    if flags.weight is not None:
+        return flags.weight, "given"
+    if "val" not in data.splits:
+        assert chosen is not None  # sets with a val come first
+        return chosen[1], f"that of {chosen[0]}"
+    val = val_as_test(data)
+    tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]
+    asked, protocol = tried[0].first, flags.protocol or data.protocol
+    weight, grid = choose_weight(tried[0].features(), tried[1].features(), asked.query, asked.gallery, protocol)
+    return weight, f"chosen on val, mAP {100 * max(grid):.1f}% there"
 
 
 def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries: int) -> None:

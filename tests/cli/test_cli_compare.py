@@ -111,7 +111,7 @@ def test_seeds_and_zero_shot_stand_on_either_side(runs: tuple[Path, Path, str], 
 def test_mistakes_are_named_before_anything_is_scored(
     runs: tuple[Path, Path, str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipreid.cli_compare.score_on", None)
+    monkeypatch.setattr("clipreid.cli.compare.score_on", None)
     a, b, data = runs
     both = ("compare", str(a), str(b))
     assert "zero-shot against zero-shot" in refused(capsys, "compare", "zero-shot", "zero-shot")

@@ -109,7 +109,7 @@ def test_where_stderr_is_no_terminal_progress_is_lines(
     embed = ("embed", "run", "crops", "--batch-size", 5, "--output")
     run(*embed, tmp_path / "g.parquet")
     assert "pictures" not in capsys.readouterr().err  # done within a minute
-    monkeypatch.setattr("clipreid.cli_search.EVERY", 0.0)
+    monkeypatch.setattr("clipreid.cli.search.EVERY", 0.0)
     run(*embed, tmp_path / "h.parquet")
     lines = [line for line in capsys.readouterr().err.splitlines() if "pictures" in line]
     assert re.fullmatch(r"  5 of 12 pictures, [\d.,]+ a second, 0:00:\d\d left", lines[1])

@@ -6,30 +6,32 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipreid.cli_scoring import score_on, sides_of
+from clipreid.cli.scoring import Scoring, data_label, score_on, sides_of
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
-    from clipreid.cli import Evaluate
     from clipreid.data import ReIDData
     from clipreid.model import ReIDModel
 
-PICTURE = "strength.png"
+STRENGTH_FIGURE = "strength.png"
+Curves = dict[str, dict[float, dict[str, Any]]]  # {data: {strength: entry of metrics.json}}
 
 
-def check_strengths(flags: Evaluate, config: dict[str, Any]) -> tuple[float, ...]:
-    """The strengths of --strength, () without it. Raises UserError before anything is loaded or scored."""
-    if flags.strength is None:
-        return ()
+def check_strengths(text: str, others: list[str], run: Path, config: dict[str, Any]) -> tuple[float, ...]:
+    """The numbers in `text`, the value of --strength.
+
+    others: flags that were given and do not go together with it.
+
+    Raises UserError before anything is loaded or scored.
+    """
     from clipreid.backbones.imported import IMPORTED
     from clipreid.strength import parse_strengths
 
-    found = parse_strengths(flags.strength)
-    others = {"--zero-shot": flags.zero_shot, "--rerank": flags.rerank, "--by": flags.by, "--open-set": flags.open_set}
-    for name in (name for name, given in others.items() if given):
+    found = parse_strengths(text)
+    for name in others:
         raise UserError(f"--strength scores plain similarities at every strength: leave out {name}, or run it apart")
     if config.get("backbone", {}).get("name") == IMPORTED:
-        raise UserError(f"--strength: {flags.run} was imported, and holds no backbone from before its training")
+        raise UserError(f"--strength: {run} was imported, and holds no backbone from before its training")
     return found
 
 
@@ -46,25 +48,30 @@ def _strengths(models: dict[str, dict[str, Any]]) -> dict[float, dict[str, Any]]
 
 
 def score_strengths(
-    flags: Evaluate, config: dict[str, Any], model: ReIDModel, tests: list[ReIDData], strengths: tuple[float, ...],
+    flags: Scoring,
+    config: dict[str, Any],
+    model: ReIDModel,
+    tests: list[ReIDData],
+    strengths: tuple[float, ...],
     keep: Path | None,
-) -> None:  # fmt: skip
+    report: Path | None,
+) -> list[Path]:
     """Scores every data set at every strength, prints the table, draws the figure; pictures are decoded once.
 
-    keep: the run folder whose metrics.json gets the figures, and that gets the picture unless there is a --report;
+    keep: the run folder whose metrics.json gets the figures, and that gets the picture unless there is a `report`;
         None: they are not kept.
+
+    Returns the files that were written.
     """
     from clipreid.data import known_as, short_names
-    from clipreid.evaluation.dial import plot_strength, strength_table
-    from clipreid.evaluation.figures import to_png
+    from clipreid.evaluation.dial import strength_table
     from clipreid.hub.files import METRICS, read_metrics
     from clipreid.strength import set_strength
     from clipreid.training.folder import add_metrics
 
-    other = flags.protocol
-    names = [data.name + (f" ({other})" if other not in (None, data.protocol) else "") for data in tests]
+    names = [data_label(data, flags.protocol) for data in tests]
     trained = config.get("flags", {}).get("data", [])
-    curves: dict[str, dict[float, dict[str, Any]]] = {}
+    curves: Curves = {}
     home = []
     for data, name, short in zip(tests, names, short_names(names), strict=True):
         print(data.summary(), flush=True)
@@ -84,11 +91,18 @@ def score_strengths(
         curves = {short: _strengths(kept[name]) for name, short in zip(names, curves, strict=True)}
     if home:
         print(f"home (trained on): {', '.join(home)}\n")
-    written = [keep / METRICS] if keep is not None else []
-    several = max(map(len, curves.values())) > 1  # one point is no picture
-    if several and (folder := flags.report or keep) is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / PICTURE).write_bytes(to_png(plot_strength(curves, home)))
-        written.append(folder / PICTURE)
-    said = f"written: {', '.join(map(str, written))}" if written else f"nothing is written: {flags.run} is on the Hub"
-    print(said)
+    files = [keep / METRICS] if keep is not None else []
+    return files + _draw(curves, home, report or keep)
+
+
+def _draw(curves: Curves, home: list[str], folder: Path | None) -> list[Path]:
+    """The figure in `folder`, where there is one and a curve has more than one point; returns the files written."""
+    from clipreid.evaluation import dial
+    from clipreid.evaluation.figures import to_png
+
+    if folder is None or max(map(len, curves.values())) < 2:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / STRENGTH_FIGURE
+    file.write_bytes(to_png(dial.plot_strength(curves, home)))
+    return [file]

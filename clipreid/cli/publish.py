@@ -53,8 +53,14 @@ def publish(flags: Publish) -> None:
     again = publish_command(flags.run, flags.repository, *_given(flags))
     if not flags.dry_run:
         check_account(flags.repository, again)
-    files = package(flags.run, flags.repository, include_identities=flags.include_identities,
-                    include_crops=flags.include_crops, licence=flags.license, base_model=flags.base_model)  # fmt: skip
+    files = package(
+        flags.run,
+        flags.repository,
+        include_identities=flags.include_identities,
+        include_crops=flags.include_crops,
+        licence=flags.license,
+        base_model=flags.base_model,
+    )
     if flags.dry_run:
         card = files[CARD]
         assert isinstance(card, bytes)

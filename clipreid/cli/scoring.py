@@ -82,19 +82,20 @@ def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequ
             )
 
 
-def on_device(model: ReIDModel) -> ReIDModel:
+def to_device(model: ReIDModel) -> ReIDModel:
+    """The model in eval mode, on the GPU where there is one."""
     import torch
 
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def untuned(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
+def untrained_model(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
     """The same backbone before any training, its features taken and its pictures prepared in the same way."""
     from clipreid.backbones.record import load_recorded
     from clipreid.model import ReIDModel
 
     plain = replace(model.config, tuning="head", sie="none")  # a fresh map is the identity
-    return on_device(ReIDModel(load_recorded(record), plain))
+    return to_device(ReIDModel(load_recorded(record), plain))
 
 
 def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
@@ -111,12 +112,26 @@ def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str,
     return (camera, view) if known else None
 
 
+def data_label(data: ReIDData, protocol: str | None) -> str:
+    """The key of a data set in metrics.json: its name, and in brackets a protocol other than its own."""
+    return data.name + (f" ({protocol})" if protocol not in (None, data.protocol) else "")
+
+
 def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, sides: tuple[int, int] | None = None) -> Scored:
+    """Scores a model on a data set, as the flags say; `sides` as for `evaluation.score.score`."""
     from clipreid.evaluation.score import score
 
-    return score(data, model.embed_parts, model.image_size, model.config.interpolation, skip_bad=flags.skip_bad,
-                 protocol=flags.protocol, sides=sides, embed_text=model.embed_text,
-                 progress=_progress if sys.stderr.isatty() else None)  # fmt: skip
+    return score(
+        data,
+        model.embed_parts,
+        model.image_size,
+        model.config.interpolation,
+        skip_bad=flags.skip_bad,
+        protocol=flags.protocol,
+        sides=sides,
+        embed_text=model.embed_text,
+        progress=_progress if sys.stderr.isatty() else None,
+    )
 
 
 def _progress(split: str, done: int, total: int) -> None:
@@ -131,8 +146,10 @@ def check_report(folder: Path | None, protocol: str, data: str) -> None:
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--report {folder} is a file: give a folder")
     if folder is not None and get_protocol(protocol).captions:
-        raise UserError(f"--report draws what pictures found, and the queries of {data} are captions: "
-                        "leave it out, or score pictures against pictures with --protocol market1501")  # fmt: skip
+        raise UserError(
+            f"--report draws what pictures found, and the queries of {data} are captions: "
+            "leave it out, or score pictures against pictures with --protocol market1501"
+        )
 
 
 def check_columns(names: Sequence[str], tests: Sequence[ReIDData], protocol: str | None) -> None:

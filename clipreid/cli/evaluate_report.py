@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import clipreid
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
 
-PICTURE = "ranked_lists.png"
+RANKED_LISTS = "ranked_lists.png"
 
 
 def report_section(
@@ -37,9 +37,9 @@ def report_section(
     others = {"zero-shot": before.reports[before.best(ZERO_SHOT)]} if before else {}
     if rules.captions:
         return Section(name, report, None, None, "stage 2", others)
-    return section_of(name, report, found.query, found.gallery, found.query_features[feature],
-                      found.gallery_features[feature], protocol=rules, look=look, label="stage 2",
-                      others=others)  # fmt: skip
+    features = found.query_features[feature], found.gallery_features[feature]
+    how: dict[str, Any] = {"protocol": rules, "look": look, "label": "stage 2", "others": others}
+    return section_of(name, report, found.query, found.gallery, *features, **how)
 
 
 def write_page(folder: Path, sections: list[Section], run: Path, model: ReIDModel) -> None:

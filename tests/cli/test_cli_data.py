@@ -229,7 +229,7 @@ def test_columns_reach_the_reader(tmp_path: Path, capsys: Capture) -> None:
 
 def test_help_stays_quick_to_import() -> None:
     loaded = (
-        "import sys, clipreid.cli_data; print([m for m in ('torch', 'numpy', 'datasets', 'PIL') if m in sys.modules])"
+        "import sys, clipreid.cli.data; print([m for m in ('torch', 'numpy', 'datasets', 'PIL') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True)
     assert done.stdout.strip() == "[]"

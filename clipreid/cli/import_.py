@@ -1,0 +1,37 @@
+"""`clipreid import`: the flags; the work is in `clipreid.importer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+
+@dataclass(frozen=True)
+class Import:
+    """Make a run folder of a checkpoint published for the original CLIP-ReID: a ViT, with or without SIE.
+
+    Architecture, crop and stride are read off the weights; the flags are for what cannot be.
+    """
+
+    checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
+    """The .pth file: a state dict of plain tensors"""
+    output: Annotated[Path, arg(metavar="RUN")]
+    """Run folder to make"""
+    image_size: Annotated[tuple[int, int] | None, arg(metavar="HEIGHT WIDTH", help_behavior_hint="")] = None
+    """Height and width of its crops in pixels (default: 256 128 or 256 256, whichever fits)"""
+    stride: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None
+    """Distance of its patches in pixels (default: the one that fits)"""
+    sie: Annotated[Literal["camera", "view", "camera+view"] | None, arg(help_behavior_hint="")] = None
+    """What its side information embedding is of (default: camera, where it has one)"""
+    sie_coefficient: float = 1.0
+    """That it was trained with"""
+    views: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Number of views, for --sie camera+view"""
+
+    def __call__(self) -> None:
+        from clipreid.importer import describe, import_checkpoint
+
+        print(describe(import_checkpoint(**vars(self)), self.output))
