@@ -34,7 +34,7 @@ from IPython.display import Image, display
 
 import clipreid
 from clipreid import explore
-from clipreid.evaluation import ranked_lists
+from clipreid.reports import ranked_lists
 
 if not Path("recipes").is_dir():
     os.chdir("..")  # commands are typed in the repository, folders are below it

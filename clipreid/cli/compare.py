@@ -264,7 +264,7 @@ def _fusion_weight(
 
 def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries: int) -> None:
     """The ranked lists of the queries that changed most, of the first run on each side."""
-    from clipreid.evaluation import ranked_lists
+    from clipreid.reports import ranked_lists
 
     if not result.changed():
         return

@@ -30,9 +30,9 @@ from clipreid.errors import UserError
 
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
-    from clipreid.evaluation.html import Section
     from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
+    from clipreid.reports.html import Section
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`clipreid evaluate --report`; the work is in `clipreid.evaluation.html`."""
+"""`clipreid evaluate --report`; the work is in `clipreid.reports.html`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import clipreid
 if TYPE_CHECKING:
     import numpy as np
 
-    from clipreid.evaluation.html import Section
     from clipreid.evaluation.protocols import Protocol
     from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
+    from clipreid.reports.html import Section
 
 RANKED_LISTS = "ranked_lists.png"
 
@@ -25,8 +25,8 @@ def report_section(
 
     Where captions ask there are no query pictures to show: figures only.
     """
-    from clipreid.evaluation.html import Section, section_of
     from clipreid.evaluation.score import ZERO_SHOT, side_numbers
+    from clipreid.reports.html import Section, section_of
 
     def look(rows: list[int]) -> np.ndarray | None:
         split = found.query.select(rows)
@@ -44,7 +44,7 @@ def report_section(
 
 def write_page(folder: Path, sections: list[Section], run: Path, model: ReIDModel) -> None:
     """Writes the page and its figures."""
-    from clipreid.evaluation.html import write_report
+    from clipreid.reports.html import write_report
 
     (backbone,) = model.source
     about = f"{backbone.name}, tuning {model.config.tuning}, clipreid {clipreid.__version__}"
@@ -53,8 +53,8 @@ def write_page(folder: Path, sections: list[Section], run: Path, model: ReIDMode
 
 def draw_lists(file: Path, before: Scored | None, after: Scored, queries: int) -> None:
     """Draws the ranked lists, those of zero-shot first where there is one."""
-    from clipreid.evaluation import ranked_lists
     from clipreid.evaluation.score import ZERO_SHOT
+    from clipreid.reports import ranked_lists
 
     similarities = {"zero-shot": before.similarity(before.best(ZERO_SHOT))} if before else {}
     similarities["stage 2"] = after.similarity()

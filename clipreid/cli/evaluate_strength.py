@@ -1,4 +1,4 @@
-"""`clipreid evaluate --strength`; the dial is in `clipreid.strength`, its table and figure in `evaluation.dial`."""
+"""`clipreid evaluate --strength`; the dial is in `clipreid.strength`, its table and figure in `reports.strength`."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def score_strengths(
     Returns the files that were written.
     """
     from clipreid.data import known_as, short_names
-    from clipreid.evaluation.dial import strength_table
     from clipreid.hub.files import METRICS, read_metrics
+    from clipreid.reports.strength import strength_table
     from clipreid.strength import set_strength
     from clipreid.training.folder import add_metrics
 
@@ -97,12 +97,12 @@ def score_strengths(
 
 def _draw(curves: Curves, home: list[str], folder: Path | None) -> list[Path]:
     """The figure in `folder`, where there is one and a curve has more than one point; returns the files written."""
-    from clipreid.evaluation import dial
-    from clipreid.evaluation.figures import to_png
+    from clipreid.reports.figures import to_png
+    from clipreid.reports.strength import plot_strength
 
     if folder is None or max(map(len, curves.values())) < 2:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / STRENGTH_FIGURE
-    file.write_bytes(to_png(dial.plot_strength(curves, home)))
+    file.write_bytes(to_png(plot_strength(curves, home)))
     return [file]

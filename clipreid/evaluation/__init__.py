@@ -1,4 +1,4 @@
-"""Extract features, score them exactly under a protocol, show the result."""
+"""Extract features and score them exactly under a protocol; what is drawn of it is in `clipreid.reports`."""
 
 from clipreid.evaluation.bootstrap import confidence
 from clipreid.evaluation.breakdown import CameraPairs, by_column, camera_pairs
@@ -7,7 +7,6 @@ from clipreid.evaluation.extract import extract
 from clipreid.evaluation.fusion import choose_weight, fuse, fuse_features
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.openset import OpenSet, open_set
-from clipreid.evaluation.pictures import ranked_lists
 from clipreid.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, same
 from clipreid.evaluation.report import Report
 from clipreid.evaluation.rerank import rerank, reranked_rows
@@ -34,7 +33,6 @@ __all__ = [
     "fuse_features",
     "get_protocol",
     "open_set",
-    "ranked_lists",
     "rerank",
     "reranked_rows",
     "same",

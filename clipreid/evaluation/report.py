@@ -55,6 +55,17 @@ class Report:
         several = len(set(self.per_query["identity"][scored].tolist())) > 1
         return confidence(self) if several else {}
 
+    def cmc(self, top: int = 20) -> tuple[np.ndarray, np.ndarray]:
+        """Ranks [n] and the share [n] of the scored queries with a match up to each rank, 0..1.
+
+        The ranks are 1..`top`; after random galleries only 1, 5 and 10.
+        """
+        if self.std:
+            return np.array([1, 5, 10]), np.array([self.metrics[f"rank{k}"] for k in (1, 5, 10)])
+        first = self.per_query["first_rank"]
+        ranks = np.arange(1, top + 1)
+        return ranks, (first[~np.isnan(first)] <= ranks[:, None]).mean(1)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything but the figures for each query, ready for JSON."""
         return {
@@ -72,25 +83,25 @@ class Report:
 
     def _repr_html_(self) -> str:
         """What Jupyter shows: the table, counts and notes, CMC curve and similarities."""
-        from clipreid.evaluation.html import fragment
+        from clipreid.reports.html import fragment
 
         return fragment(self)
 
     def plot_cmc(self, others: Mapping[str, Report] | None = None, top: int = 20) -> Figure:
         """A matplotlib figure: the share of queries with a match among the first k; `others` beside it, by name."""
-        from clipreid.evaluation.figures import plot_cmc
+        from clipreid.reports.figures import plot_cmc
 
         return plot_cmc(self, others, top, name="this" if others else "")
 
     def plot_similarities(self) -> Figure:
         """A matplotlib figure: similarities of the same and of different identities. UserError without `histogram`."""
-        from clipreid.evaluation.figures import plot_similarities
+        from clipreid.reports.figures import plot_similarities
 
         return plot_similarities(self)
 
     def plot_cameras(self, pairs: CameraPairs) -> Figure:
         """A matplotlib figure of what `camera_pairs` found; it needs the features, which a report does not keep."""
-        from clipreid.evaluation.figures import plot_cameras
+        from clipreid.reports.figures import plot_cameras
 
         return plot_cameras(pairs)
 
@@ -100,11 +111,11 @@ class Report:
         Alone: table, notes and figures. With query, gallery (splits, or what else has `metadata()` and
         `picture(i)`), and query_features, gallery_features or similarity=, as `evaluate` took them, also ranked
         lists, hardest queries, confused identities and camera pairs; with look= where the model looked. Further
-        arguments: `clipreid.evaluation.html.section_of`.
+        arguments: `clipreid.reports.html.section_of`.
 
         Raises UserError for what `evaluate` refuses, and when `file` cannot be written.
         """
-        from clipreid.evaluation.html import Section, page, section_of, write
+        from clipreid.reports.html import Section, page, section_of, write
 
         text = page([section_of(title, self, *args, **kwargs) if args or kwargs else Section(title, self)], title)
         if file is not None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from clipreid.data import ReIDData, Split, pixel_cache, raise_known
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
-from clipreid.evaluation.figures import cmc
 from clipreid.evaluation.gaps import check_captions
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import get_protocol
@@ -46,7 +45,7 @@ class Scored:
         """What `metrics.json` keeps: the report of `feature`, its name, its CMC, and the figures of every part."""
         feature = feature or self.feature
         report, parts = self.reports[feature], {part: report.metrics for part, report in self.reports.items()}
-        curve = {} if report.std else {"cmc": [round(float(share), 4) for share in cmc(report)[1]]}  # ranks 1..20
+        curve = {} if report.std else {"cmc": [round(float(share), 4) for share in report.cmc()[1]]}  # ranks 1..20
         return report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | curve
 
     def similarity(self, feature: str | None = None) -> Tensor:

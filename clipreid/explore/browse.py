@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipreid.evaluation.thumbnails import thumbnail
+from clipreid.reports.thumbnails import thumbnail
 
 
 def browse(draw: Callable[[int], Any], count: int, label: str = "identity", start: int = 0) -> Any:

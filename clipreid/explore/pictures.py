@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from clipreid.errors import UserError
-from clipreid.evaluation.figures import GRID, INK, MAIN, OTHER, RIGHT, WRONG, styled
-from clipreid.evaluation.thumbnails import looked
 from clipreid.explore.bank import SHUFFLED, Strings, order_by
+from clipreid.reports.figures import GRID, INK, MAIN, OTHER, RIGHT, WRONG, styled
+from clipreid.reports.thumbnails import overlay_attention
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +88,7 @@ def looks(model: ReIDModel, pictures: Sequence[Image.Image]) -> list[Image.Image
     maps = model.look(model.crops(pictures))
     if maps is None:
         raise UserError("this image tower is wrapped as it is, and does not tell its attention")
-    return [looked(picture, share.numpy()) for picture, share in zip(pictures, maps, strict=True)]
+    return [overlay_attention(picture, share.numpy()) for picture, share in zip(pictures, maps, strict=True)]
 
 
 @_dressed

@@ -22,7 +22,6 @@ from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
 from clipreid.hub.card import CURVES, LISTS, make_card
 from clipreid.hub.checks import read_config, read_settings
-from clipreid.hub.curves import draw_curves, read_losses
 from clipreid.hub.files import METRICS, WEIGHTS, read_metrics
 from clipreid.hub.folder import (
     CONFIG,
@@ -39,6 +38,7 @@ from clipreid.hub.metadata import Facts
 from clipreid.hub.plain import mark_adapter, plain_base, plain_lines
 from clipreid.hub.public import DataNames, public_backbone, public_config, public_metrics
 from clipreid.model import ReIDModel
+from clipreid.reports.training_curves import draw_curves, read_losses
 
 Files = dict[str, bytes | Path]  # name in the repository -> its content, or where it lies
 CARD, ADAPTER_CONFIG = "README.md", "adapter_config.json"

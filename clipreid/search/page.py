@@ -13,9 +13,9 @@ from PIL import Image
 from clipreid.data import Split
 from clipreid.data.pictures import read_picture
 from clipreid.errors import UserError
-from clipreid.evaluation.html import document, write
-from clipreid.evaluation.lists import crop_cell
-from clipreid.evaluation.thumbnails import thumbnail
+from clipreid.reports.html import document, write
+from clipreid.reports.html_lists import crop_cell
+from clipreid.reports.thumbnails import thumbnail
 from clipreid.search.gallery import Gallery, Hit
 from clipreid.search.pictures import is_data, of_data
 

@@ -15,7 +15,7 @@ from test_cli import cache, crops, make_run, metrics, refused  # noqa: F401 (two
 
 from clipreid.cli import main
 from clipreid.errors import UserError
-from clipreid.evaluation.dial import plot_strength, strength_table
+from clipreid.reports.strength import plot_strength, strength_table
 
 Capture = pytest.CaptureFixture[str]
 
@@ -75,7 +75,7 @@ def test_with_a_report_folder_the_picture_goes_there(
         drawn.extend(map(list, curves.values()))
         return plot_strength(curves, home)
 
-    monkeypatch.setattr("clipreid.evaluation.dial.plot_strength", noted)
+    monkeypatch.setattr("clipreid.reports.strength.plot_strength", noted)
     main(["evaluate", str(run), "--strength", "1,0", "--report", str(tmp_path / "seen")])
     assert drawn == [[0.0, 0.5, 1.0]]  # with what was scored before
     assert f"written: {run / 'metrics.json'}, {tmp_path / 'seen' / 'strength.png'}" in capsys.readouterr().out

@@ -21,11 +21,11 @@ from clipreid.backbones import load_backbone
 from clipreid.data import Split, load_data
 from clipreid.data.synthetic.people import COLOURS, caption
 from clipreid.errors import UserError
-from clipreid.evaluation.thumbnails import looked
 from clipreid.explore.ablate import ablated
 from clipreid.explore.bank import SHUFFLED, deal, order_by
 from clipreid.explore.crops import rows_of
 from clipreid.hub import CONFIG, backbone_record, save_identities
+from clipreid.reports.thumbnails import overlay_attention
 
 WORDS = ("red", "striped", "yellow", "coat")
 NAMES = ["anna", "bert", "carl", "dora", "emil", "fred"]
@@ -458,7 +458,7 @@ def test_looks_are_those_of_the_model_at_these_pictures() -> None:
     crops = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (128, 64, 3), np.uint8)) for i in range(2)]
     maps = model.look(model.crops(crops))
     for crop, share, glowing in zip(crops, maps, explore.looks(model, crops), strict=True):
-        assert glowing.tobytes() == looked(crop, share.numpy()).tobytes()
+        assert glowing.tobytes() == overlay_attention(crop, share.numpy()).tobytes()
         assert glowing.tobytes() != crop.resize(glowing.size, Image.Resampling.LANCZOS).tobytes()
 
 

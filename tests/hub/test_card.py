@@ -21,12 +21,12 @@ import clipreid
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, HEADS, TOWER
 from clipreid.hub.card import CURVES, LISTS, make_card
-from clipreid.hub.curves import draw_curves, read_losses
 from clipreid.hub.files import METRICS
 from clipreid.hub.licences import licence_of
 from clipreid.hub.metadata import Facts
 from clipreid.hub.package import CARD, package
 from clipreid.hub.plain import plain_base
+from clipreid.reports.training_curves import draw_curves, read_losses
 
 
 @pytest.fixture

@@ -21,14 +21,33 @@ if TYPE_CHECKING:
 
 INK, GRID, RIGHT, WRONG, MAIN, OTHER = "#24292f", "#d0d7df", "#0b7a53", "#c8371b", "#1f5fbf", "#6e7782"
 # what the page gives these colours in its light and its dark dress
-IN_PAGE = {INK: "currentColor", GRID: "var(--line)", RIGHT: "var(--right)", WRONG: "var(--wrong)",
-           MAIN: "var(--main)", OTHER: "var(--soft)"}  # fmt: skip
-LOOK = {
-    "font.family": "sans-serif", "font.size": 9, "text.color": INK, "axes.edgecolor": INK, "axes.labelcolor": INK,
-    "xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True, "legend.frameon": False, "svg.fonttype": "none",
-    "svg.hashsalt": "clipreid", "axes.linewidth": 0.8,
-}  # fmt: skip
+IN_PAGE = {
+    INK: "currentColor",
+    GRID: "var(--line)",
+    RIGHT: "var(--right)",
+    WRONG: "var(--wrong)",
+    MAIN: "var(--main)",
+    OTHER: "var(--soft)",
+}
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "clipreid",
+}
 SIZE = (4.4, 2.9)  # inches
 BARS = 80  # at most, in the histogram
 
@@ -42,11 +61,12 @@ def plot_cmc(report: Report, others: Mapping[str, Report] | None = None, top: in
         figure, axes = _axes()
         ends = []
         for i, (label, one) in enumerate([*(others or {}).items(), (name, report)]):
-            ranks, share = cmc(one, top)
+            ranks, share = one.cmc(top)
             main = i == len(others or {})
-            axes.plot(ranks, 100 * share, color=MAIN if main else OTHER, linewidth=2 if main else 1.4,
-                      linestyle="-" if main else "--", label=label,
-                      marker="o" if len(ranks) < top else None)  # fmt: skip
+            line: dict[str, Any] = (
+                {"color": MAIN, "linewidth": 2} if main else {"color": OTHER, "linewidth": 1.4, "linestyle": "--"}
+            )
+            axes.plot(ranks, 100 * share, label=label, marker="o" if len(ranks) < top else None, **line)
             ends.append(100 * share.min())
             at = [k for k in (1, 5, 10) if main and k in ranks]
             for k in at:
@@ -54,20 +74,12 @@ def plot_cmc(report: Report, others: Mapping[str, Report] | None = None, top: in
                 axes.plot([k], [y], "o", color=MAIN, markersize=5)
                 offset, side = ((4, -11), "left") if k == 1 else ((-3, 5), "right")
                 axes.annotate(f"{y:.1f}", (k, y), offset, textcoords="offset points", ha=side, color=MAIN, fontsize=8.5)
-        axes.set(xlabel="rank k", ylabel="queries with a match, %", xlim=(0.5, ranks[-1] + 0.5),
-                 ylim=(max(0.0, min(ends) - 10), 101.5), xticks=[1, *range(5, int(ranks[-1]) + 1, 5)])  # fmt: skip
+        axes.set(xlabel="rank k", ylabel="queries with a match, %")
+        axes.set(xlim=(0.5, ranks[-1] + 0.5), ylim=(max(0.0, min(ends) - 10), 101.5))
+        axes.set_xticks([1, *range(5, int(ranks[-1]) + 1, 5)])
         if others:
             axes.legend(loc="lower right")
     return figure
-
-
-def cmc(report: Report, top: int = 20) -> tuple[np.ndarray, np.ndarray]:
-    """(ranks [n], share of the scored queries [n], 0..1); after random galleries only at ranks 1, 5 and 10."""
-    if report.std:
-        return np.array([1, 5, 10]), np.array([report.metrics[f"rank{k}"] for k in (1, 5, 10)])
-    first = report.per_query["first_rank"]
-    ranks = np.arange(1, top + 1)
-    return ranks, (first[~np.isnan(first)] <= ranks[:, None]).mean(1)
 
 
 def plot_similarities(report: Report) -> Figure:
@@ -77,13 +89,15 @@ def plot_similarities(report: Report) -> Figure:
     """
     found = report.histogram
     if found is None:
-        raise UserError("this report has no histogram of similarities: its galleries were drawn at random, or the "
-                        "similarities came as a stream. Evaluate features or a matrix")  # fmt: skip
+        raise UserError(
+            "this report has no histogram of similarities: its galleries were drawn at random, or the "
+            "similarities came as a stream. Evaluate features or a matrix"
+        )
     edges, counts = _merge(found.edges, np.stack([found.positive, found.negative]))
     with styled():
         figure, axes = _axes()
-        for label, n, colour, line in zip(("different identities", "same identity"), counts[::-1], (WRONG, RIGHT),
-                                          ("--", "-"), strict=True):  # fmt: skip
+        kinds = ("different identities", WRONG, "--"), ("same identity", RIGHT, "-")
+        for (label, colour, line), n in zip(kinds, counts[::-1], strict=True):
             share = 100 * n / max(n.sum(), 1)
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
             axes.stairs(share, edges, color=colour, linewidth=1.5, linestyle=line, label=f"{label} ({_short(n.sum())})")
@@ -122,12 +136,12 @@ def plot_cameras(pairs: CameraPairs) -> Figure:
         shades = colormaps["Blues"](0.08 + 0.8 * (values - low) / max(high - low, 1e-9))
         for r, c in np.ndindex(values.shape):
             known = not np.isnan(values[r, c])
-            axes.fill([c - 0.5, c + 0.5, c + 0.5, c - 0.5], [r - 0.5, r - 0.5, r + 0.5, r + 0.5],
-                      facecolor=shades[r, c] if known else "none", edgecolor=GRID, linewidth=0.5)  # fmt: skip
+            corners = [c - 0.5, c + 0.5, c + 0.5, c - 0.5], [r - 0.5, r - 0.5, r + 0.5, r + 0.5]
+            axes.fill(*corners, facecolor=shades[r, c] if known else "none", edgecolor=GRID, linewidth=0.5)
             if known and len(columns) <= 12:
                 dark = shades[r, c, :3] @ [0.299, 0.587, 0.114] < 0.55
-                axes.text(c, r, f"{100 * values[r, c]:.0f}", ha="center", va="center", fontsize=8.5,
-                          color="#ffffff" if dark else "#101418")  # fmt: skip
+                ink = "#ffffff" if dark else "#101418"
+                axes.text(c, r, f"{100 * values[r, c]:.0f}", ha="center", va="center", fontsize=8.5, color=ink)
         axes.set(xlabel="gallery camera", ylabel="query camera")
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(len(rows) - 0.5, -0.5))
         axes.set_xticks(range(len(columns)), columns)
@@ -165,7 +179,7 @@ def styled() -> Any:
     """Around drawing and saving: the look of every figure of the project."""
     from matplotlib import rc_context  # only here: its first import on a machine builds a font cache
 
-    return rc_context(LOOK)
+    return rc_context(STYLE)
 
 
 def _axes(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:

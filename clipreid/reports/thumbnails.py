@@ -18,7 +18,7 @@ def thumbnail(picture: Image.Image, side: int = SIDE) -> str:
     return data_address(small)
 
 
-def looked(picture: Image.Image, share: np.ndarray, side: int = SIDE) -> Image.Image:
+def overlay_attention(picture: Image.Image, share: np.ndarray, side: int = SIDE) -> Image.Image:
     """The picture, dim where the map `share` [h, w] (of the whole picture, any scale) is low, glowing where it is high.
 
     The highest of the map is the brightest, whatever its value: pictures cannot be compared in brightness.

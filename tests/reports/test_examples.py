@@ -13,8 +13,8 @@ from PIL import Image
 
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
-from clipreid.evaluation.shown import find_shown
-from clipreid.evaluation.thumbnails import looked, thumbnail
+from clipreid.reports.examples import find_examples
+from clipreid.reports.thumbnails import overlay_attention, thumbnail
 
 
 class Street:
@@ -36,9 +36,9 @@ def test_lists_agree_with_the_figures(seed: int, levels: int, top: int) -> None:
     query.table["identity"][0], query.table["camera"][0] = gallery.table["identity"][0], gallery.table["camera"][0] + 1
     similarity = torch.from_numpy(rng.integers(0, levels, (10, 25)) / 8)
     report = evaluate(similarity=similarity, query=query.table, gallery=gallery.table)
-    shown = find_shown(report, query, gallery, similarity=similarity, queries=10, top=top)
-    assert {q.row for q in shown.all} == set(np.flatnonzero(~np.isnan(report.per_query["ap"])))
-    for q in shown.all:
+    examples = find_examples(report, query, gallery, similarity=similarity, queries=10, top=top)
+    assert {q.row for q in examples.all} == set(np.flatnonzero(~np.isnan(report.per_query["ap"])))
+    for q in examples.all:
         counted = [r for r in q.results if r.rank is not None]
         assert [r.rank for r in counted] == list(range(1, len(counted) + 1))
         right = [r.rank for r in counted if r.kind == "right"]
@@ -65,12 +65,12 @@ def small() -> tuple[Street, Street, torch.Tensor]:
 def test_confusions_are_counted_once_for_each_query() -> None:
     query, gallery, similarity = small()
     report = evaluate(similarity=similarity, query=query.table, gallery=gallery.table)
-    found = find_shown(report, query, gallery, similarity=similarity).confused
+    found = find_examples(report, query, gallery, similarity=similarity).confused
     assert [(pair.identities, pair.queries, pair.total, pair.example) for pair in found] == [
         (("a", "c"), 2, 3, (3, 0)),  # 0.7, a tie, which goes against the query
         (("a", "b"), 1, 3, (0, 1)),
     ]
-    assert find_shown(report, query, gallery, similarity=similarity, pairs=1).confused == found[:1]
+    assert find_examples(report, query, gallery, similarity=similarity, pairs=1).confused == found[:1]
 
 
 def test_the_hardest_are_the_hardest_of_the_rest_and_identities_differ() -> None:
@@ -78,15 +78,15 @@ def test_the_hardest_are_the_hardest_of_the_rest_and_identities_differ() -> None
     query, gallery = Street(np.repeat(np.arange(n), 2), np.zeros(2 * n)), Street(np.arange(n), np.ones(n))
     similarity = torch.rand(2 * n, n, generator=torch.Generator().manual_seed(0))
     report = evaluate(similarity=similarity, query=query.table, gallery=gallery.table)
-    shown = find_shown(report, query, gallery, similarity=similarity, queries=8)
-    drawn, hardest = [q.row for q in shown.drawn], [q.row for q in shown.hardest]
+    examples = find_examples(report, query, gallery, similarity=similarity, queries=8)
+    drawn, hardest = [q.row for q in examples.drawn], [q.row for q in examples.hardest]
     assert not set(drawn) & set(hardest)
     for rows in (drawn, hardest):
         assert len({row // 2 for row in rows}) == len(rows) == 8
     ap = report.per_query["ap"]
     best_of = {i: min(ap[row] for row in (2 * i, 2 * i + 1) if row not in drawn) for i in range(n)}
     assert [ap[row] for row in hardest] == sorted(best_of.values())[:8]
-    again = find_shown(report, query, gallery, similarity=similarity, queries=8, seed=1)
+    again = find_examples(report, query, gallery, similarity=similarity, queries=8, seed=1)
     assert drawn != [q.row for q in again.drawn]
 
 
@@ -97,19 +97,19 @@ def test_maps_belong_to_their_queries() -> None:
     def look(rows: list[int]) -> np.ndarray:
         return np.array([np.full((2, 2), row) for row in rows])
 
-    shown = find_shown(report, query, gallery, similarity=similarity, look=look, queries=2)
-    assert shown.can_look
-    assert [(q.look == q.row).all() for q in shown.all] == [True] * 4  # type: ignore[union-attr]
-    blind = find_shown(report, query, gallery, similarity=similarity, look=lambda rows: None)
-    assert not blind.can_look
+    examples = find_examples(report, query, gallery, similarity=similarity, look=look, queries=2)
+    assert examples.has_attention
+    assert [(q.look == q.row).all() for q in examples.all] == [True] * 4  # type: ignore[union-attr]
+    blind = find_examples(report, query, gallery, similarity=similarity, look=lambda rows: None)
+    assert not blind.has_attention
     with pytest.raises(UserError, match="the report is of 4 queries, these are 3"):
-        find_shown(report, Street(["a", "b", "c"], [1, 1, 1]), gallery, similarity=similarity)
+        find_examples(report, Street(["a", "b", "c"], [1, 1, 1]), gallery, similarity=similarity)
 
 
 def test_what_was_looked_at_glows() -> None:
     share = np.zeros((4, 2))
     share[3, 0] = 1.0
-    glow = np.asarray(looked(Image.new("RGB", (50, 100), "gray"), share)).astype(int).sum(2)
+    glow = np.asarray(overlay_attention(Image.new("RGB", (50, 100), "gray"), share)).astype(int).sum(2)
     assert glow.shape == (192, 96)
     assert glow[-24:, :40].mean() > 2 * glow[:96].mean()
 

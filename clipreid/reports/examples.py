@@ -1,4 +1,4 @@
-"""What the page shows of the pictures: ranked lists of some queries, where the model looked, who is confused with whom.
+"""Which examples the page shows: ranked lists of some queries, where the model looked, who is confused with whom.
 
 Ties stand against the query, as in the figures: a mistake as similar as a match comes before it.
 """
@@ -17,12 +17,12 @@ from clipreid.errors import UserError
 from clipreid.evaluation.columns import read_table
 from clipreid.evaluation.metrics import Matrix
 from clipreid.evaluation.pairs import Pairs, pair_blocks
-from clipreid.evaluation.pictures import Pictures
 from clipreid.evaluation.protocols import Predicate, Protocol
 from clipreid.evaluation.report import Report
+from clipreid.reports.ranked_lists import Pictures
 
 Kind = Literal["right", "wrong", "junk"]
-Look = Callable[[list[int]], "np.ndarray | None"]  # query rows -> maps [n, h, w], or None where a model has none
+AttentionMaps = Callable[[list[int]], "np.ndarray | None"]  # query rows -> maps [n, h, w]; None: the model has none
 KINDS: tuple[Kind, ...] = ("wrong", "junk", "right")  # in this order among equally similar pictures
 AHEAD = 10  # mistakes of a query that count as confusions: the first ones, before its first match
 JUNK = 3  # junk pictures that a list shows at most
@@ -39,7 +39,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class ShownQuery:
+class ExampleQuery:
     """One query and what was found for it."""
 
     row: int
@@ -61,23 +61,23 @@ class Confused:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Examples:
     """Queries and pairs to show of one data set, with the splits that hold their pictures."""
 
     query: Pictures
     gallery: Pictures
-    drawn: tuple[ShownQuery, ...]
-    hardest: tuple[ShownQuery, ...]
+    drawn: tuple[ExampleQuery, ...]
+    hardest: tuple[ExampleQuery, ...]
     confused: tuple[Confused, ...]
-    can_look: bool  # whether the model told where it looked
+    has_attention: bool  # whether the model told where it looked
 
     @property
-    def all(self) -> tuple[ShownQuery, ...]:
+    def all(self) -> tuple[ExampleQuery, ...]:
         """The queries in the order of the page."""
         return (*self.drawn, *self.hardest)
 
 
-def find_shown(
+def find_examples(
     report: Report,
     query: Pictures,
     gallery: Pictures,
@@ -86,12 +86,12 @@ def find_shown(
     *,
     similarity: Matrix | None = None,
     protocol: str | Protocol | Predicate | None = None,
-    look: Look | None = None,
+    look: AttentionMaps | None = None,
     queries: int = 10,
     top: int = 10,
     pairs: int = 8,
     seed: int = 0,
-) -> Shown:
+) -> Examples:
     """`queries` scored queries drawn at random (by `seed`), as many of the hardest others, the most confused `pairs`.
 
     report, features or similarity: as `evaluate` returned and took them. protocol: the report's, where that is a name.
@@ -118,14 +118,14 @@ def find_shown(
         start = stop
     rows = [*drawn, *hardest]
     maps = look(rows) if look is not None and rows else None
+    first = report.per_query["first_rank"]
     found = [
-        ShownQuery(row, float(ap[row]), float(report.per_query["first_rank"][row]), *lists[row],
-                   None if maps is None else maps[i])
+        ExampleQuery(row, float(ap[row]), float(first[row]), *lists[row], None if maps is None else maps[i])
         for i, row in enumerate(rows)
-    ]  # fmt: skip
+    ]
     names = identity, read_table(gallery, "gallery")["identity"]
     confused = tally.worst(pairs, *names, scored=~np.isnan(ap))
-    return Shown(query, gallery, tuple(found[: len(drawn)]), tuple(found[len(drawn) :]), confused, maps is not None)
+    return Examples(query, gallery, tuple(found[: len(drawn)]), tuple(found[len(drawn) :]), confused, maps is not None)
 
 
 def _choose(ap: np.ndarray, identity: np.ndarray, n: int, seed: int) -> tuple[list[int], list[int]]:
@@ -170,8 +170,8 @@ class _Confusions:
         hidden = block.similarity.masked_fill(~block.positive, -torch.inf)  # [c, G]
         best = hidden.amax(1, keepdim=True)  # [c, 1], -inf for a query without match
         ahead = block.negative & (block.similarity >= best) & best.isfinite()
-        values, columns = hidden.copy_(block.similarity).masked_fill_(~ahead, -torch.inf).topk(
-            min(AHEAD, hidden.shape[1]))  # fmt: skip
+        wrong = hidden.copy_(block.similarity).masked_fill_(~ahead, -torch.inf)  # in the memory of `hidden`
+        values, columns = wrong.topk(min(AHEAD, wrong.shape[1]))
         rows, places = values.isfinite().nonzero(as_tuple=True)
         parts = rows + start, columns[rows, places], values[rows, places]
         self.found.append(torch.stack([part.double().cpu() for part in parts], 1).numpy())

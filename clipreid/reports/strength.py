@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from clipreid.errors import UserError
 from clipreid.evaluation.bootstrap import format_intervals
-from clipreid.evaluation.figures import INK, MAIN, OTHER, RIGHT, WRONG, styled
 from clipreid.evaluation.tables import TITLES, format_table
+from clipreid.reports.figures import INK, MAIN, OTHER, RIGHT, WRONG, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,13 +66,13 @@ def _over_strength(axes: Axes, curves: Curves, home: Collection[str], order: tup
         colour, line, marker = (MAIN, "-", "o") if data in home else AWAY[away % len(AWAY)]
         away += data not in home
         where = " (home)" if data in home else ""
-        axes.plot(order, [100 * entries[s][metric] for s in order], color=colour, linestyle=line, marker=marker,
-                  markersize=4, label=data + where)  # fmt: skip
+        style: dict[str, Any] = {"color": colour, "linestyle": line, "marker": marker, "markersize": 4}
+        axes.plot(order, [100 * entries[s][metric] for s in order], label=data + where, **style)
         spans = [entries[s].get("intervals", {}).get(metric) for s in order]
         if all(spans):
             low, high = zip(*spans, strict=True)
-            axes.fill_between(order, [100 * x for x in low], [100 * x for x in high], color=colour, alpha=0.12,
-                              linewidth=0)  # fmt: skip
+            band = [100 * x for x in low], [100 * x for x in high]
+            axes.fill_between(order, *band, color=colour, alpha=0.12, linewidth=0)
     axes.set(xlabel="strength (0 zero-shot, 1 as trained)", ylabel=f"{TITLES[metric]}, %", xticks=order)
     axes.legend(loc="best")
 
@@ -89,8 +89,9 @@ def _against(axes: Axes, curves: Curves, home: Collection[str], order: tuple[flo
         for at, (left, up) in zip(order, zip(x, y, strict=True), strict=True):
             if at in named:
                 words = f"strength {at:g}" if at == named[0] else f"{at:g}"
-                axes.annotate(words, (left, up), (5, 6), textcoords="offset points", fontsize=8, color=INK,
-                              bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8})  # fmt: skip
+                box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+                note: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "color": INK, "bbox": box}
+                axes.annotate(words, (left, up), (5, 6), **note)
     where = at_home[0] if len(at_home) == 1 else f"mean of {len(at_home)} data sets"
     axes.set(xlabel=f"at home: {TITLES[metric]}, % ({where})")
     axes.set_ylabel(f"abroad: {TITLES[metric]}, %" + (f" ({abroad[0]})" if len(abroad) == 1 else ""))

@@ -15,8 +15,8 @@ from PIL import Image
 
 from clipreid.errors import UserError
 from clipreid.evaluation import Report, evaluate
-from clipreid.evaluation.html import Section, page, section_of, write_report
-from clipreid.evaluation.lists import NOT_LOOKED
+from clipreid.reports.html import Section, page, section_of, write_report
+from clipreid.reports.html_lists import NOT_LOOKED
 
 N = 6  # identities
 EVIL = '<script>alert("x")</script>&\'"'
@@ -83,7 +83,7 @@ def test_the_page_says_what_the_report_says() -> None:
         assert f"<td>{100 * value:.1f}" in text
     low, high = section.report.intervals["mAP"]
     assert f"<small>{100 * low:.1f} to {100 * high:.1f}</small>" in text
-    shown = section.shown
+    shown = section.examples
     assert shown is not None
     assert len(shown.drawn) == len(shown.hardest) == 3
     assert sum(tag == "article" for tag, _ in elements.found) == 6
@@ -190,7 +190,7 @@ def test_a_browser_shows_it_silently(tmp_path: Path) -> None:
 def test_keys_alone_lead_to_every_query(tmp_path: Path) -> None:
     section = whole()
     write_report(tmp_path, [section], "demo")
-    assert section.shown is not None
+    assert section.examples is not None
     with Browser(tmp_path / "profile") as tab:
         tab.dress(390, 800)
         tab.open(tmp_path / "index.html")
@@ -201,9 +201,9 @@ def test_keys_alone_lead_to_every_query(tmp_path: Path) -> None:
             visited.add(tab.run(where))
             if tab.run("document.activeElement === document.body"):
                 break
-        assert visited - {False} == {f"query-0-{query.row}" for query in section.shown.all}
+        assert visited - {False} == {f"query-0-{query.row}" for query in section.examples.all}
         tab.open(tmp_path / "index.html")
-        target = f"query-0-{section.shown.hardest[0].row}"
+        target = f"query-0-{section.examples.hardest[0].row}"
         while tab.run("document.activeElement.getAttribute('href')") != f"#{target}":
             tab.press("Tab")
         tab.press("Enter")

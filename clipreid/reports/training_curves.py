@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipreid.evaluation.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
+from clipreid.reports.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,8 +70,12 @@ def _losses(axes: Axes, name: str, epochs: Sequence[Mapping[str, Any]]) -> None:
     for term in terms:
         values = [float(epoch.get(term, float("nan"))) for epoch in epochs]
         label = f"{term.removesuffix('_loss')}, first {values[0]:.2f}"
-        axes.plot(range(1, len(values) + 1), [v / (values[0] or 1.0) for v in values], label=label,
-                  color=COLOURS.get(term, OTHER), marker="o" if len(values) < 20 else None, markersize=3)  # fmt: skip
+        style: dict[str, Any] = {
+            "color": COLOURS.get(term, OTHER),
+            "marker": "o" if len(values) < 20 else None,
+            "markersize": 3,
+        }
+        axes.plot(range(1, len(values) + 1), [v / (values[0] or 1.0) for v in values], label=label, **style)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"{name}: losses", xlabel="epoch", ylabel="share of the first epoch's", ylim=(0, None))
     axes.legend(fontsize=8)
@@ -90,6 +94,6 @@ def _cmc(axes: Axes, name: str, models: Mapping[str, Mapping[str, Any]]) -> None
         text = f"{label}, mAP {100 * entry['mAP']:.1f} %"
         axes.plot(ranks, share, line, color=colour, label=text, marker=None if curve else "o", markersize=4)
         lowest, last = min(lowest, share[0]), max(last, ranks[-1])
-    axes.set(title=name, xlabel="rank k", ylabel="queries with a match, %", xlim=(0.5, last + 0.5),
-             ylim=(max(0.0, lowest - 10), 101.5), xticks=[1, *range(5, last + 1, 5)])  # fmt: skip
+    axes.set(title=name, xlabel="rank k", ylabel="queries with a match, %")
+    axes.set(xlim=(0.5, last + 0.5), ylim=(max(0.0, lowest - 10), 101.5), xticks=[1, *range(5, last + 1, 5)])
     axes.legend(loc="lower right", fontsize=8)

@@ -10,20 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipreid.errors import UserError
-from clipreid.evaluation import figures
 from clipreid.evaluation.breakdown import CameraPairs, camera_pairs
 from clipreid.evaluation.columns import UNKNOWN, code_columns, read_table
-from clipreid.evaluation.lists import confused_cards, queries_of
 from clipreid.evaluation.metrics import Matrix
-from clipreid.evaluation.pictures import Pictures
 from clipreid.evaluation.protocols import Predicate, Protocol, get_protocol
 from clipreid.evaluation.report import Report
-from clipreid.evaluation.shown import Look, Shown, find_shown
-from clipreid.evaluation.style import CSS
 from clipreid.evaluation.tables import TITLES
+from clipreid.reports import figures
+from clipreid.reports.examples import AttentionMaps, Examples, find_examples
+from clipreid.reports.html_lists import confused_cards, queries_of
+from clipreid.reports.ranked_lists import Pictures
+from clipreid.reports.style import CSS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,7 +41,7 @@ class Section:
 
     name: str
     report: Report
-    shown: Shown | None = None
+    examples: Examples | None = None
     cameras: CameraPairs | None = None
     label: str = "result"  # what `report` is of: stage 2, ...
     others: Mapping[str, Report] = field(default_factory=dict)  # to compare with: zero-shot, ...
@@ -57,24 +57,25 @@ def section_of(
     *,
     similarity: Matrix | None = None,
     protocol: str | Protocol | Predicate | None = None,
-    look: Look | None = None,
+    look: AttentionMaps | None = None,
     label: str = "result",
     others: Mapping[str, Report] | None = None,
     **how: int,
 ) -> Section:
-    """Everything that the page says of one data set; arguments as for `find_shown`, `how` its numbers.
+    """Everything that the page says of one data set; arguments as for `find_examples`, `how` its numbers.
 
     label, others: what `report` is of, and reports to compare it with, by name.
     """
     rules = get_protocol(report.protocol if protocol is None else protocol)
-    shown = find_shown(report, query, gallery, query_features, gallery_features, similarity=similarity,
-                       protocol=rules, look=look, **how)  # fmt: skip
+    features = query_features, gallery_features
+    options: dict[str, Any] = {"similarity": similarity, "protocol": rules, "look": look, **how}
+    examples = find_examples(report, query, gallery, *features, **options)
     q, g = code_columns(read_table(query, "query"), read_table(gallery, "gallery"))
     known = all(bool((side["camera"] != UNKNOWN).any()) for side in (q, g))
     cameras = None
     if known and not rules.draws:
         cameras = camera_pairs(query_features, gallery_features, query, gallery, rules, similarity)
-    return Section(name, report, shown, cameras, label, others or {})
+    return Section(name, report, examples, cameras, label, others or {})
 
 
 def write_report(folder: str | Path, sections: Sequence[Section], title: str, subtitle: str = "") -> list[Path]:
@@ -107,7 +108,7 @@ def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:
     links = [f'<a href="#data-{i}">{escape(s.name)}</a>' for i, s in enumerate(sections) if several]
     links += [link for i, s in enumerate(sections) if not several for link in _links(s, i)]
     body = "\n".join(_section(section, f"{i}", several) for i, section in enumerate(sections))
-    pictures = any(section.shown is not None for section in sections)
+    pictures = any(section.examples is not None for section in sections)
     return document(title, subtitle, "".join(links), body, pictures)
 
 
@@ -141,7 +142,7 @@ def document(title: str, subtitle: str, links: str, body: str, pictures: bool) -
 def fragment(report: Report) -> str:
     """What a notebook shows: the table, the facts and the figures of one report."""
     section = Section("", report)
-    parts = _table(section), _facts(report), _figure_row(section, "shown")
+    parts = _table(section), _facts(report), _figure_row(section, "notebook")
     return f'<div class="clipreid"><style>{CSS}</style>{"".join(parts)}</div>'
 
 
@@ -149,15 +150,15 @@ def _section(section: Section, number: str, several: bool) -> str:
     level = f"<h2>{escape(section.name)}</h2>"
     jump = f'<nav class="chips" aria-label="Parts">{" ".join(_links(section, int(number)))}</nav>' if several else ""
     parts = [_table(section), _facts(section.report), _figure_row(section, number)]
-    if section.shown is not None:
-        parts += [confused_cards(section.shown, number), queries_of(section.shown, number)]
+    if section.examples is not None:
+        parts += [confused_cards(section.examples, number), queries_of(section.examples, number)]
     return f'<section id="data-{number}">{level}{jump}{"".join(parts)}</section>'
 
 
 def _links(section: Section, number: int) -> list[str]:
     """To the parts of one section."""
     parts = {"figures": "Figures"}
-    if section.shown is not None:
+    if section.examples is not None:
         parts |= {"confused": "Confused identities", "drawn": "Queries at random", "hardest": "Hardest queries"}
     return [f'<a href="#{part}-{number}">{name}</a>' for part, name in parts.items()]
 
@@ -167,8 +168,9 @@ def _table(section: Section) -> str:
     titles = "".join(f'<th scope="col">{escape(title)}</th>' for title in TITLES.values())
     rows = [_row(name, report, "") for name, report in section.others.items()]
     rows.append(_row(section.label, section.report, ' class="main"' if rows else ""))
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="Figures in percent"><table><thead><tr>'
-            f'<th scope="col">%</th>{titles}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>')  # fmt: skip
+    head = f'<thead><tr><th scope="col">%</th>{titles}</tr></thead>'
+    table = f"<table>{head}<tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Figures in percent">{table}</div>'
 
 
 def _row(name: str, report: Report, kind: str) -> str:
@@ -182,14 +184,14 @@ def _row(name: str, report: Report, kind: str) -> str:
 
 def _facts(report: Report) -> str:
     counts = report.counts
+    scored = f"{counts['valid_queries']:,} scored of {counts['queries']:,}"
+    pictures = f"{counts['gallery']:,} pictures, {counts['gallery_identities']:,} identities"
     facts = [
-        ("queries", f"{counts['valid_queries']:,} scored of {counts['queries']:,}, "
-                    f"{counts['query_identities']:,} identities"),
-        ("gallery", f"{counts['gallery']:,} pictures, {counts['gallery_identities']:,} identities, "
-                    f"{counts['distractors']:,} pictures are distractors"),
+        ("queries", f"{scored}, {counts['query_identities']:,} identities"),
+        ("gallery", f"{pictures}, {counts['distractors']:,} pictures are distractors"),
         ("protocol", f"{report.protocol}: {report.description}"),
         *(("note", note) for note in report.notes),
-    ]  # fmt: skip
+    ]
     if report.intervals:
         facts.append(("small figures", "95 % intervals: other identities drawn from the same crowd (bootstrap)"))
     return f"<dl>{''.join(f'<dt>{escape(name)}</dt><dd>{escape(text)}</dd>' for name, text in facts)}</dl>"
@@ -198,8 +200,12 @@ def _facts(report: Report) -> str:
 def _figures(section: Section) -> dict[str, tuple[Figure, str]]:
     """File name -> figure and caption (HTML)."""
     report = section.report
-    found = {"cmc": (figures.plot_cmc(report, section.others, name=section.label),
-                     "<b>CMC curve.</b> The share of queries that have a match among the first k.")}  # fmt: skip
+    found = {
+        "cmc": (
+            figures.plot_cmc(report, section.others, name=section.label),
+            "<b>CMC curve.</b> The share of queries that have a match among the first k.",
+        )
+    }
     if report.histogram is not None:
         found["similarities"] = (
             figures.plot_similarities(report),
@@ -220,9 +226,11 @@ def _figure_row(section: Section, number: str) -> str:
     ]
     left_out = []
     if section.report.histogram is None:
-        left_out.append("There is no histogram of similarities: the galleries are drawn at random, or the similarities "
-                        "came as a stream.")  # fmt: skip
-    if section.shown is not None and section.cameras is None:
+        left_out.append(
+            "There is no histogram of similarities: the galleries are drawn at random, or the similarities "
+            "came as a stream."
+        )
+    if section.examples is not None and section.cameras is None:
         left_out.append("Camera pairs are left out: no cameras are known, or the galleries are drawn at random.")
     said = f'<p class="soft">{" ".join(left_out)}</p>' if left_out else ""
     return f'<div class="figures" id="figures-{number}">{"".join(cells)}</div>{said}'

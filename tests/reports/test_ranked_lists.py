@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from clipreid.errors import UserError
-from clipreid.evaluation import pictures, ranked_lists
 from clipreid.evaluation.columns import Columns
+from clipreid.reports.ranked_lists import RIGHT, WRONG, ranked_lists
 
 N = 6  # identities, two pictures each, one camera on each side
 
@@ -48,7 +48,7 @@ def test_a_picture_is_drawn(tmp_path: Path, streets: tuple[Street, Street]) -> N
     chosen = ranked_lists(path, *streets, similarities(), n_queries=2, top=3)
     picture = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
     assert len(np.unique(picture, axis=0)) > 50
-    for colour in (pictures.RIGHT, pictures.WRONG):
+    for colour in (RIGHT, WRONG):
         assert (picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(1).sum() > 200
     again = tmp_path / "again.png"
     assert ranked_lists(again, *streets, similarities(), n_queries=2, top=3) == chosen
