@@ -63,10 +63,9 @@ def plot_cmc(report: Report, others: Mapping[str, Report] | None = None, top: in
         for i, (label, one) in enumerate([*(others or {}).items(), (name, report)]):
             ranks, share = one.cmc(top)
             main = i == len(others or {})
-            line: dict[str, Any] = (
-                {"color": MAIN, "linewidth": 2} if main else {"color": OTHER, "linewidth": 1.4, "linestyle": "--"}
-            )
-            axes.plot(ranks, 100 * share, label=label, marker="o" if len(ranks) < top else None, **line)
+            colour, width, line = (MAIN, 2.0, "-") if main else (OTHER, 1.4, "--")
+            marker = "o" if len(ranks) < top else None
+            axes.plot(ranks, 100 * share, line, color=colour, linewidth=width, label=label, marker=marker)
             ends.append(100 * share.min())
             at = [k for k in (1, 5, 10) if main and k in ranks]
             for k in at:

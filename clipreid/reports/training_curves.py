@@ -70,12 +70,9 @@ def _losses(axes: Axes, name: str, epochs: Sequence[Mapping[str, Any]]) -> None:
     for term in terms:
         values = [float(epoch.get(term, float("nan"))) for epoch in epochs]
         label = f"{term.removesuffix('_loss')}, first {values[0]:.2f}"
-        style: dict[str, Any] = {
-            "color": COLOURS.get(term, OTHER),
-            "marker": "o" if len(values) < 20 else None,
-            "markersize": 3,
-        }
-        axes.plot(range(1, len(values) + 1), [v / (values[0] or 1.0) for v in values], label=label, **style)
+        shares = [value / (values[0] or 1.0) for value in values]
+        colour, marker = COLOURS.get(term, OTHER), "o" if len(values) < 20 else None
+        axes.plot(range(1, len(values) + 1), shares, label=label, color=colour, marker=marker, markersize=3)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(title=f"{name}: losses", xlabel="epoch", ylabel="share of the first epoch's", ylim=(0, None))
     axes.legend(fontsize=8)

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from test_cli import cache, crops, make_run, metrics, refused  # noqa: F401 (two are fixtures)
 
 from clipreid.cli import main
-from clipreid.errors import UserError
-from clipreid.reports.strength import plot_strength, strength_table
+from clipreid.reports.strength import plot_strength
 
 Capture = pytest.CaptureFixture[str]
 
@@ -71,11 +67,11 @@ def test_with_a_report_folder_the_picture_goes_there(
     capsys.readouterr()
     drawn: list[list[float]] = []
 
-    def noted(curves: dict[str, dict[float, Any]], home: list[str]) -> Any:
+    def watched(curves: dict[str, dict[float, Any]], home: list[str]) -> Any:
         drawn.extend(map(list, curves.values()))
         return plot_strength(curves, home)
 
-    monkeypatch.setattr("clipreid.reports.strength.plot_strength", noted)
+    monkeypatch.setattr("clipreid.reports.strength.plot_strength", watched)
     main(["evaluate", str(run), "--strength", "1,0", "--report", str(tmp_path / "seen")])
     assert drawn == [[0.0, 0.5, 1.0]]  # with what was scored before
     assert f"written: {run / 'metrics.json'}, {tmp_path / 'seen' / 'strength.png'}" in capsys.readouterr().out
@@ -92,41 +88,3 @@ def test_mistakes_are_named_before_anything_is_scored(run: Path, capsys: Capture
     (run / "config.json").write_text(json.dumps(config))
     assert "was imported, and holds no backbone" in refused(capsys, "evaluate", run, "--strength", "0,1")
     assert not (run / "metrics.json").exists()
-
-
-def entry(value: float) -> dict[str, Any]:
-    return {"mAP": value, "rank1": value, "intervals": {"mAP": (max(0, value - 0.1), value), "rank1": (0, 1)}}
-
-
-@settings(max_examples=20)
-@given(values=st.lists(st.floats(0, 1), min_size=6, max_size=6))
-def test_the_figure_shows_the_figures(values: list[float]) -> None:
-    """Both panels hold exactly the numbers that are asked for."""
-    order = (0.0, 0.5, 1.0)
-    home, away = values[:3], values[3:]
-    curves = {
-        "a": dict(zip(order, map(entry, home), strict=True)),
-        "b": dict(zip(order, map(entry, away), strict=True)),
-    }
-    left, right = plot_strength(curves, home=["a"]).axes
-    drawn = [torch.tensor(line.get_ydata()) / 100 for line in left.lines]
-    torch.testing.assert_close(drawn, [torch.tensor(v, dtype=torch.float64) for v in (home, away)])
-    (path,) = right.lines
-    found = torch.tensor(path.get_xydata()) / 100
-    torch.testing.assert_close(found, torch.tensor(list(zip(home, away, strict=True)), dtype=torch.float64))
-    assert [text.get_text() for text in right.texts] == ["strength 0", "0.5", "1"]
-
-
-def test_one_panel_without_a_home_or_an_abroad() -> None:
-    curves = {"a": {0.0: entry(0.2), 1.0: entry(0.4)}}
-    assert len(plot_strength(curves).axes) == len(plot_strength(curves, home=["a"]).axes) == 1
-    with pytest.raises(UserError, match="at the same strengths"):
-        plot_strength(curves | {"b": {0.0: entry(0.1)}})
-
-
-def test_the_table_has_intervals_where_there_are_any() -> None:
-    table = strength_table({"a": {1.0: entry(0.4), 0.0: {"mAP": 0.2, "rank1": 0.3}}})
-    assert [line.split() for line in table.splitlines()[2:]] == [
-        ["a", "0", "20.0%", "30.0%"],
-        ["a", "1", "40.0%", "(30.0", "to", "40.0)", "40.0%", "(0.0", "to", "100.0)"],
-    ]
