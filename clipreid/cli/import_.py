@@ -1,4 +1,4 @@
-"""`clipreid import`: the flags; the work is in `clipreid.importer`."""
+"""`clipreid import`: the flags; the work is in `clipreid.hub.import_checkpoint`."""
 
 from __future__ import annotations
 
@@ -32,6 +32,6 @@ class Import:
     """Number of views, for --sie camera+view"""
 
     def __call__(self) -> None:
-        from clipreid.importer import describe, import_checkpoint
+        from clipreid.hub.import_checkpoint import describe, import_checkpoint
 
         print(describe(import_checkpoint(**vars(self)), self.output))

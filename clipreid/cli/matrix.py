@@ -1,4 +1,4 @@
-"""`clipreid matrix`: the flags; the work is in `clipreid.training.matrix`."""
+"""`clipreid matrix`: the flags; the work is in `clipreid.evaluation.matrix`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Matrix:
     """Also write every figure into FILE, one line for each cell"""
 
     def __call__(self) -> None:
-        from clipreid.training.matrix import commands, matrix_table, read_rows, write_csv
+        from clipreid.evaluation.matrix import commands, matrix_table, read_rows, write_csv
 
         rows, left_out = read_rows(self.runs)
         for line in left_out:

@@ -11,7 +11,7 @@ from image_only import save_timm
 from PIL import Image
 from safetensors import safe_open
 from test_export_onnx import REAL, make, noise, save
-from test_importer import published
+from test_import_checkpoint import published
 from test_plain import run_lines
 
 import clipreid
@@ -19,8 +19,8 @@ from clipreid.backbones import load_backbone
 from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.export import check_merged, export_merged
+from clipreid.hub.import_checkpoint import import_checkpoint
 from clipreid.hub.plain import merged_lines
-from clipreid.importer import import_checkpoint
 from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
 

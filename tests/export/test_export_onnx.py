@@ -13,7 +13,7 @@ import torch
 from image_only import save_osnet, save_timm
 from PIL import Image
 from test_hub import shake
-from test_importer import published
+from test_import_checkpoint import published
 
 import clipreid
 from clipreid.backbones import load_backbone
@@ -21,7 +21,7 @@ from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.export import bake, export_onnx, onnx_file
 from clipreid.hub import CONFIG, backbone_record, model_record, save_model
-from clipreid.importer import import_checkpoint
+from clipreid.hub.import_checkpoint import import_checkpoint
 from clipreid.model import ModelConfig, ReIDModel
 from clipreid.strength import set_strength
 

@@ -95,9 +95,9 @@ def test_withdrawn_data_are_named_as_such(tmp_path: Path) -> None:
 
 
 def test_an_imported_checkpoint_is_published_without_the_backbone_it_never_had(tmp_path: Path) -> None:
-    from test_importer import published, save
+    from test_import_checkpoint import published, save
 
-    from clipreid.importer import import_checkpoint
+    from clipreid.hub.import_checkpoint import import_checkpoint
 
     file = save(published(), tmp_path).rename(tmp_path / "secret-name.pth")
     import_checkpoint(file, tmp_path / "run")

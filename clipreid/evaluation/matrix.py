@@ -11,11 +11,11 @@ from typing import Any
 
 from clipreid.data import place, short_names
 from clipreid.errors import UserError
-from clipreid.evaluation import PROTOCOLS, format_table
+from clipreid.evaluation.protocols import PROTOCOLS
+from clipreid.evaluation.results import VAL, evaluate_command
+from clipreid.evaluation.tables import format_table
 from clipreid.hub import read_config
 from clipreid.hub.files import METRICS, read_metrics
-from clipreid.training.folder import evaluate_command
-from clipreid.training.sets import VAL
 
 FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 ZERO_SHOT = "zero-shot"
@@ -115,13 +115,14 @@ def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
     lines = []
     for row, run in zip(rows, _shortest([row.folder for row in rows]), strict=True):
         names = " + ".join(short[spec] for spec in row.trained) or "?"
-        about = {"trained on": f"nothing ({row.backbone})" if row.model == ZERO_SHOT else names,
-                 "model": row.model, "run": "" if row.model == ZERO_SHOT else run}  # fmt: skip
+        zero = row.model == ZERO_SHOT
+        trained_on = f"nothing ({row.backbone})" if zero else names
+        about = {"trained on": trained_on, "model": row.model, "run": "" if zero else run}
         lines.append(about | {short[test]: _cell(row, test, metric) for test in tests})
     marks = ["* = at home: trained on this data's training split"] if any(row.trained for row in rows) else []
     longer = [f"{short[name]} = {name}" for name in plain if short[name] != name]
-    return "\n".join([f"{metric} in percent, rows trained on, columns tested on", "", format_table(lines), "",
-                      *marks, *longer])  # fmt: skip
+    title = f"{metric} in percent, rows trained on, columns tested on"
+    return "\n".join([title, "", format_table(lines), "", *marks, *longer])
 
 
 def commands(rows: Sequence[Row]) -> list[str]:
@@ -142,8 +143,8 @@ def commands(rows: Sequence[Row]) -> list[str]:
     for (folder, remark, reading), specs in wanted.items():
         more = [*(["--protocol", remark] if remark else []), *reading]
         more += ["--zero-shot"] if (folder, remark, reading) in zero else []
-        told = "  # and --same-cameras, if it was trained on this data" if folder in sided else ""
-        lines.append(evaluate_command(folder, list(dict.fromkeys(specs)), *more) + told)
+        comment = "  # and --same-cameras, if it was trained on this data" if folder in sided else ""
+        lines.append(evaluate_command(folder, list(dict.fromkeys(specs)), *more) + comment)
     return lines
 
 

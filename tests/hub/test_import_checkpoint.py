@@ -20,7 +20,7 @@ import clipreid
 from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.hub import load_identities
-from clipreid.importer import find_geometry, import_checkpoint
+from clipreid.hub.import_checkpoint import find_geometry, import_checkpoint
 
 State = dict[str, Tensor]
 WIDTH, EMBED, PATCH, IDENTITIES = 128, 24, 16, 5

@@ -9,8 +9,8 @@ import pytest
 
 from clipreid.cli import main
 from clipreid.errors import UserError
+from clipreid.evaluation.matrix import columns_of, commands, matrix_table, read_rows, write_csv
 from clipreid.training.folder import results_table
-from clipreid.training.matrix import columns_of, commands, matrix_table, read_rows, write_csv
 
 MARKET, MSMT, CROPS = "market1501:/data/Market-1501-v15.09.15", "msmt17:/data/MSMT17", "folder:/home/me/many/my crops"
 

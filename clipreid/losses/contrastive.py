@@ -1,0 +1,66 @@
+"""Losses between pictures and texts, and their logits. B pictures, n texts, E features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def image_text_logits(image: Tensor, text: Tensor, scale: float | None) -> Tensor:
+    """How well pictures and texts fit, [B, n].
+
+    Args:
+        image, text: [B, E], [n, E] raw features.
+        scale: None for raw dot products at temperature 1, as CLIP-ReID uses with OpenAI's weights; else the
+            backbone's own exponentiated temperature, which multiplies the cosine.
+    """
+    image, text = image.float(), text.float()
+    if scale is None:
+        return image @ text.T
+    return scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
+
+
+def supcon_loss(logits: Tensor, row_labels: Tensor, column_labels: Tensor) -> Tensor:
+    """Supervised contrastive loss over given logits (Khosla et al., arXiv 2004.11362, eq. 2; CLIP-ReID eq. 4-5).
+
+    `-(1/B) sum_i 1/|P(i)| sum_{j in P(i)} log softmax(logits_i)_j`, P(i) = columns with row i's label.
+    CLIP-ReID's stage 1 is the sum of this over image-to-text logits and over their transpose.
+
+    Args:
+        logits: [B, n] similarities, already scaled.
+        row_labels, column_labels: [B], [n] long.
+
+    Raises:
+        ValueError: a row without any column of its label.
+    """
+    positive = row_labels[:, None] == column_labels[None]  # [B, n]
+    counts = positive.sum(1)
+    if not bool((counts > 0).all()):
+        raise ValueError("supcon_loss: some row has no column with its label")
+    log_p = logits.float().log_softmax(dim=1)
+    return -((log_p * positive).sum(1) / counts).mean()
+
+
+def clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE over matching image-text pairs (Radford et al., arXiv 2103.00020, fig. 3).
+
+    Args:
+        image, text: [B, E] raw features; row i of one belongs to row i of the other.
+        scale: scalar, the exponentiated temperature parameter.
+    """
+    logits = scale * F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T  # [B, B]
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+    """Pairwise sigmoid loss (Zhai et al., arXiv 2303.15343, algorithm 1).
+
+    Args:
+        image, text: [B, E] raw features; row i of one belongs to row i of the other.
+        scale, bias: scalars (exponentiated temperature, additive bias).
+    """
+    logits = scale * F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T + bias
+    sign = 2 * torch.eye(len(logits), device=logits.device) - 1
+    return -F.logsigmoid(sign * logits).sum(1).mean()

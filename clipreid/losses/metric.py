@@ -1,0 +1,34 @@
+"""Losses on distances between features. B pictures, E features."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
+    """Batch-hard triplet loss with Euclidean distances (Hermans et al., arXiv 1703.07737, eq. 5).
+
+    Each picture is an anchor; its positive is the farthest picture of the same identity (possibly itself, at
+    distance 0, when it is alone), its negative the nearest of another. Features are used as they come: CLIP-ReID
+    does not normalise them.
+
+    Args:
+        features: [B, E] float.
+        labels: [B] long; identities may have any number of pictures.
+        margin: in units of distance.
+
+    Raises:
+        ValueError: fewer than two identities in the batch, so that some anchor has no negative.
+    """
+    x = features.float()
+    same = labels[:, None] == labels[None]  # [B, B]
+    if bool(same.all()):
+        raise ValueError("triplet_loss needs at least two identities in a batch: every picture has the same label")
+    norms = x.square().sum(1)
+    squared = norms[:, None] + norms[None] - 2 * x @ x.T  # [B, B]
+    distance = squared.clamp_min(1e-12).sqrt()
+    positive = distance.masked_fill(~same, -torch.inf).amax(1)  # [B]
+    negative = distance.masked_fill(same, torch.inf).amin(1)  # [B]
+    return F.relu(positive - negative + margin).mean()
