@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from .figure import Figure, Point
 from .wardrobe import box, shift
-
-if TYPE_CHECKING:
-    from .figure import Figure, Point
 
 
 def backpack(f: Figure) -> None:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from .figure import Figure, Pose, Style
 from .occluders import cover
+from .painter import paint
 from .people import Person
 from .scenes import CANVAS, scene
 
@@ -109,7 +110,7 @@ def render(
     canvas = place.crop((x, y, x + _W, y + _H))
     r, g, b = (int(c * 0.6) for c in np.asarray(canvas)[_H - 6, _W // 2])
     ImageDraw.Draw(canvas).ellipse((pose.x - 34, pose.feet - 2, pose.x + 34, pose.feet + 12), fill=(r, g, b))
-    Figure(canvas, person, pose, camera.style).paint()
+    paint(Figure(canvas, person, pose, camera.style))
     if occlude > 0:
         cover(canvas, rng, occlude, camera.style)
     return _expose(canvas, camera, rng)

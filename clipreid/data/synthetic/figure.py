@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .bags import backpack, handbag, shoulder_bag
-from .head import neck_and_head
 from .people import RGB, Person
 from .wardrobe import TEXTURE_ANGLES, TEXTURE_HEIGHT, box, look, shift
 
@@ -166,8 +164,12 @@ class Figure:
         flare = 1.08 if coat else 0.9
         if self.person.bottom == "skirt":
             low = self.hip_y + 0.19 * self.h
-            skirt = [(self.x - 0.8 * self.half, waist), (self.x + 0.8 * self.half, waist),
-                     (self.x + 1.2 * self.half, low), (self.x - 1.2 * self.half, low)]  # fmt: skip
+            skirt = [
+                (self.x - 0.8 * self.half, waist),
+                (self.x + 0.8 * self.half, waist),
+                (self.x + 1.2 * self.half, low),
+                (self.x - 1.2 * self.half, low),
+            ]
             self.wrap(skirt, self.look.bottom, 1.25 * self.half)
         else:
             s, low = self.half, self.hip_y + 12
@@ -190,27 +192,3 @@ class Figure:
         self.wrap(shape, self.look.top, 1.02 * s)
         if self.look.belt and self.style.detail and self.person.top in ("t-shirt", "coat", "sweater"):
             self.draw.line((self.x - 0.86 * s, waist + 2, self.x + 0.86 * s, waist + 2), fill=self.look.belt, width=5)
-
-    def paint(self) -> None:
-        """Draw the whole person, far parts first."""
-        left_near = -self.side >= 0
-        back = self.facing < 0
-        bag = self.person.bag
-        if bag == "backpack" and not back:
-            backpack(self)
-        self.leg(left=not left_near, near=False)
-        self.leg(left=left_near, near=True)
-        far_hand = self.arm(left=not left_near, near=False) if abs(self.side) > 0.35 else None
-        if bag == "handbag" and far_hand and not left_near:
-            handbag(self, far_hand)
-        self.torso()
-        if bag == "shoulder bag":
-            shoulder_bag(self)
-        if bag == "backpack" and (back or self.facing > 0.45):
-            backpack(self)
-        neck_and_head(self)
-        hands = {left_near: self.arm(left=left_near, near=True)}
-        if far_hand is None:
-            hands[not left_near] = self.arm(left=not left_near, near=True)
-        if bag == "handbag" and True in hands:
-            handbag(self, hands[True])

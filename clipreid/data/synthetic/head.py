@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from .figure import Figure
 from .wardrobe import box, shift
-
-if TYPE_CHECKING:
-    from .figure import Figure
 
 
 def neck_and_head(f: Figure) -> None:

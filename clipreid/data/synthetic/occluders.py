@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .figure import Figure, Pose, Style
+from .painter import paint
 from .people import COLOURS, draw_person
 
 OBJECTS = ("bin", "car", "pillar", "bush", "umbrella")
@@ -55,5 +56,5 @@ def _passer_by(canvas: Image.Image, rng: np.random.Generator, share: float, styl
         feet=h * 1.06,
         height=h * 1.08,
     )
-    Figure(canvas, draw_person(rng), pose, style).paint()
+    paint(Figure(canvas, draw_person(rng), pose, style))
     return "person"
