@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipreid.aggregation import AGGREGATIONS, identity_features
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
 from clipreid.data.augment import normalise
-from clipreid.data.pictures import Pictures, stack_pictures
+from clipreid.data.images import Pictures, stack_pictures
 from clipreid.distributed import gather
 from clipreid.errors import UserError
 from clipreid.side import Side, SideEmbedding, check_cls

@@ -93,7 +93,7 @@ def scores(model: ReIDModel, data: ReIDData, config: ZeroShot) -> dict[str, Any]
 
 
 @contextmanager
-def noted(failed: list[str], what: str) -> Iterator[None]:
+def leave_out_failures(failed: list[str], what: str) -> Iterator[None]:
     """One backbone or data set that cannot be used does not cost the others their figures."""
     try:
         yield
@@ -115,16 +115,16 @@ def main(config: ZeroShot) -> None:
     failed: list[str] = []
     tests: list[ReIDData] = []
     for spec, flags in reader_flags(specs, config.pattern, config.columns).items():
-        with noted(failed, spec):
+        with leave_out_failures(failed, spec):
             tests.append(load_data(spec, **flags))
     if not tests:
         raise UserError("no data is left to test on:\n  " + "\n  ".join(failed))
     for name in names:  # one backbone in memory at a time
-        with noted(failed, name):
+        with leave_out_failures(failed, name):
             model = zero_shot_model(load_backbone(name, image_size=config.image_size)).to(config.device)
             cost = costs(model, config)
             for data in tests:
-                with noted(failed, f"{name} on {data.name}"):
+                with leave_out_failures(failed, f"{name} on {data.name}"):
                     table.append({"data": data.name, "backbone": name, **scores(model, data, config), **cost})
                     print(f"{name} on {data.name}: mAP {table[-1]['mAP']:.1%}", flush=True)
     by_data = [row for name in dict.fromkeys(data.name for data in tests) for row in table if row["data"] == name]

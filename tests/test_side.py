@@ -15,7 +15,7 @@ from torch import Tensor
 
 import clipreid
 from clipreid.backbones import load_backbone
-from clipreid.data import known_as
+from clipreid.data import trained_name
 from clipreid.errors import UserError
 from clipreid.hub import backbone_record, model_record, save_model
 from clipreid.model import ModelConfig, ReIDModel
@@ -105,14 +105,14 @@ def test_numbers_of_the_training_set() -> None:
 
 def test_whose_cameras_are_known() -> None:
     """Camera 1 of the new street is not camera 1 of the old one; a benchmark may have moved to another disk."""
-    assert known_as("folder:/a", ["folder:/b", "folder:/a"]) == "folder:/a"
-    assert known_as("market1501:/here", ["folder:/a", "market1501:/there"]) == "market1501:/there"
-    assert known_as("synthetic:new-cameras", ["synthetic"]) is None
-    assert known_as("folder:/b", ["folder:/a"]) is None
-    assert known_as("market1501:/here", ["folder:/there"]) is None
-    assert known_as("market1501:/here", []) is None
-    assert known_as("folder:/a/", ["folder:/b", "folder:/a"]) == "folder:/a"
-    assert known_as("hub:owner/a", ["hub:owner/b"]) is None
+    assert trained_name("folder:/a", ["folder:/b", "folder:/a"]) == "folder:/a"
+    assert trained_name("market1501:/here", ["folder:/a", "market1501:/there"]) == "market1501:/there"
+    assert trained_name("synthetic:new-cameras", ["synthetic"]) is None
+    assert trained_name("folder:/b", ["folder:/a"]) is None
+    assert trained_name("market1501:/here", ["folder:/there"]) is None
+    assert trained_name("market1501:/here", []) is None
+    assert trained_name("folder:/a/", ["folder:/b", "folder:/a"]) == "folder:/a"
+    assert trained_name("hub:owner/a", ["hub:owner/b"]) is None
 
 
 # In the model -----------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from clipreid.backbones.backbone import SIGLIP_MEAN, SIGLIP_STD
-from clipreid.backbones.blocks import ACTIVATIONS
 from clipreid.backbones.build import POSITIONS, Source
 from clipreid.backbones.openclip_checks import check_config, check_folder, check_name, unsupported
 from clipreid.backbones.text import TextConfig
 from clipreid.backbones.tokenizer import OpenClipTokenizer
+from clipreid.backbones.transformer import ACTIVATIONS
 from clipreid.backbones.vision import VisionConfig
 from clipreid.errors import UserError
 

@@ -14,7 +14,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from clipreid.backbones.blocks import Attention
+from clipreid.backbones.transformer import Attention
 from clipreid.backbones.vision import Hook, VisionTower
 
 

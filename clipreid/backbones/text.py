@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from clipreid.backbones.blocks import Encoder, init_encoder, init_linear, run_block
+from clipreid.backbones.transformer import Encoder, init_encoder, init_linear, run_block
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from clipreid.backbones.blocks import MLP, Encoder, init_encoder, init_linear, run_block
+from clipreid.backbones.transformer import MLP, Encoder, init_encoder, init_linear, run_block
 
 Hook = Callable[[Tensor], Tensor]
 

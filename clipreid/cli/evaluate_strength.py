@@ -63,7 +63,7 @@ def score_strengths(
 
     Returns the files that were written.
     """
-    from clipreid.data import known_as, short_names
+    from clipreid.data import short_names, trained_name
     from clipreid.hub.files import METRICS, read_metrics
     from clipreid.reports.strength import strength_table
     from clipreid.strength import set_strength
@@ -83,7 +83,7 @@ def score_strengths(
             if keep is not None:
                 add_metrics(keep, model_name(strength), {name: entry})
             print(f"  strength {strength:g}: mAP {entry['mAP']:.1%}", flush=True)
-        if known_as(data.name, trained) is not None:
+        if trained_name(data.name, trained) is not None:
             home.append(short)
     print(f"\n{strength_table(curves)}\n")
     if keep is not None:  # what was scored before is drawn too

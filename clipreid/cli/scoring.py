@@ -46,7 +46,7 @@ class Scoring:
 
 def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDData]:
     """The data sets to score, read but not decoded."""
-    from clipreid.data import load_data, place, reader_flags
+    from clipreid.data import data_place, load_data, reader_flags
 
     trained = config.get("flags", {})
     own = [*trained.get("data", []), *trained.get("test", [])]
@@ -54,12 +54,12 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
     if not specs:
         raise UserError(f"{run} does not say what it was trained on: name what to test on with --data")
     of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"))
-    kept = {place(spec): asked for spec, asked in of_run.items()}
+    kept = {data_place(spec): asked for spec, asked in of_run.items()}
     noun = config.get("stage1", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
     noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
     found = []
     for spec, asked in reader_flags(specs, flags.pattern, flags.columns).items():
-        data = load_data(spec, noun=noun, **{k: v or kept.get(place(spec), {}).get(k) for k, v in asked.items()})
+        data = load_data(spec, noun=noun, **{k: v or kept.get(data_place(spec), {}).get(k) for k, v in asked.items()})
         if flags.data or {"query", "gallery"} <= data.splits.keys():  # what was only trained on is not asked for
             found.append(data)
     if not found:
@@ -69,13 +69,13 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
 
 def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
     """Refuses --same-cameras where the training sets of the run have different cameras and none is the data's own."""
-    from clipreid.data import known_as
+    from clipreid.data import trained_name
 
     sets = config.get("flags", {}).get("data", [])
     if not flags.same_cameras or len(sets) < 2 or config.get("model", {}).get("sie", "none") == "none":
         return
     for data in tests:
-        if known_as(data.name, sets) is None:
+        if trained_name(data.name, sets) is None:
             raise UserError(
                 f"--same-cameras: {run} was trained on several data sets ({', '.join(sets)}), and nothing says "
                 f"which of them has the cameras of {data.name}: leave the flag out, or name one of them with --data"
@@ -100,11 +100,11 @@ def untrained_model(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
 
 def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
     """What to raise the data's cameras and views by for a model that has learned them (None: unknown); says so."""
-    from clipreid.data import known_as
+    from clipreid.data import trained_name
 
     if model.side is None:
         return None
-    trained = known_as(data.name, config.get("flags", {}).get("data", []))
+    trained = trained_name(data.name, config.get("flags", {}).get("data", []))
     known = flags.same_cameras or trained is not None
     which = "those of training" if known else "unknown, each gets the mean embedding (--same-cameras: they are known)"
     print(f"  side information ({model.config.sie}): the data set's are {which}", flush=True)

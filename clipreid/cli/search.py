@@ -115,7 +115,7 @@ def embed(flags: Embed) -> None:
     """
     from clipreid.search import embed as work
     from clipreid.search import find_pictures
-    from clipreid.search.pictures import is_data
+    from clipreid.search.find import is_data
 
     first = os.environ.get("RANK", "0") == "0"
     pictures = find_pictures(flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns)

@@ -3,10 +3,10 @@
 from clipreid.data.augment import augment, normalise
 from clipreid.data.cache import PixelCache, pixel_cache
 from clipreid.data.crops import SCHEMA, ReIDData, Split, check_trainable, relabel
+from clipreid.data.images import read_picture, to_pixels
 from clipreid.data.mixing import ConcatPixels, Mixture, Pixels, join_pixels, raise_known, short_names
-from clipreid.data.pictures import read_picture, to_pixels
 from clipreid.data.pk import mixed_pk_indices, pk_indices, process_slice, set_shares
-from clipreid.data.readers import known_as, load_data, place, reader_flags
+from clipreid.data.readers import data_place, load_data, reader_flags, trained_name
 from clipreid.data.seeds import seed_for
 
 __all__ = [
@@ -19,14 +19,13 @@ __all__ = [
     "Split",
     "augment",
     "check_trainable",
+    "data_place",
     "join_pixels",
-    "known_as",
     "load_data",
     "mixed_pk_indices",
     "normalise",
     "pixel_cache",
     "pk_indices",
-    "place",
     "process_slice",
     "raise_known",
     "read_picture",
@@ -36,4 +35,5 @@ __all__ = [
     "set_shares",
     "short_names",
     "to_pixels",
+    "trained_name",
 ]

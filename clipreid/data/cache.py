@@ -18,9 +18,9 @@ from filelock import FileLock, Timeout
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from clipreid.data.blocks import BLOCK, in_blocks
 from clipreid.data.crops import Split
-from clipreid.data.pictures import check_interpolation, to_pixels
+from clipreid.data.images import check_interpolation, to_pixels
+from clipreid.data.parallel import BLOCK, in_blocks
 from clipreid.errors import UserError
 
 VERSION = 1  # of the decoding and of the file; raise it when pixels change

@@ -80,8 +80,8 @@ def check(
     if official:
         findings.append(Finding("fault", "not the official data set", "counts differ", tuple(official)))
     findings += [*_from_files(seen), *_from_duplicates(data, seen), *_from_labels(data, seen)]
-    told = (*official, *(note for note in data.notes if OVERLAP in note or note == UNTESTED))
-    findings += [Finding("note", "said by the reader", note) for note in data.notes if note not in told]
+    listed = (*official, *(note for note in data.notes if OVERLAP in note or note == UNTESTED))
+    findings += [Finding("note", "said by the reader", note) for note in data.notes if note not in listed]
     published = layout is not None and bool(layout.official) and not official
     report = CheckReport(data.name, data.protocol, seen.root, tuple(_describe(data, seen)), (), published)
     return report.with_findings(findings)

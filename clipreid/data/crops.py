@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipreid.data.pictures import read_picture
+from clipreid.data.images import read_picture
 from clipreid.errors import UserError
 
 SCHEMA = datasets.Features(

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from clipreid.data.crops import ReIDData, Split
-from clipreid.data.readers import place
+from clipreid.data.readers import data_place
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
@@ -43,4 +43,4 @@ def fingerprints(trained: Sequence[ReIDData], tested: Sequence[ReIDData]) -> dic
 
 def local_places(specs: Sequence[str]) -> list[str]:
     """Those of these data names that lie on this machine: to be told now, while relative paths still mean the same."""
-    return [spec for spec in specs if place(spec) != spec]
+    return [spec for spec in specs if data_place(spec) != spec]

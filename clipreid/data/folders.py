@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipreid.data.crops import ReIDData, Split
+from clipreid.data.images import SUFFIXES
 from clipreid.data.listings import Listing
 from clipreid.data.patterns import Crop, Pattern, Place, fitting, read_paths
-from clipreid.data.pictures import SUFFIXES
 from clipreid.data.problems import notice, tolerate
 from clipreid.errors import UserError
 

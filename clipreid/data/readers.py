@@ -75,7 +75,7 @@ def check_request(spec: str, pattern: str | None = None, noun: str | None = None
     parse_columns(columns)
 
 
-def place(spec: str) -> str:
+def data_place(spec: str) -> str:
     """What two data names have in common that are the same data: `folder:own/` and `folder:own` are one place.
 
     The reader and the real path of the root; without a path (synthetic, names on the Hub) the name as it is.
@@ -87,14 +87,14 @@ def place(spec: str) -> str:
     return f"{reader}:{os.path.realpath(path)}"
 
 
-def known_as(spec: str, trained: Sequence[str]) -> str | None:
+def trained_name(spec: str, trained: Sequence[str]) -> str | None:
     """Which of the data sets `trained` on has the cameras of `spec`, by their numbers; None = none of them.
 
     The same place, or the same public data set at another; camera 3 of one set is not camera 3 of another.
     """
-    kind, home = spec.partition(":")[0], {place(name): name for name in trained}
-    if place(spec) in home:
-        return home[place(spec)]
+    kind, home = spec.partition(":")[0], {data_place(name): name for name in trained}
+    if data_place(spec) in home:
+        return home[data_place(spec)]
     return next((name for name in trained if kind in LAYOUTS and name.partition(":")[0] == kind), None)
 
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from clipreid.data.blocks import in_blocks
 from clipreid.data.crops import ReIDData
-from clipreid.data.pictures import MIN_SIDE, read_picture
+from clipreid.data.images import MIN_SIDE, read_picture
+from clipreid.data.parallel import in_blocks
 
 THUMB = (16, 8)  # height, width
 SAME = {("JPEG", "MPO"), ("PPM", "PGM")}  # formats of one family: (by its name, by its contents)
@@ -62,7 +62,7 @@ def scan(data: ReIDData, threads: int | None = None, progress: Callable[[int, in
     seen: list[Seen] = []
     for name, split in data.splits.items():
         new = [row for part, row in rows if part == name]
-        for block in in_blocks(split.select(new), look, threads) if new else ():
+        for block in in_blocks(split.select(new), inspect_image, threads) if new else ():
             seen += block
             if progress is not None:
                 progress(len(seen), len(rows))
@@ -72,7 +72,7 @@ def scan(data: ReIDData, threads: int | None = None, progress: Callable[[int, in
     return Scan(names, root, seen, index, rows)
 
 
-def look(image: dict[str, Any]) -> Seen:
+def inspect_image(image: dict[str, Any]) -> Seen:
     """Reads and decodes one {"path", "bytes"}."""
     try:
         data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]

@@ -96,8 +96,8 @@ class Unscored:
     def _example(self, i: int, protocol: Protocol, table: dict[str, np.ndarray]) -> str:
         row = int(self.queries[i])
         values = {name: column[row] for name, column in table.items()}
-        told = dict.fromkeys(("identity", "camera", *protocol.needs, *protocol.uses))
-        shown = [name for name in told if name != "path" and values.get(name, UNKNOWN) not in (UNKNOWN, "")]
+        named = dict.fromkeys(("identity", "camera", *protocol.needs, *protocol.uses))
+        shown = [name for name in named if name != "path" and values.get(name, UNKNOWN) not in (UNKNOWN, "")]
         n, ruled, own = int(self.same_identity[i]), int(self.by_rule[i]), int(self.own[i])
         query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
         if n == 0 or not self.asked[i] or n > ruled + own:  # what is left over was not drawn

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipreid.data import place, short_names
+from clipreid.data import data_place, short_names
 from clipreid.errors import UserError
 from clipreid.evaluation.protocols import PROTOCOLS
 from clipreid.evaluation.results import VAL, evaluate_command
@@ -71,7 +71,7 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
         backbone = record.get("name", "?")
         if "positions" in record:  # not so in an imported run, whose backbone is not at hand
             before.setdefault(backbone, Row(folder, ZERO_SHOT, backbone, (), {}, config))
-        data = tuple(names.setdefault(place(spec), spec) for spec in config.get("flags", {}).get("data", ()))
+        data = tuple(names.setdefault(data_place(spec), spec) for spec in config.get("flags", {}).get("data", ()))
         for model in dict.fromkeys(model for models in metrics.values() for model in models):
             figures = {_named(test, names): models[model] for test, models in metrics.items() if model in models}
             if model == ZERO_SHOT:
@@ -97,7 +97,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 def _named(test: str, names: dict[str, str]) -> str:
     """A test under the name that its place was first given."""
     spec, remark = _plain(test)
-    return names.setdefault(place(spec), spec) + (f" ({remark})" if remark else "")
+    return names.setdefault(data_place(spec), spec) + (f" ({remark})" if remark else "")
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -151,7 +151,7 @@ def commands(rows: Sequence[Row]) -> list[str]:
 def _reading(row: Row, spec: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """The flags that `clipreid evaluate` needs to read this data: those of the run that read it."""
     owners = [row, *rows]  # a run knows those of its own data by itself
-    owner = next((each for each in owners if place(spec) in map(place, _read_by(each))), None)
+    owner = next((each for each in owners if data_place(spec) in map(data_place, _read_by(each))), None)
     if owner is None:
         return ()
     flags, kind = owner.flags, spec.partition(":")[0]

@@ -106,18 +106,19 @@ def score(
             features[name], splits[name] = features["query"], splits["query"]
             continue
         cache = pixel_cache(split, size, interpolation=interpolation, skip_bad=skip_bad)
-        told = partial(progress, name) if progress else None
+        of_split = partial(progress, name) if progress else None
         split = split.select(cache.kept)
-        found = extract(embed_parts, cache.pixels, sides=side_numbers(split, sides), accelerator=accelerator,
-                        device=device, progress=told)  # fmt: skip
+        numbers = side_numbers(split, sides)
+        found = extract(
+            embed_parts, cache.pixels, sides=numbers, accelerator=accelerator, device=device, progress=of_split
+        )
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
         splits[name], bad = split, bad + len(cache.bad)
+    tables = splits["query"].metadata(), splits["gallery"].metadata()
     reports = {
-        part: evaluate(features["query"][part], features["gallery"][part], splits["query"].metadata(),
-                       splits["gallery"].metadata(), rules)
-        for part in features["query"]
-    }  # fmt: skip
+        part: evaluate(features["query"][part], features["gallery"][part], *tables, rules) for part in features["query"]
+    }
     return Scored(reports, features["query"], features["gallery"], splits["query"], splits["gallery"], bad)
 
 

@@ -9,8 +9,7 @@ from clipreid.explore.ablate import ablation
 from clipreid.explore.bank import interpolate, mean_by, probe, probe_table, retrieve
 from clipreid.explore.browse import browse, hover_map, plane
 from clipreid.explore.crops import few, pictures_of, write_folder
-from clipreid.explore.learned import Learned, learned_prompts, open_prompts, training_data
-from clipreid.explore.pictures import (
+from clipreid.explore.figures import (
     Row,
     draw_ablation,
     draw_map,
@@ -20,6 +19,7 @@ from clipreid.explore.pictures import (
     draw_tradeoff,
     looks,
 )
+from clipreid.explore.learned import Learned, learned_prompts, open_prompts, training_data
 from clipreid.explore.places import fused_precision, line_of, mean_precision, score_places
 from clipreid.explore.truth import families, synthetic_people, true_attributes
 from clipreid.explore.words import chance_cosine, nearest_words, said_truly, vocabulary

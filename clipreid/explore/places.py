@@ -9,7 +9,7 @@ import torch
 from clipreid.data import ReIDData
 from clipreid.evaluation import evaluate, fuse_features
 from clipreid.evaluation.score import Scored, score
-from clipreid.explore.pictures import Line
+from clipreid.explore.figures import Line
 from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
 

@@ -76,12 +76,12 @@ def export_onnx(model: ReIDModel, folder: Path) -> float:
     check_onnx()
     embedder, size = Embedder(bake(model)).eval(), model.image_size
     program = _trace(embedder, torch.randn(2, 3, *size), model.source[0].name)
-    told = declaration(model)
-    for key, value in told.items():
+    declared = declaration(model)
+    for key, value in declared.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
     folder.mkdir(parents=True, exist_ok=True)
     program.save(folder / GRAPH)
-    write_json(folder / PREPROCESSING, told)
+    write_json(folder / PREPROCESSING, declared)
     batches = [torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(n)) for n in (1, 5)]
     worst = max(float((run_onnx(folder / GRAPH, batch) - embedder(batch)).abs().max()) for batch in batches)
     if not worst <= TOLERANCE:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 import clipreid
 from clipreid.backbones.save import preprocessor, square_tower, vision_config
-from clipreid.data.pictures import INTERPOLATIONS
+from clipreid.data.images import INTERPOLATIONS
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import share, write_json

@@ -19,7 +19,7 @@ from clipreid.backbones.build import check_grid
 from clipreid.backbones.load import is_local
 from clipreid.backbones.positions import PositionMode
 from clipreid.backbones.vision import VisionConfig
-from clipreid.data.pictures import check_interpolation
+from clipreid.data.images import check_interpolation
 from clipreid.errors import UserError
 from clipreid.hub.files import CONFIG, TOWER, check_file, snapshot_of
 from clipreid.hub.shapes import check_table, checked

@@ -181,8 +181,8 @@ def _cached(name: str, revision: str | None, why: Exception) -> Path:
             f"be downloaded ({reason}): {do} and try again{'' if state == 'not' else KEPT}"
         ) from why
     if not asked_for:
-        told = f"note: {_named(name, revision)} is taken from the cache, commit {found.name[:12]} ({reason})"
-        print(told, file=sys.stderr, flush=True)
+        note = f"note: {_named(name, revision)} is taken from the cache, commit {found.name[:12]} ({reason})"
+        print(note, file=sys.stderr, flush=True)
     return found
 
 

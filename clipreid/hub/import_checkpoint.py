@@ -205,8 +205,8 @@ def describe(model: ReIDModel, output: Path) -> str:
     ]
     if model.side is not None:
         known = {"cameras": config.cameras, "views": config.views}
-        told = " and ".join(f"{what} {n[0]} to {n[-1]}" for what, n in known.items() if n)
-        lines.append(f"side information of {told}: model.embed(images, cameras=[...], views=[...])")
+        sides = " and ".join(f"{what} {n[0]} to {n[-1]}" for what, n in known.items() if n)
+        lines.append(f"side information of {sides}: model.embed(images, cameras=[...], views=[...])")
     more = "" if model.side is None else " --same-cameras"
     return "\n".join([*lines, f"run folder: {output}", "next, on the data it was trained for:",
                       f"  clipreid evaluate {output} --data NAME:ROOT{more}"])  # fmt: skip

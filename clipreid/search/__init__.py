@@ -4,9 +4,9 @@
 """
 
 from clipreid.search.embedding import Embedded, embed
+from clipreid.search.find import find_pictures
 from clipreid.search.format import model_print
 from clipreid.search.gallery import Gallery, Hit, mark_itself
 from clipreid.search.page import write_page
-from clipreid.search.pictures import find_pictures
 
 __all__ = ["Embedded", "Gallery", "Hit", "embed", "find_pictures", "mark_itself", "model_print", "write_page"]

@@ -23,13 +23,13 @@ import torch
 from filelock import Timeout
 
 from clipreid.data import Split
-from clipreid.data.blocks import in_blocks
 from clipreid.data.cache import decode
+from clipreid.data.parallel import in_blocks
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
-from clipreid.search.blocks import Blocks, check_space, contents, to_table, writing
+from clipreid.search.block_store import BlockStore, check_space, contents, to_table, writing
+from clipreid.search.find import absolute_entry
 from clipreid.search.format import describe, read_about
-from clipreid.search.pictures import located
 
 BLOCK = 256  # pictures: what a killed process loses at most
 LARGEST = 256  # batch; a block is not embedded across its end
@@ -91,7 +91,7 @@ def embed(
         raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
-    about = describe(model, run) | {"sources": [located(entry) for entry in sources], "split": pictures.name}
+    about = describe(model, run) | {"sources": [absolute_entry(entry) for entry in sources], "split": pictures.name}
     about |= {"pattern": pattern, "columns": columns}
     job = _Job(model.eval(), pictures, output, about, batch_size, overwrite, threads, progress)
     with writing(output):
@@ -116,8 +116,8 @@ class _Job:
     outdated: int | None = None  # inode of an output that is made anew
 
     @property
-    def blocks(self) -> Blocks:
-        return Blocks(self.output.with_name(f".{self.output.name}.embedding"), self.about)
+    def blocks(self) -> BlockStore:
+        return BlockStore(self.output.with_name(f".{self.output.name}.embedding"), self.about)
 
     @property
     def listing(self) -> Path:

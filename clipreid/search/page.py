@@ -11,13 +11,13 @@ from pathlib import Path
 from PIL import Image
 
 from clipreid.data import Split
-from clipreid.data.pictures import read_picture
+from clipreid.data.images import read_picture
 from clipreid.errors import UserError
 from clipreid.reports.html import document, write
 from clipreid.reports.html_lists import crop_cell
 from clipreid.reports.thumbnails import thumbnail
+from clipreid.search.find import is_data, split_of_data
 from clipreid.search.gallery import Gallery, Hit
-from clipreid.search.pictures import is_data, of_data
 
 GONE = '<span class="tag">the picture cannot<br>be found or read</span>'
 
@@ -66,7 +66,7 @@ class Album:
 @cache
 def _split(spec: str, name: str, pattern: str | None, columns: str | None) -> Split | None:
     try:
-        return of_data(spec, name, pattern, columns)
+        return split_of_data(spec, name, pattern, columns)
     except UserError:  # its files are gone, too
         return None
 

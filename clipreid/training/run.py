@@ -15,7 +15,7 @@ from torch import Tensor
 
 import clipreid
 from clipreid.backbones import Backbone, ImageBackbone, check_fits, check_processes, is_image_only, load_backbone
-from clipreid.data import Mixture, Pixels, ReIDData, known_as, mixed_pk_indices, process_slice, relabel
+from clipreid.data import Mixture, Pixels, ReIDData, mixed_pk_indices, process_slice, relabel, trained_name
 from clipreid.errors import UserError
 from clipreid.evaluation.score import ZERO_SHOT, score
 from clipreid.hub import CONFIG, IDENTITIES, backbone_record, load_identities, save_identities
@@ -280,7 +280,7 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
     for data in run.tests:
         if run.config.resume and name in before.get(data.name, {}):
             continue
-        known = known_as(data.name.removesuffix(VAL), run.config.data)
+        known = trained_name(data.name.removesuffix(VAL), run.config.data)
         found = score(
             data, model.embed_parts, model.image_size, model.config.interpolation,
             accelerator=run.accelerator, skip_bad=run.config.skip_bad, embed_text=model.embed_text,

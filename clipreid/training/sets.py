@@ -11,10 +11,10 @@ from clipreid.data import (
     Pixels,
     ReIDData,
     check_trainable,
+    data_place,
     join_pixels,
     load_data,
     pixel_cache,
-    place,
     reader_flags,
     set_shares,
 )
@@ -41,8 +41,8 @@ def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
     _check_apart(specs)
     flags = reader_flags((*specs, *further), config.pattern, config.columns)
     sets = [load_data(spec, noun=config.noun, **flags[spec]) for spec in specs]
-    others = {place(spec): spec for spec in reversed(further)}  # each once, by its first name
-    home = {place(spec) for spec in specs}
+    others = {data_place(spec): spec for spec in reversed(further)}  # each once, by its first name
+    home = {data_place(spec) for spec in specs}
     tests = [load_data(spec, **flags[spec]) for at, spec in reversed(others.items()) if at not in home]
     for test in tests:
         if not {"query", "gallery"} <= test.splits.keys():
@@ -81,7 +81,7 @@ def _check_apart(specs: Sequence[str]) -> None:
     """Refuses to train on the same data, or on the same people, twice."""
     for nth, spec in enumerate(specs):
         for before in specs[:nth]:
-            if place(spec) == place(before):
+            if data_place(spec) == data_place(before):
                 also = "" if spec == before else f" (also as {before})"
                 raise UserError(f"--data {spec} is given twice{also}: name every data set once")
             if family := same_people(before, spec):

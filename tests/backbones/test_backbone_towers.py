@@ -181,8 +181,8 @@ def test_refusals() -> None:
 def test_activations_differ_and_are_used(activation: str) -> None:
     from transformers.activations import ACT2FN
 
-    from clipreid.backbones.blocks import ACTIVATIONS
     from clipreid.backbones.hf import ACTIVATION_NAMES
+    from clipreid.backbones.transformer import ACTIVATIONS
 
     x = torch.linspace(-5, 5, 101)
     theirs = [name for name, ours in ACTIVATION_NAMES.items() if ours == activation]

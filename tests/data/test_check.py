@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from clipreid.data import ReIDData, Split
-from clipreid.data.blocks import in_blocks
 from clipreid.data.check import check, read_and_check
 from clipreid.data.duplicates import exact_groups, find_blank, near_pairs
 from clipreid.data.findings import CheckReport, Finding
-from clipreid.data.scan import Seen, look, scan
+from clipreid.data.parallel import in_blocks
+from clipreid.data.scan import Seen, inspect_image, scan
 from clipreid.data.sheet import draw_sheet
 from clipreid.errors import UserError
 
@@ -92,9 +92,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_every_truncation_is_noticed(tmp_path: Path, suffix: str) -> None:
     data = save(tmp_path / f"a.{suffix}", 1).read_bytes()
     for keep in (0.2, 0.5, 0.9, 0.97):
-        seen = look({"path": f"a.{suffix}", "bytes": data[: int(len(data) * keep)]})
+        seen = inspect_image({"path": f"a.{suffix}", "bytes": data[: int(len(data) * keep)]})
         assert seen.kind in ("truncated or damaged picture", "not a picture"), (keep, seen)
-    assert look({"path": f"a.{suffix}", "bytes": data}).kind == ""
+    assert inspect_image({"path": f"a.{suffix}", "bytes": data}).kind == ""
 
 
 def test_pictures_that_are_other_than_they_look(tmp_path: Path) -> None:
@@ -337,7 +337,7 @@ def seen_of(images: list[Image.Image], **options: int) -> list[Seen]:
     for image in images:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", **options) if options else image.save(buffer, "PNG")
-        found.append(look({"path": None, "bytes": buffer.getvalue()}))
+        found.append(inspect_image({"path": None, "bytes": buffer.getvalue()}))
     return found
 
 

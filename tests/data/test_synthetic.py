@@ -74,7 +74,7 @@ def test_pixels_are_those_of_this_version() -> None:
 def test_painting_depends_on_nothing_but_the_shot() -> None:
     """Neither on what was painted before nor on the global generators."""
     first = [paint(shot) for shot in SHOTS]
-    wardrobe.look.cache_clear()
+    wardrobe.appearance.cache_clear()
     scene.cache_clear()
     np.random.seed(3)
     for shot, (pixels, words) in reversed(list(zip(SHOTS, first, strict=True))):

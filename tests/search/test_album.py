@@ -12,9 +12,9 @@ from PIL import Image
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
 from clipreid.search import Gallery, embed, find_pictures
+from clipreid.search.find import absolute_entry
 from clipreid.search.gallery import Hit, mark_itself
 from clipreid.search.page import Album, write_page
-from clipreid.search.pictures import located
 
 COLUMNS = "identity=pid,camera=camid"
 
@@ -128,4 +128,4 @@ def test_sources_mean_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest
     own = f"{tmp_path}/own"
     named = {"own": own, "own/**/*.jpg": f"{own}/**/*.jpg", "folder:own": f"folder:{own}",
              "synthetic": "synthetic", "synthetic:own": "synthetic:own", "hub:some/name": "hub:some/name"}  # fmt: skip
-    assert {entry: located(entry) for entry in named} == named
+    assert {entry: absolute_entry(entry) for entry in named} == named

@@ -11,7 +11,7 @@ from .wardrobe import box, shift
 def backpack(f: Figure) -> None:
     """Broad from behind, a bulge from the side, two straps from the front."""
     s, top, low = f.half, f.shoulder_y + 6, f.hip_y - 0.03 * f.h
-    colour, dark, draw = f.look.bag, shift(f.look.bag, -44), f.draw
+    colour, dark, draw = f.appearance.bag, shift(f.appearance.bag, -44), f.draw
     if f.facing > 0.45:
         for sign in (-1, 1):
             draw.line(
@@ -26,11 +26,11 @@ def backpack(f: Figure) -> None:
     draw.rounded_rectangle(shape, radius=10, fill=colour, outline=dark, width=3)
     draw.rounded_rectangle((x - 0.6 * half, low - 0.09 * f.h, x + 0.6 * half, low - 6), radius=5, fill=dark)
     if f.style.detail:
-        draw.ellipse(box((x, top + 0.05 * f.h), 0.25 * half), fill=f.look.bag_patch)
+        draw.ellipse(box((x, top + 0.05 * f.h), 0.25 * half), fill=f.appearance.bag_patch)
 
 
 def handbag(f: Figure, hand: Point) -> None:
-    w, colour = 0.062 * f.h, f.look.bag
+    w, colour = 0.062 * f.h, f.appearance.bag
     y = hand[1] + 0.02 * f.h
     f.draw.arc(
         (hand[0] - 0.6 * w, hand[1] - 0.4 * w, hand[0] + 0.6 * w, y + w),
@@ -50,7 +50,7 @@ def handbag(f: Figure, hand: Point) -> None:
 
 def shoulder_bag(f: Figure) -> None:
     """A strap across the body and a bag on the person's left hip."""
-    colour, dark = f.look.bag, shift(f.look.bag, -44)
+    colour, dark = f.appearance.bag, shift(f.appearance.bag, -44)
     visible = np.sin(np.pi / 2 + f.pose.angle)  # x of the left hip, in half widths
     hip = (f.x + f.half * visible + 4 * np.sign(visible), f.hip_y + 0.02 * f.h)
     if np.cos(np.pi / 2 + f.pose.angle) > -0.75:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .people import RGB, Person
-from .wardrobe import TEXTURE_ANGLES, TEXTURE_HEIGHT, box, look, shift
+from .wardrobe import TEXTURE_ANGLES, TEXTURE_HEIGHT, appearance, box, shift
 
 Point = tuple[float, float]
 
@@ -44,15 +44,15 @@ class Figure:
 
     def __init__(self, canvas: Image.Image, person: Person, pose: Pose, style: Style) -> None:
         self.canvas, self.draw = canvas, ImageDraw.Draw(canvas)
-        self.person, self.pose, self.style, self.look = person, pose, style, look(person)
+        self.person, self.pose, self.style, self.appearance = person, pose, style, appearance(person)
         self.side, self.facing = float(np.sin(pose.angle)), float(np.cos(pose.angle))
-        h = pose.height * self.look.height
+        h = pose.height * self.appearance.height
         self.h, self.x = h, pose.x
-        self.head_radius = 0.062 * h * self.look.head
-        self.hip_y = pose.feet - h * self.look.legs
+        self.head_radius = 0.062 * h * self.appearance.head
+        self.hip_y = pose.feet - h * self.appearance.legs
         self.crown_y = pose.feet - h
         self.shoulder_y = self.crown_y + 2.35 * self.head_radius
-        wide, deep = 0.134 * h * self.look.width, 0.092 * h * self.look.width
+        wide, deep = 0.134 * h * self.appearance.width, 0.092 * h * self.appearance.width
         self.half = float(np.hypot(wide * self.facing, deep * self.side))  # half width of the torso as seen
         self.wide = wide
 
@@ -87,7 +87,7 @@ class Figure:
     def leg(self, left: bool, near: bool) -> None:
         """One leg with knee, shoe and, where worn, a side stripe."""
         sign = 1.0 if left else -1.0
-        pose, person, outfit = self.pose, self.person, self.look
+        pose, person, outfit = self.pose, self.person, self.appearance
         thigh = shin = (pose.feet - self.hip_y) / 2 * 0.97
         swing = pose.swing * np.sin(pose.stride + (0 if left else np.pi))
         bend = max(0.0, 0.9 * pose.swing * np.cos(pose.stride + (0 if left else np.pi))) * 0.8
@@ -123,13 +123,13 @@ class Figure:
         )
         y = ankle[1]
         drop = 0.028 * self.h + (0.012 * self.h if self.facing > 0.5 else 0)
-        self.draw.rounded_rectangle((x0, y - 0.022 * self.h, x1, y + drop), radius=4, fill=self.look.shoes)
-        self.draw.line((x0 + 1, y + drop, x1 - 1, y + drop), fill=self.look.sole, width=3)
+        self.draw.rounded_rectangle((x0, y - 0.022 * self.h, x1, y + drop), radius=4, fill=self.appearance.shoes)
+        self.draw.line((x0 + 1, y + drop, x1 - 1, y + drop), fill=self.appearance.sole, width=3)
 
     def arm(self, left: bool, near: bool) -> Point:
         """One arm with sleeve and hand; returns where the hand is."""
         sign = 1.0 if left else -1.0
-        pose, outfit = self.pose, self.look
+        pose, outfit = self.pose, self.appearance
         swing = 0.8 * pose.swing * np.sin(pose.stride + (np.pi if left else 0))
         length = 0.165 * self.h
         shoulder = (self.x + sign * 0.93 * self.wide * self.facing, self.shoulder_y + 0.035 * self.h)
@@ -170,7 +170,7 @@ class Figure:
                 (self.x + 1.2 * self.half, low),
                 (self.x - 1.2 * self.half, low),
             ]
-            self.wrap(skirt, self.look.bottom, 1.25 * self.half)
+            self.wrap(skirt, self.appearance.bottom, 1.25 * self.half)
         else:
             s, low = self.half, self.hip_y + 12
             seat = [
@@ -179,7 +179,7 @@ class Figure:
                 (self.x + 0.84 * s, low),
                 (self.x - 0.84 * s, low),
             ]
-            self.wrap(seat, self.look.bottom, s)
+            self.wrap(seat, self.appearance.bottom, s)
         s, y = self.half, self.shoulder_y
         right = [
             (self.x + 0.35 * s, y - 3),
@@ -189,6 +189,8 @@ class Figure:
             (self.x + flare * s, hem),
         ]
         shape = right + [(2 * self.x - px, py) for px, py in reversed(right)]
-        self.wrap(shape, self.look.top, 1.02 * s)
-        if self.look.belt and self.style.detail and self.person.top in ("t-shirt", "coat", "sweater"):
-            self.draw.line((self.x - 0.86 * s, waist + 2, self.x + 0.86 * s, waist + 2), fill=self.look.belt, width=5)
+        self.wrap(shape, self.appearance.top, 1.02 * s)
+        if self.appearance.belt and self.style.detail and self.person.top in ("t-shirt", "coat", "sweater"):
+            self.draw.line(
+                (self.x - 0.86 * s, waist + 2, self.x + 0.86 * s, waist + 2), fill=self.appearance.belt, width=5
+            )

@@ -10,7 +10,7 @@ from .wardrobe import box, shift
 
 def neck_and_head(f: Figure) -> None:
     r, y = f.head_radius, f.crown_y + 1.08 * f.head_radius
-    outfit, person, draw = f.look, f.person, f.draw
+    outfit, person, draw = f.appearance, f.person, f.draw
     behind = f.facing < -0.3
     draw.rectangle(
         (f.x - 0.42 * r, y + 0.6 * r, f.x + 0.42 * r, f.shoulder_y + 5),
@@ -71,26 +71,26 @@ def neck_and_head(f: Figure) -> None:
 
 def _hair(f: Figure, y: float, r: float) -> None:
     """The cap of hair, which sits towards the back of the head."""
-    x, low = f.x - 0.3 * r * f.side, y - (0.15 - 0.35 * f.look.fringe * (f.facing > 0)) * r
-    f.draw.chord((x - 1.0 * r, y - 1.2 * r, x + 1.0 * r, y + 0.95 * r), 180, 360, fill=f.look.hair)
+    x, low = f.x - 0.3 * r * f.side, y - (0.15 - 0.35 * f.appearance.fringe * (f.facing > 0)) * r
+    f.draw.chord((x - 1.0 * r, y - 1.2 * r, x + 1.0 * r, y + 0.95 * r), 180, 360, fill=f.appearance.hair)
     if abs(f.side) > 0.35:
         back = f.x - np.sign(f.side) * 0.55 * r
-        f.draw.ellipse((back - 0.5 * r, y - 0.9 * r, back + 0.5 * r, y + 0.65 * r), fill=f.look.hair)
+        f.draw.ellipse((back - 0.5 * r, y - 0.9 * r, back + 0.5 * r, y + 0.65 * r), fill=f.appearance.hair)
     if f.facing > 0.3:
-        f.draw.rectangle((x - 0.85 * r, y - 0.3 * r, x + 0.85 * r, low), fill=f.look.hair)
+        f.draw.rectangle((x - 0.85 * r, y - 0.3 * r, x + 0.85 * r, low), fill=f.appearance.hair)
     _strands(f, y, r)
 
 
 def _strands(f: Figure, y: float, r: float) -> None:
     if not f.style.detail:
         return
-    for sx, sy, length, offset in f.look.hair_strands:
+    for sx, sy, length, offset in f.appearance.hair_strands:
         p = (f.x + 0.8 * sx * r, y + (0.45 * sy - 0.6) * r)
-        f.draw.line((p, (p[0] + 2, p[1] + 0.55 * length * r)), fill=shift(f.look.hair, offset), width=3)
+        f.draw.line((p, (p[0] + 2, p[1] + 0.55 * length * r)), fill=shift(f.appearance.hair, offset), width=3)
 
 
 def _hair_behind(f: Figure, y: float, r: float) -> None:
-    hair, draw, x = f.look.hair, f.draw, f.x
+    hair, draw, x = f.appearance.hair, f.draw, f.x
     draw.ellipse((x - 0.98 * r, y - 1.16 * r, x + 0.98 * r, y + 0.85 * r), fill=hair)
     if f.person.hair == "long":
         draw.rounded_rectangle((x - 1.0 * r, y - 0.3 * r, x + 1.0 * r, y + 2.3 * r), radius=9, fill=hair)
@@ -102,7 +102,7 @@ def _hair_behind(f: Figure, y: float, r: float) -> None:
 
 def _face(f: Figure, y: float, r: float) -> None:
     """Eyes, glasses, mouth and beard, each at its body angle: turned away they disappear."""
-    outfit, draw = f.look, f.draw
+    outfit, draw = f.appearance, f.draw
     if outfit.beard and f.facing > -0.2:
         x = f.x + 0.55 * r * f.side
         draw.chord((x - 0.72 * r, y - 0.1 * r, x + 0.72 * r, y + 1.12 * r), 20, 160, fill=shift(outfit.hair, -10))
@@ -118,7 +118,7 @@ def _face(f: Figure, y: float, r: float) -> None:
 
 
 def _hat(f: Figure, y: float, r: float) -> None:
-    colour, dark, x = f.look.hat, shift(f.look.hat, -40), f.x
+    colour, dark, x = f.appearance.hat, shift(f.appearance.hat, -40), f.x
     crown = (x - 1.08 * r, y - 1.5 * r, x + 1.08 * r, y + 0.7 * r)
     f.draw.chord(crown, 180, 360, fill=colour)
     line = y - 0.4 * r

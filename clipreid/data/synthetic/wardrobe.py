@@ -22,7 +22,7 @@ _SKINS: tuple[RGB, ...] = ((246, 214, 190), (226, 180, 146), (198, 146, 108), (1
 
 
 @dataclass(frozen=True)
-class Look:
+class Appearance:
     """The drawn details of one person."""
 
     top: np.ndarray  # uint8 [96, 144, 3] shoulder to hem x body angle (0 = chest, in the middle column)
@@ -159,14 +159,14 @@ def _top_texture(person: Person, colour: RGB) -> np.ndarray:
 
 
 @lru_cache(maxsize=256)
-def look(person: Person) -> Look:
+def appearance(person: Person) -> Appearance:
     """The details of `person`, drawn from its attributes and trait seeds (the same on every call)."""
     shade, trim, face = person.trait("shade"), person.trait("trim"), person.trait("face")
     build, strands = person.trait("build"), person.trait("hair_texture")
     top, bottom = _shaded(COLOURS[person.top_colour], shade), _shaded(COLOURS[person.bottom_colour], shade)
     hair = _shaded(HAIR_COLOURS[person.hair_colour], shade)
     bottom_cloth = _garment(bottom, "plain", np.random.default_rng([99, person.fabric]))
-    return Look(
+    return Appearance(
         top=_top_texture(person, top),
         bottom=np.clip(bottom_cloth, 0, 255).astype(np.uint8),
         top_colour=top,

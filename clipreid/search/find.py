@@ -41,7 +41,7 @@ def find_pictures(
         raise UserError(f"--columns names columns of tables and works with hub: only, not with {images[0]!r}")
     if pattern and set(specs) == set(images) and "folder" not in readers:
         raise UserError(f"--pattern reads paths of folders, files and folder:, not of {images[0]!r}: leave it out")
-    parts = {spec: of_data(spec, split, pattern, columns) for spec in specs}
+    parts = {spec: split_of_data(spec, split, pattern, columns) for spec in specs}
     _check_names(parts)
     tables = [part.table for part in parts.values()]
     places: dict[str, Place] = {}  # by the absolute path
@@ -73,7 +73,7 @@ def is_data(entry: str) -> bool:
     return entry.partition(":")[0] in READERS and not os.path.exists(entry)
 
 
-def located(entry: str) -> str:
+def absolute_entry(entry: str) -> str:
     """The same name of pictures, to be understood in any working folder."""
     reader, _, root = entry.partition(":") if is_data(entry) else ("", "", entry)
     path = os.path.abspath(Path(root).expanduser())
@@ -82,7 +82,7 @@ def located(entry: str) -> str:
     return f"{reader}:{path}" if root and reader != "synthetic" and os.path.exists(path) else entry
 
 
-def of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> Split:
+def split_of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> Split:
     """One part of a data set; pattern, columns: for the readers that take them. Raises `UserError`."""
     reader = spec.partition(":")[0]
     data = load_data(spec, pattern if reader == "folder" else None, None, columns if reader == "hub" else None)

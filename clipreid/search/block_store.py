@@ -61,7 +61,7 @@ def to_table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.
 
 
 @dataclass(frozen=True)
-class Blocks:
+class BlockStore:
     """A folder of finished blocks, by name; a file appears at once and whole, or not at all.
 
     Jobs for the same output share the folder, even those of other pictures: the last one at work removes it.
