@@ -84,8 +84,13 @@ def step(config: Config) -> dict[str, Any]:
     }
     way = ways[config.step or "ours"]
     seconds, metrics = timed(lambda: way(query, gallery, q, g), config.repeats)
-    found = {"seconds": median(seconds), "besides": peak_mb() - features, "before": before - features,
-             "mAP": metrics["mAP"], "rank1": metrics["rank1"]}  # fmt: skip
+    found = {
+        "seconds": median(seconds),
+        "besides": peak_mb() - features,
+        "before": before - features,
+        "mAP": metrics["mAP"],
+        "rank1": metrics["rank1"],
+    }
     if config.step == "ours":
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             (whole,), _ = timed(lambda: way(query, gallery, q, g), 1)
@@ -98,9 +103,18 @@ def measure(config: Config, size: str, dim: int, folder: Path) -> list[dict[str,
     rows: list[dict[str, Any]] = []
     for name in ("ours",) if size == "msmt17" else ("torchreid", "vectorised", "ours"):
         found = run_step(__file__, name, folder, config.threads, config.repeats)
-        rows.append({"size": size, "queries": SIZES[size][0], "gallery": SIZES[size][1], "dim": dim, "method": name,
-                     "seconds": found["seconds"], "besides_mb": round(found["besides"]),
-                     "before_mb": round(found["before"])})  # fmt: skip
+        rows.append(
+            {
+                "size": size,
+                "queries": SIZES[size][0],
+                "gallery": SIZES[size][1],
+                "dim": dim,
+                "method": name,
+                "seconds": found["seconds"],
+                "besides_mb": round(found["besides"]),
+                "before_mb": round(found["before"]),
+            }
+        )
         if name == "ours":
             rows[-1] |= {"product_share": found["product_share"]}
         rows[-1] |= {"mAP": f"{found['mAP']:.8f}", "rank1": found["rank1"], "threads": config.threads}
@@ -121,8 +135,9 @@ def main(config: Config) -> None:
     rows = []
     for size in config.sizes:
         for dim in config.dims:
-            rows += with_planted(size, dim, config.parent,
-                                 lambda folder, size=size, dim=dim: measure(config, size, dim, folder))  # fmt: skip
+            rows += with_planted(
+                size, dim, config.parent, lambda folder, size=size, dim=dim: measure(config, size, dim, folder)
+            )
     report(rows, config.csv)
 
 

@@ -101,10 +101,18 @@ def steps(count: int, root: Path) -> list[dict[str, object]]:
         decoded, seconds = sum(int(each["decoded"]) for each in found), max(each["seconds"] for each in found)
         if decoded != expected or len({each["crc"] for each in found}) != 1:
             raise SystemExit(f"{step}: {decoded:,d} pictures decoded, {expected:,d} expected; or other pixels")
-        rows.append({"pictures": count, "step": step, "seconds": round(seconds, 2), "decoded": decoded,
-                     "read_seconds": round(found[0]["read"], 2),
-                     "peak_rss_mb": round(max(each["rss"] for each in found)), "crc": int(found[0]["crc"]),
-                     "cores": os.cpu_count()})  # fmt: skip
+        rows.append(
+            {
+                "pictures": count,
+                "step": step,
+                "seconds": round(seconds, 2),
+                "decoded": decoded,
+                "read_seconds": round(found[0]["read"], 2),
+                "peak_rss_mb": round(max(each["rss"] for each in found)),
+                "crc": int(found[0]["crc"]),
+                "cores": os.cpu_count(),
+            }
+        )
         print(f"{step}: {rows[-1]}", flush=True)
 
     note("built", count, finish(start(home, pictures)))

@@ -52,8 +52,10 @@ def plant(size: str, dim: int, folder: Path, seed: int = 0) -> None:
 
 def planted(folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Query and gallery features, query and gallery columns."""
-    columns = [{name: np.load(folder / f"{side}_{name}.npy") for name in ("identity", "camera")}
-               for side in ("query", "gallery")]  # fmt: skip
+    columns = [
+        {name: np.load(folder / f"{side}_{name}.npy") for name in ("identity", "camera")}
+        for side in ("query", "gallery")
+    ]
     return np.load(folder / "query.npy"), np.load(folder / "gallery.npy"), columns[0], columns[1]
 
 

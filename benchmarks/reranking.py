@@ -126,13 +126,23 @@ def step(config: Config) -> dict[str, Any]:
 
 def measure(config: Config, size: str, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    steps: tuple[Steps, ...] = ("k-reciprocal", "kwf", "aqe") if size == "msmt17" else (
-        "dense", "k-reciprocal", "kwf", "aqe")  # fmt: skip
+    steps: tuple[Steps, ...] = (
+        ("k-reciprocal", "kwf", "aqe") if size == "msmt17" else ("dense", "k-reciprocal", "kwf", "aqe")
+    )
     queries, gallery = SIZES[size][:2]
     for name in steps:
         found = run_step(__file__, name, folder, config.threads, config.repeats)
-        rows.append({"size": size, "queries": queries, "gallery": gallery, "dim": config.dim, "method": name,
-                     "seconds": found["seconds"], "peak_mb": round(found["peak"])})  # fmt: skip
+        rows.append(
+            {
+                "size": size,
+                "queries": queries,
+                "gallery": gallery,
+                "dim": config.dim,
+                "method": name,
+                "seconds": found["seconds"],
+                "peak_mb": round(found["peak"]),
+            }
+        )
         if name == "k-reciprocal" and rows[0]["method"] == "dense":
             rows[-1] |= {
                 "times_faster": rows[0]["seconds"] / rows[-1]["seconds"],

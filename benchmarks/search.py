@@ -53,8 +53,18 @@ def plant(config: Config, folder: Path) -> None:
 
     from clipreid.search.format import schema_of, writer
 
-    about = {"gallery": 1, "run": "", "backbone": "", "model": "", "strength": 1.0, "sources": [], "split": "",
-             "image_size": [], "dimension": config.dim, "parts": {"final": config.dim}}  # fmt: skip
+    about = {
+        "gallery": 1,
+        "run": "",
+        "backbone": "",
+        "model": "",
+        "strength": 1.0,
+        "sources": [],
+        "split": "",
+        "image_size": [],
+        "dimension": config.dim,
+        "parts": {"final": config.dim},
+    }
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((config.pictures // PEOPLE + 1, config.dim), dtype=np.float32)
 
@@ -148,12 +158,20 @@ def measure(config: Config, folder: Path) -> list[dict[str, Any]]:
         raise SystemExit(f"the two find similarities that differ by {gap}")
     same = float((np.array(ours["rows"]) == np.array(theirs["rows"])).mean())
     return [
-        {"pictures": config.pictures, "dim": config.dim, "threads": config.threads, "method": name, "queries": n,
-         "seconds": median([s for run in each for s in run["seconds"][str(n)]]),
-         **{f"{what}_s": median([run[what] for run in each]) for what in ("open", "first")},
-         **{f"{what}_mb": round(max(run[what] for run in each)) for what in ("import", "peak")}, "same": same}
-        for n in QUERIES for name, each in runs.items()
-    ]  # fmt: skip
+        {
+            "pictures": config.pictures,
+            "dim": config.dim,
+            "threads": config.threads,
+            "method": name,
+            "queries": n,
+            "seconds": median([s for run in each for s in run["seconds"][str(n)]]),
+            **{f"{what}_s": median([run[what] for run in each]) for what in ("open", "first")},
+            **{f"{what}_mb": round(max(run[what] for run in each)) for what in ("import", "peak")},
+            "same": same,
+        }
+        for n in QUERIES
+        for name, each in runs.items()
+    ]
 
 
 def main(config: Config) -> None:

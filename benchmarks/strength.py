@@ -45,10 +45,16 @@ def score(config: Config, run: Path) -> list[dict[str, Any]]:
     variant, _, seed = run.name.rpartition("-")
     found = read_metrics(run)
     return [
-        {"variant": variant, "seed": seed, "data": data, "strength": strength,
-         **{metric: round(found[data][name][metric], 4) for metric in METRICS}}
-        for data in config.data for strength, name in models.items()
-    ]  # fmt: skip
+        {
+            "variant": variant,
+            "seed": seed,
+            "data": data,
+            "strength": strength,
+            **{metric: round(found[data][name][metric], 4) for metric in METRICS},
+        }
+        for data in config.data
+        for strength, name in models.items()
+    ]
 
 
 def main(config: Config) -> None:

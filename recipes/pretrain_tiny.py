@@ -63,8 +63,14 @@ def build(config: Config, tokenizer: Tokenizer) -> Backbone:
     shared: dict[str, Any] = {"width": width, "heads": max(1, width // 64), "mlp_width": 4 * width}
     shared |= {"embed_dim": width, "activation": activation, "eps": eps}
     vision = VisionConfig((128, 64), patch_size=8, depth=config.depth, pooling="cls" if clip else "attention", **shared)
-    text = TextConfig(tokenizer.get_vocab_size(), config.context, depth=config.text_depth, causal=clip,
-                      eot_id=end if clip else None, **shared)  # fmt: skip
+    text = TextConfig(
+        tokenizer.get_vocab_size(),
+        config.context,
+        depth=config.text_depth,
+        causal=clip,
+        eot_id=end if clip else None,
+        **shared,
+    )
     words = FastTokenizer(tokenizer, config.context, causal=clip, eot_id=end, pad_id=end or 0, lower=not clip)
     return Backbone.from_configs(vision, text, name=f"tiny-{'clip' if clip else 'siglip2'}", tokenizer=words)
 

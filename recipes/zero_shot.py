@@ -85,8 +85,15 @@ def costs(model: ReIDModel, config: ZeroShot) -> dict[str, Any]:
 
 def scores(model: ReIDModel, data: ReIDData, config: ZeroShot) -> dict[str, Any]:
     """The columns that do: the better feature, its mAP and rank-1."""
-    found = score(data, model.embed_parts, model.image_size, model.config.interpolation, device=config.device,
-                  skip_bad=config.skip_bad, embed_text=model.embed_text)  # fmt: skip
+    found = score(
+        data,
+        model.embed_parts,
+        model.image_size,
+        model.config.interpolation,
+        device=config.device,
+        skip_bad=config.skip_bad,
+        embed_text=model.embed_text,
+    )
     best = found.best(ZERO_SHOT)
     feature = model.tower.pooling if isinstance(model.tower, ImageTower) else best
     return {"feature": feature, **{key: found.reports[best].metrics[key] for key in ("mAP", "rank1")}}

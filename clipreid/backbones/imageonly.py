@@ -16,8 +16,10 @@ from clipreid.backbones.vision import Hook, Tokens
 from clipreid.errors import UserError
 
 HOOKABLE = "the CLIP and SigLIP backbones have it: tiny-clip, open_clip:MODEL/TAG, hf:OWNER/NAME"
-BROKEN = (SafetensorError, UnpicklingError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError,
-          OSError)  # what a bad file raises: torch's unpickler trips over anything  # fmt: skip
+BROKEN = (  # what a bad file raises: torch's unpickler trips over anything
+    *(SafetensorError, UnpicklingError, RuntimeError, ValueError, LookupError),
+    *(TypeError, AttributeError, EOFError, OSError),
+)
 WRAPPINGS = ("state_dict_ema", "model_ema", "state_dict", "model")  # where checkpoints keep their weights
 
 

@@ -31,8 +31,13 @@ def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
 
 def load_recorded(record: Mapping[str, Any]) -> Backbone:
     """The backbone of a `backbone_record`, its print not compared. Raises `UserError` as `load_backbone`."""
-    backbone = load_backbone(record["name"], revision=record["revision"], image_size=tuple(record["image_size"]),
-                             positions=record["positions"], stride=record["stride"])  # fmt: skip
+    backbone = load_backbone(
+        record["name"],
+        revision=record["revision"],
+        image_size=tuple(record["image_size"]),
+        positions=record["positions"],
+        stride=record["stride"],
+    )
     backbone.raw_logits = record["raw_logits"]  # a copy of the weights elsewhere may not say so
     return backbone
 

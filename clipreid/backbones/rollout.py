@@ -34,8 +34,10 @@ def attention_rollout(tower: VisionTower, pixels: Tensor, hooks: Mapping[int, Ho
 
     def mix(attention: Tensor) -> None:  # [B, T, T]
         if attention.shape[-1] != tokens:
-            raise ValueError(f"a block saw {attention.shape[-1]} tokens instead of {tokens}: hooks that add or drop "
-                             "tokens leave no map of the picture")  # fmt: skip
+            raise ValueError(
+                f"a block saw {attention.shape[-1]} tokens instead of {tokens}: hooks that add or drop "
+                "tokens leave no map of the picture"
+            )
         step = (attention + torch.eye(tokens, device=attention.device)) / 2
         flow[:] = [step @ flow[0] if flow else step]
 

@@ -83,8 +83,13 @@ def load_timm(
     _fill(model, state, cfg, positions, f"timm:{spec}")
     model.set_grad_checkpointing(gradient_checkpointing)
     data = resolve_data_config(pretrained_cfg=cfg)
-    return ImageBackbone(TimmTower(model.eval()), name=f"timm:{spec}", mean=tuple(data["mean"]),
-                         std=tuple(data["std"]), interpolation=data["interpolation"])  # fmt: skip
+    return ImageBackbone(
+        TimmTower(model.eval()),
+        name=f"timm:{spec}",
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+    )
 
 
 def _check_name(name: str) -> dict[str, Any]:

@@ -98,8 +98,9 @@ def _describe(data: ReIDData, seen: Scan) -> list[dict[str, Any]]:
             aspect = np.median(sizes[:, 1] / sizes[:, 0])
             wide, high = ("/".join(map(str, side)) for side in zip(smallest, middle, largest, strict=True))
             text = f"width {wide}, height {high} (min/median/max), height:width {aspect:.2f}"
-        described.append({"split": name, "pictures": pictures, "identities": identities, "cameras": cameras,
-                          "sizes": text})  # fmt: skip
+        described.append(
+            {"split": name, "pictures": pictures, "identities": identities, "cameras": cameras, "sizes": text}
+        )
     return described
 
 
@@ -108,11 +109,11 @@ def _from_reading(problems: Sequence[Problem]) -> list[Finding]:
     files: dict[str, dict[str, None]] = {}
     for problem in problems:
         files.setdefault(problem.kind, {}).update(dict.fromkeys(problem.files))
-    return [
-        Finding("note" if kind in HARMLESS else "fault", kind, HARMLESS.get(kind) or ADVICE.get(kind)
-                or "what is in it is missing", tuple(items))
-        for kind, items in files.items()
-    ]  # fmt: skip
+    findings = []
+    for kind, items in files.items():
+        why = HARMLESS.get(kind) or ADVICE.get(kind) or "what is in it is missing"
+        findings.append(Finding("note" if kind in HARMLESS else "fault", kind, why, tuple(items)))
+    return findings
 
 
 def _from_files(seen: Scan) -> list[Finding]:

@@ -50,8 +50,8 @@ class CheckReport:
         lines = [f"{self.name}: " + (f"protocol {self.protocol}" if self.protocol else "cannot be read")]
         lines += [f"files are below {self.root}"] if self.root else []
         for split in self.splits:
-            lines.append("  {split:8s}{pictures:9,d} pictures {identities:7,d} identities {cameras:4d} cameras  {sizes}"
-                         .format(**split))  # fmt: skip
+            line = "  {split:8s}{pictures:9,d} pictures {identities:7,d} identities {cameras:4d} cameras  {sizes}"
+            lines.append(line.format(**split))
         for finding in self.findings:
             number = f" ({len(finding.items):,d})" if finding.items else ""
             lines.append(f"\n{finding.severity}: {finding.kind}{number}: {finding.explanation}")

@@ -18,8 +18,9 @@ def fingerprint(split: Split) -> dict[str, Any]:
     same wherever the data lies and in whatever order it was read, another one when a picture, name or label differs.
     Pixels are not looked at, and neither names nor identities can be read off it.
     """
-    rows = zip(split.paths.tolist(), split.identities.tolist(), split.cameras.tolist(), split.views.tolist(),
-               strict=True)  # fmt: skip
+    rows = zip(
+        split.paths.tolist(), split.identities.tolist(), split.cameras.tolist(), split.views.tolist(), strict=True
+    )
     digest = hashlib.sha256()
     for row in sorted(repr((PurePath(path).name, *labels)) for path, *labels in rows):
         digest.update(row.encode() + b"\n")

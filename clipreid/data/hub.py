@@ -144,8 +144,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ABSENT):
         return f"{text}. Check the name; a private data set needs a token, given with `hf auth login` or HF_TOKEN"
     if any(isinstance(e, ConnectionError | OfflineModeIsEnabled | TimeoutError) for e in chain) or "reach" in lower:
-        return (f"{text}. Offline only what was downloaded before can be read: connect, unset HF_HUB_OFFLINE, "
-                "or copy the data set here and give hub:FOLDER")  # fmt: skip
+        return (
+            f"{text}. Offline only what was downloaded before can be read: connect, unset HF_HUB_OFFLINE, "
+            "or copy the data set here and give hub:FOLDER"
+        )
     if "script" in lower:
         return f"{text}. It needs code of its repository, which is never run: look for its parquet files on the Hub"
     if "config name is missing" in lower or "builderconfig" in lower:

@@ -16,8 +16,18 @@ from clipreid.data.encoded import Tables, describe_columns, encoded_pictures
 from clipreid.errors import UserError
 
 FIELDS = tuple(SCHEMA)
-SPLITS = {"train": "train", "training": "train", "val": "val", "validation": "val", "valid": "val", "dev": "val",
-          "query": "query", "gallery": "gallery", "test": "test", "testing": "test"}  # fmt: skip
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "validation": "val",
+    "valid": "val",
+    "dev": "val",
+    "query": "query",
+    "gallery": "gallery",
+    "test": "test",
+    "testing": "test",
+}
 LIKELY = {  # for the advice in errors and notes only: nothing is taken on a guess
     "image": ("img", "picture", "photo", "crop", "jpg", "png"),
     "identity": ("pid", "person_id", "vehicle_id", "identity_id", "individual_id", "name", "label", "id"),
@@ -220,8 +230,9 @@ def _parts(
     if unknown and cells is not None:
         table, rows = next(iter(unknown.items()))
         said = cells[table][int(rows[0])]
-        raise UserError(f"{spec}: column {column!r} says {said!r} in row {rows[0]} of {table}; "
-                        f"splits are {', '.join(SPLITS)}")  # fmt: skip
+        raise UserError(
+            f"{spec}: column {column!r} says {said!r} in row {rows[0]} of {table}; splits are {', '.join(SPLITS)}"
+        )
     if unknown and parts:
         notes.append(f"not read: {', '.join(unknown)}")
     if not parts:

@@ -99,9 +99,17 @@ def _examine(data: bytes, path: str) -> Seen:
     thumb = rgb.resize(THUMB[::-1], Image.Resampling.BOX)
     problem = f"{rgb.width}x{rgb.height} pixels, each side needs {MIN_SIDE}" if min(rgb.size) < MIN_SIDE else ""
     return Seen(
-        "too small" if problem else "", problem, rgb.width, rgb.height, mode, kind, misnamed,
-        int.from_bytes(pixels.digest(), "little"), difference_hash(rgb), thumb.tobytes(),
-    )  # fmt: skip
+        "too small" if problem else "",
+        problem,
+        rgb.width,
+        rgb.height,
+        mode,
+        kind,
+        misnamed,
+        int.from_bytes(pixels.digest(), "little"),
+        difference_hash(rgb),
+        thumb.tobytes(),
+    )
 
 
 def difference_hash(image: Image.Image) -> int:

@@ -30,11 +30,11 @@ class CameraPairs:
 
     def __str__(self) -> str:
         """Rows: the query's camera; columns: the gallery's; "-" where no query has a match."""
-        rows = [
-            {"query camera": ours, **{f"gallery {name}": f"{100 * value:.1f}% of {n}" if n else "-"
-                                      for name, value, n in zip(self.gallery_cameras, values, counts, strict=True)}}
-            for ours, values, counts in zip(self.query_cameras, self.mAP, self.queries, strict=True)
-        ]  # fmt: skip
+        rows = []
+        for ours, values, counts in zip(self.query_cameras, self.mAP, self.queries, strict=True):
+            cells = [f"{100 * value:.1f}% of {n}" if n else "-" for value, n in zip(values, counts, strict=True)]
+            titles = [f"gallery {name}" for name in self.gallery_cameras]
+            rows.append({"query camera": ours, **dict(zip(titles, cells, strict=True))})
         return f"mAP by camera pair, and how many queries it is of\n\n{format_table(rows)}"
 
 
@@ -96,14 +96,16 @@ def by_column(report: Report, values: Sequence[object] | np.ndarray, name: str =
     for value in np.unique(column[scored]).tolist():
         part = _part(report, scored & (column == value))
         low, high = part.intervals.get("mAP", (np.nan, np.nan))
-        rows.append({
-            name: "unknown" if value in (UNKNOWN, "-1", "") else str(value),
-            "mAP": part.metrics["mAP"],
-            "95%": f"{100 * low:.1f} to {100 * high:.1f}" if part.intervals else "-",
-            "rank1": part.metrics["rank1"],
-            "queries": len(part.per_query["ap"]),
-            "identities": len(set(part.per_query["identity"].tolist())),
-        })  # fmt: skip
+        rows.append(
+            {
+                name: "unknown" if value in (UNKNOWN, "-1", "") else str(value),
+                "mAP": part.metrics["mAP"],
+                "95%": f"{100 * low:.1f} to {100 * high:.1f}" if part.intervals else "-",
+                "rank1": part.metrics["rank1"],
+                "queries": len(part.per_query["ap"]),
+                "identities": len(set(part.per_query["identity"].tolist())),
+            }
+        )
     return rows
 
 

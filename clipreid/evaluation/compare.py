@@ -65,10 +65,15 @@ class Comparison:
         paths = ["" if self.path is None else str(self.path[row]) for row in rows]
         shown = ["/".join(Path(path).parts[-2:]) for path in paths]
         return format_table(
-            {"query": path or f"row {row}", "identity": self.identity[row], f"AP {self.names[0]}": _percent(a),
-             f"AP {self.names[1]}": _percent(b), "change": f"{100 * (b - a):+.1f}"}
+            {
+                "query": path or f"row {row}",
+                "identity": self.identity[row],
+                f"AP {self.names[0]}": _percent(a),
+                f"AP {self.names[1]}": _percent(b),
+                "change": f"{100 * (b - a):+.1f}",
+            }
             for path, row, a, b in zip(shown, rows, self.ap[0][rows], self.ap[1][rows], strict=True)
-        )  # fmt: skip
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the figures for each query, ready for JSON."""
@@ -76,27 +81,40 @@ class Comparison:
             {"name": name, "runs": runs, "metrics": metrics, "intervals": _lists(intervals)}
             for name, runs, metrics, intervals in zip(self.names, self.runs, self.metrics, self.intervals, strict=True)
         ]
-        return {"models": sides, "difference": self.difference, "level": self.level, "p_value": self.p_value,
-                "difference_interval": _lists(self.difference_interval)}  # fmt: skip
+        return {
+            "models": sides,
+            "difference": self.difference,
+            "level": self.level,
+            "p_value": self.p_value,
+            "difference_interval": _lists(self.difference_interval),
+        }
 
     def __str__(self) -> str:
         """A row for each figure: both models, difference and p-value, with intervals; then how they were made."""
         sides = [format_intervals(m, i) for m, i in zip(self.metrics, self.intervals, strict=True)]
         table = format_table(
-            {"figure": TITLES[name], self.names[0]: sides[0][name], self.names[1]: sides[1][name],
-             "difference": _signed(self.difference[name], self.difference_interval[name]),
-             "p": f"{self.p_value[name]:.2g}"}
+            {
+                "figure": TITLES[name],
+                self.names[0]: sides[0][name],
+                self.names[1]: sides[1][name],
+                "difference": _signed(self.difference[name], self.difference_interval[name]),
+                "p": f"{self.p_value[name]:.2g}",
+            }
             for name in METRICS
-        )  # fmt: skip
+        )
         scored = ~np.isnan(self.ap[0])
         drawn = "runs and identities" if max(self.runs) > 1 else "identities"
         identities = len(set(self.identity[scored].tolist()))
-        lines = [f"{int(scored.sum())} queries of {identities} identities; difference in percentage points",
-                 f"in brackets {100 * self.level:g}% intervals, paired bootstrap over {drawn}",
-                 "p: paired sign-flip test over identities"]  # fmt: skip
+        lines = [
+            f"{int(scored.sum())} queries of {identities} identities; difference in percentage points",
+            f"in brackets {100 * self.level:g}% intervals, paired bootstrap over {drawn}",
+            "p: paired sign-flip test over identities",
+        ]
         if max(self.runs) > 1:
-            lines.append(f"means of {self.runs[0]} and {self.runs[1]} runs; p speaks of these runs only, the intervals "
-                         "of others like them too")  # fmt: skip
+            lines.append(
+                f"means of {self.runs[0]} and {self.runs[1]} runs; p speaks of these runs only, the intervals "
+                "of others like them too"
+            )
         return "\n".join([table, "", *lines])
 
 

@@ -34,9 +34,12 @@ def gflops(forward: Callable[[Tensor], object], size: tuple[int, int], device: t
 
 @torch.no_grad()
 def latency(
-    forward: Callable[[Tensor], object], size: tuple[int, int], batch_size: int, device: torch.device | str = "cpu",
+    forward: Callable[[Tensor], object],
+    size: tuple[int, int],
+    batch_size: int,
+    device: torch.device | str = "cpu",
     repeats: int = 5,
-) -> float:  # fmt: skip
+) -> float:
     """Milliseconds per picture: the median over `repeats` batches of noise, after one that is not counted.
 
     Args:

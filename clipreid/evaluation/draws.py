@@ -72,9 +72,13 @@ def _draw_galleries(query: Columns, gallery: Columns, rules: Protocol) -> tuple[
 
 
 def _ranks(
-    similarity: Tensor, query: Columns, gallery: Columns, groups: np.ndarray, drawn: list[list[np.ndarray]],
+    similarity: Tensor,
+    query: Columns,
+    gallery: Columns,
+    groups: np.ndarray,
+    drawn: list[list[np.ndarray]],
     rules: Protocol,
-) -> np.ndarray:  # fmt: skip
+) -> np.ndarray:
     """float64 [draws, c]: the rank of the match of each query, ties against it; NaN = no match in this draw."""
     ranks = np.full((rules.draws, len(similarity)), np.nan)
     for group in np.unique(groups):

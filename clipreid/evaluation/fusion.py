@@ -31,8 +31,10 @@ def fuse(similarity_a: Tensor, similarity_b: Tensor, weight: float) -> Tensor:
     """
     _check(weight)
     if similarity_a.shape != similarity_b.shape:
-        raise UserError(f"similarities of {list(similarity_a.shape)} and {list(similarity_b.shape)} cannot be fused: "
-                        "both models must score the same queries and gallery")  # fmt: skip
+        raise UserError(
+            f"similarities of {list(similarity_a.shape)} and {list(similarity_b.shape)} cannot be fused: "
+            "both models must score the same queries and gallery"
+        )
     return weight * similarity_a + (1 - weight) * similarity_b
 
 

@@ -65,9 +65,11 @@ class Unscored:
         """How many, which, why, and an example of each kind. `table` = query metadata."""
         unasked = self.asked == 0
         absent, ruled = ~unasked & (self.same_identity == 0), ~unasked & (self.by_rule > 0)
-        itself = "the query picture itself was drawn every time" if protocol.draws else (
-            "the only match is the query picture itself"
-        )  # fmt: skip
+        itself = (
+            "the query picture itself was drawn every time"
+            if protocol.draws
+            else ("the only match is the query picture itself")
+        )
         kinds = [
             (f"the protocol asks {protocol.asked} only", unasked),
             ("their identity is not in the gallery", absent),

@@ -165,8 +165,9 @@ def _pairs(units: Tensor, n: int, row: Tensor, column: Tensor) -> Tensor:
     start = _starts(torch.bincount(row, minlength=n))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")  # what is used here is under test
-        pattern = torch.sparse_csr_tensor(start, column, torch.zeros(len(row), device=units.device), (n, n),
-                                          check_invariants=False)  # fmt: skip
+        pattern = torch.sparse_csr_tensor(
+            start, column, torch.zeros(len(row), device=units.device), (n, n), check_invariants=False
+        )
     return torch.sparse.sampled_addmm(pattern, units[:n], units[:n].T, beta=0.0).values()
 
 

@@ -95,9 +95,13 @@ def _same_view(query: Columns, gallery: Columns) -> Tensor:
 
 def _market_rule(name: str, of: str) -> Protocol:
     return Protocol(
-        name, f"pictures of the query's identity from the query's own camera do not count{of}", _market,
-        "same identity and same camera as the query", "from camera {camera}", ("camera",),
-    )  # fmt: skip
+        name,
+        f"pictures of the query's identity from the query's own camera do not count{of}",
+        _market,
+        "same identity and same camera as the query",
+        "from camera {camera}",
+        ("camera",),
+    )
 
 
 def _direction(ours: str, theirs: str) -> Protocol:
@@ -107,11 +111,16 @@ def _direction(ours: str, theirs: str) -> Protocol:
         return (gallery["view"] != VIEWS[theirs]) | _market(query, gallery)
 
     return Protocol(
-        f"{ours}-to-{theirs}", f"{ours} queries, {theirs} gallery; the own camera's pictures do not count", junk,
+        f"{ours}-to-{theirs}",
+        f"{ours} queries, {theirs} gallery; the own camera's pictures do not count",
+        junk,
         f"every gallery picture that is not {theirs}; same identity and same camera as the query",
-        f"not {theirs}, or from camera {{camera}}", ("camera",), ("view",),
-        asks=lambda query: query["view"] == VIEWS[ours], asked=f"queries of view {VIEWS[ours]} ({ours})",
-    )  # fmt: skip
+        f"not {theirs}, or from camera {{camera}}",
+        ("camera",),
+        ("view",),
+        asks=lambda query: query["view"] == VIEWS[ours],
+        asked=f"queries of view {VIEWS[ours]} ({ours})",
+    )
 
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -121,13 +130,21 @@ PROTOCOLS: dict[str, Protocol] = {
         # the "ALL" of aerial-ground sets, and the general setting of cloth-changing ones
         _market_rule("market1501", ""),
         Protocol(
-            "cross-camera", "the gallery of each query is what the other cameras saw", _cross_camera,
-            "same camera as the query", "from camera {camera}", ("camera",),
+            "cross-camera",
+            "the gallery of each query is what the other cameras saw",
+            _cross_camera,
+            "same camera as the query",
+            "from camera {camera}",
+            ("camera",),
         ),
         Protocol("no-cameras", "every other picture counts", _nothing, "the query picture itself", "junk"),
         # each picture is a query once, all others are its gallery; common in animal re-identification
         Protocol(
-            "leave-one-out", "each picture against all others", _leave_one_out, "the query picture itself", "junk",
+            "leave-one-out",
+            "each picture against all others",
+            _leave_one_out,
+            "the query picture itself",
+            "junk",
             needs=("path",),
         ),
         # Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017, section 4.1:
@@ -136,14 +153,24 @@ PROTOCOLS: dict[str, Protocol] = {
         # Li et al., "DeepReID", CVPR 2014: single-gallery-shot. Each query is compared with one random picture of
         # every identity as the other cameras of the test set saw it. Name cameras by their place in the pair (1, 2)
         Protocol(
-            "cuhk03-classic", "one random picture of each identity from the other cameras, mean of 100 draws",
-            _cross_camera, "same camera as the query", "from camera {camera}", needs=("camera",), draws=100,
+            "cuhk03-classic",
+            "one random picture of each identity from the other cameras, mean of 100 draws",
+            _cross_camera,
+            "same camera as the query",
+            "from camera {camera}",
+            needs=("camera",),
+            draws=100,
         ),
         # Liu et al., "Deep relative distance learning", CVPR 2016: of each vehicle one random picture is the gallery,
         # all others are queries. Query and gallery are the same pictures here, and the draw parts them
         Protocol(
-            "vehicleid", "one random picture of each vehicle is the gallery, the others ask; mean of 10 draws",
-            _nothing, "the query picture itself", "junk", needs=("path",), draws=10,
+            "vehicleid",
+            "one random picture of each vehicle is the gallery, the others ask; mean of 10 draws",
+            _nothing,
+            "the query picture itself",
+            "junk",
+            needs=("path",),
+            draws=10,
         ),
         # Liu et al., "A deep learning-based approach to progressive vehicle re-identification", ECCV 2016, section 5
         _market_rule("veri", ""),
@@ -151,25 +178,42 @@ PROTOCOLS: dict[str, Protocol] = {
         # LTCC. PRCC (Yang et al., TPAMI 2021; gallery camera A) comes out of the two: its queries of camera B wear
         # the gallery's clothes, those of camera C others
         Protocol(
-            "cloth-changing", "matches in the query's own clothes or from its own camera do not count",
-            _cloth_changing, "same identity and same camera or same clothes as the query",
-            "from camera {camera} or in clothes {clothes}", ("camera",), ("clothes",),
+            "cloth-changing",
+            "matches in the query's own clothes or from its own camera do not count",
+            _cloth_changing,
+            "same identity and same camera or same clothes as the query",
+            "from camera {camera} or in clothes {clothes}",
+            ("camera",),
+            ("clothes",),
         ),
         Protocol(
-            "same-clothes", "matches in other clothes or from the query's own camera do not count", _same_clothes,
+            "same-clothes",
+            "matches in other clothes or from the query's own camera do not count",
+            _same_clothes,
             "same identity and same camera or other clothes than the query",
-            "from camera {camera} or not in clothes {clothes}", ("camera",), ("clothes",),
+            "from camera {camera} or not in clothes {clothes}",
+            ("camera",),
+            ("clothes",),
         ),
         # Li et al., "Person search with natural language description", CVPR 2017: captions ask, every picture of the
         # identity is a match, the one that was described too
         Protocol(
-            "text-to-image", "captions ask, every picture of their identity counts", _nothing, "none", "junk",
-            own_counts=True, captions=True,
+            "text-to-image",
+            "captions ask, every picture of their identity counts",
+            _nothing,
+            "none",
+            "junk",
+            own_counts=True,
+            captions=True,
         ),
         # Zhang et al., "View-decoupled transformer", CVPR 2024, section 5 (CARGO, A<->G): views in the place of cameras
         Protocol(
-            "aerial-ground", "pictures of the query's identity in the query's own view do not count", _same_view,
-            "same identity and same view as the query", "of view {view}", needs=("view",),
+            "aerial-ground",
+            "pictures of the query's identity in the query's own view do not count",
+            _same_view,
+            "same identity and same view as the query",
+            "of view {view}",
+            needs=("view",),
         ),
         # the same, A<->A and G<->G; Nguyen et al., "AG-ReID.v2", TIFS 2024: A->C, C->A, A->W, W->A
         _direction("aerial", "ground"),
@@ -179,7 +223,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _direction("aerial", "wearable"),
         _direction("wearable", "aerial"),
     )
-}  # fmt: skip
+}
 
 
 def get_protocol(protocol: str | Protocol | Predicate) -> Protocol:

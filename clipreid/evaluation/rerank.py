@@ -109,8 +109,14 @@ def rerank(
     Raises:
         UserError: an unknown method or option, one out of range, shapes that disagree, non-finite features.
     """
-    rows = reranked_rows(query_features, gallery_features, method, query_cameras=query_cameras,
-                         gallery_cameras=gallery_cameras, **options)  # fmt: skip
+    rows = reranked_rows(
+        query_features,
+        gallery_features,
+        method,
+        query_cameras=query_cameras,
+        gallery_cameras=gallery_cameras,
+        **options,
+    )
     q = as_features(query_features, "query_features")
     out, start = torch.empty(len(q), len(gallery_features), device=q.device), 0
     for block in rows:
@@ -139,8 +145,8 @@ def reranked_rows(
             f"query_features has shape {list(q.shape)} and gallery_features {list(g.shape)}; [Q, D] and [G, D] with "
             "the same D and at least one row are needed"
         )
-    cameras = dict(zip(_CAMERAS, (_cameras(query_cameras, len(q), _CAMERAS[0], q.device),
-                                  _cameras(gallery_cameras, len(g), _CAMERAS[1], q.device)), strict=True))  # fmt: skip
+    given = (query_cameras, len(q)), (gallery_cameras, len(g))
+    cameras = {name: _cameras(*of, name, q.device) for name, of in zip(_CAMERAS, given, strict=True)}
     wanted = {name: cameras[name] for name in _CAMERAS if name in inspect.signature(chosen.rows).parameters}
     units = unit_rows(q.float(), "query_features"), unit_rows(g.to(q.device).float(), "gallery_features")
     return chosen.rows(units[0][: len(q)], units[1][: len(g)], **wanted, **options)

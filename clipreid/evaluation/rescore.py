@@ -34,8 +34,9 @@ def rescore(found: Scored, method: str, **options: Any) -> Report:
     features = found.query_features[found.feature], found.gallery_features[found.feature]
     rules = found.reports[found.feature].protocol
     check_rerank(method, options, rules)
-    rows = reranked_rows(*features, method, query_cameras=found.query.cameras, gallery_cameras=found.gallery.cameras,
-                         **options)  # fmt: skip
+    rows = reranked_rows(
+        *features, method, query_cameras=found.query.cameras, gallery_cameras=found.gallery.cameras, **options
+    )
     report = evaluate(None, None, found.query.metadata(), found.gallery.metadata(), rules, similarity=rows)
     return replace(report, notes=(f"{reranked_name(method, options)} is {get_method(method).note}", *report.notes))
 

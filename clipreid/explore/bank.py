@@ -60,8 +60,10 @@ def probe(
     values, labels = np.unique(names[known], return_inverse=True)
     kin = np.unique(known if groups is None else np.asarray(groups)[known], return_inverse=True)[1]
     if len(values) < 2 or kin.max() + 1 < folds:
-        raise UserError(f"a probe needs two values or more and {folds} groups; here are {len(values)} value(s) and "
-                        f"{len(np.unique(kin))} group(s)")  # fmt: skip
+        raise UserError(
+            f"a probe needs two values or more and {folds} groups; here are {len(values)} value(s) and "
+            f"{len(np.unique(kin))} group(s)"
+        )
     x = features[torch.from_numpy(known)].double()
     said = _cross(x, torch.from_numpy(labels), kin, folds, np.random.default_rng(seed))
     return float(_balanced(said, labels))

@@ -67,8 +67,9 @@ def draw_rows(rows: Sequence[Row], height: float = 1.15) -> Figure:
     figure = _figure(size, None)
     for r, row in enumerate(rows):
         bottom = size[1] - (r + 1) * (height + head + 0.08)
-        figure.text((label - 0.12) / size[0], (bottom + height / 2) / size[1], row.label, ha="right", va="center",
-                    color=INK, fontsize=8.5, linespacing=1.4)  # fmt: skip
+        left, middle = (label - 0.12) / size[0], (bottom + height / 2) / size[1]
+        style: dict[str, Any] = {"color": INK, "fontsize": 8.5, "linespacing": 1.4}
+        figure.text(left, middle, row.label, ha="right", va="center", **style)
         for c, picture in enumerate(row.pictures):
             place = ((label + c * (width + 0.08)) / size[0], bottom / size[1], width / size[0], height / size[1])
             cell = figure.add_axes(place)
@@ -166,8 +167,9 @@ def draw_map(points: Tensor, values: Strings, colours: Mapping[str, Any] | None 
     names = np.asarray(values)
     for i, value in enumerate(sorted(set(names.tolist()) - {""})):
         x, y = points[names == value].T.numpy()
-        axes.scatter(x, y, s=22, color=(colours or {}).get(value, f"C{i % 10}"), edgecolor=INK, linewidth=0.4,
-                     label=value)  # fmt: skip
+        axes.scatter(
+            x, y, s=22, color=(colours or {}).get(value, f"C{i % 10}"), edgecolor=INK, linewidth=0.4, label=value
+        )
     axes.set(xticks=[], yticks=[])
     figure.legend(loc="outside right upper")
     return figure
@@ -197,9 +199,10 @@ def draw_tradeoff(lines: Sequence[Line], metric: str = "mAP", home: str = "home"
     for line, colour, marker in zip(lines, cycle(INKS), cycle(MARKERS), strict=False):
         x, y = 100 * np.asarray(line.home), 100 * np.asarray(line.abroad)
         alone = len(x) == 1  # a ring, for other points may lie there
-        axes.plot(x, y, marker, linestyle="" if alone else "-", color=colour, linewidth=1.4,
-                  markersize=13 if alone else 6, fillstyle="none" if alone else "full", markeredgewidth=1.6,
-                  label=line.name)  # fmt: skip
+        style: dict[str, Any] = {"linestyle": "-", "markersize": 6, "fillstyle": "full"}
+        if alone:
+            style = {"linestyle": "", "markersize": 13, "fillstyle": "none"}
+        axes.plot(x, y, marker, color=colour, linewidth=1.4, markeredgewidth=1.6, label=line.name, **style)
         for one in zip(x, y, line.labels, strict=False):
             _label(axes, *one, colour)
     axes.set(xlabel=f"{metric} {home}, %", ylabel=f"{metric} {abroad}, %")

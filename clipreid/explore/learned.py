@@ -103,21 +103,26 @@ def open_prompts(run: str | Path, noun: Sequence[str] | None = None) -> Learned:
     folder = Path(run)
     config = read_config(folder)
     if not (folder / IDENTITIES).is_file():
-        raise UserError(f"{folder} has no {IDENTITIES}: run recipes/clipreid_stage1.py --output {folder} (a published "
-                        "run leaves it out, for it belongs to single identities)")  # fmt: skip
+        raise UserError(
+            f"{folder} has no {IDENTITIES}: run recipes/clipreid_stage1.py --output {folder} (a published "
+            "run leaves it out, for it belongs to single identities)"
+        )
     tensors, names = load_identities(folder)
     if "prompts" not in tensors:
         raise UserError(f"{folder / IDENTITIES} holds no prompts: it was trained with --prompts none")
     source, kind = backbone_settings(config, folder / CONFIG, folder), config["stage1"]["noun"]
     if noun is None and "," in kind:
-        raise UserError(f"{folder} was trained on several kinds of individuals ({kind}): give noun=[...], one for each "
-                        "identity")  # fmt: skip
+        raise UserError(
+            f"{folder} was trained on several kinds of individuals ({kind}): give noun=[...], one for each identity"
+        )
     backbone = load_recorded(source)
     learned = learned_prompts(backbone, tensors["prompts"], names, noun or kind, _pixels(backbone, config["values"]))
     saved = F.normalize(tensors["text_bank"], dim=1)
     if (apart := float((learned.bank - saved).norm(dim=1).max())) > AGREE:
-        raise UserError(f"{folder / IDENTITIES}: its prompts do not say what its text bank says ({apart:.2g} apart): "
-                        f"{source['name']} is not the backbone that they were learned with")  # fmt: skip
+        raise UserError(
+            f"{folder / IDENTITIES}: its prompts do not say what its text bank says ({apart:.2g} apart): "
+            f"{source['name']} is not the backbone that they were learned with"
+        )
     return learned
 
 
@@ -157,14 +162,17 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
     config, (_, names) = read_config(folder), load_identities(folder)
     flags = config.get("flags", {})
     specs = list(data or flags.get("data") or config["stage1"]["data"])
-    asked = reader_flags([*specs, *flags.get("data", []), *flags.get("test", [])], flags.get("pattern"),
-                         flags.get("columns"))  # fmt: skip
+    asked = reader_flags(
+        [*specs, *flags.get("data", []), *flags.get("test", [])], flags.get("pattern"), flags.get("columns")
+    )
     mixture = Mixture(tuple(load_data(spec, **asked[spec]) for spec in specs))
     if bare := [found.name for found in mixture.sets if "train" not in found.splits]:
         raise UserError(f"{bare[0]} has no train split: give the data that {folder} was trained on")
     if missing := sorted(set(names) - set(mixture.identities.tolist())):
-        raise UserError(f"{' + '.join(specs)} is not what {folder} was trained on: it has no {missing[0]!r} (and "
-                        f"{len(missing) - 1} others)")  # fmt: skip
+        raise UserError(
+            f"{' + '.join(specs)} is not what {folder} was trained on: it has no {missing[0]!r} (and "
+            f"{len(missing) - 1} others)"
+        )
     table = datasets.concatenate_datasets([split.table for split in mixture.splits])
     for column, values in (("identity", mixture.identities), ("camera", mixture.cameras), ("view", mixture.views)):
         table = table.remove_columns(column).add_column(column, values.tolist(), feature=SCHEMA[column])
@@ -176,5 +184,8 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
 def _pixels(backbone: Backbone, values: dict[str, Any]) -> dict[str, Any]:
     """How stage 1 prepared its pictures, from the values of a run."""
     half = values["pixels"] == "half"
-    return {"mean": HALF if half else backbone.mean, "std": HALF if half else backbone.std,
-            "interpolation": values.get("test_interpolation", backbone.interpolation)}  # fmt: skip
+    return {
+        "mean": HALF if half else backbone.mean,
+        "std": HALF if half else backbone.std,
+        "interpolation": values.get("test_interpolation", backbone.interpolation),
+    }

@@ -45,13 +45,24 @@ def declaration(model: ReIDModel) -> dict[str, Any]:
     """What a program needs to know to feed the graph, as `preprocessing.json` and the graph's metadata have it."""
     height, width = model.image_size
     return {
-        "input": INPUT, "layout": "NCHW", "dtype": "float32", "channels": "RGB", "height": height, "width": width,
-        "resize": "the whole picture, aspect ratio not kept, antialiased", "interpolation": model.config.interpolation,
-        "scale": 1 / 255, "mean": list(model.config.mean), "std": list(model.config.std),
-        "output": OUTPUT, "D": sum(model.widths.values()),
-        "parts": dict(model.widths), "normalised": "L2: compare by dot product", "strength": model.strength,
+        "input": INPUT,
+        "layout": "NCHW",
+        "dtype": "float32",
+        "channels": "RGB",
+        "height": height,
+        "width": width,
+        "resize": "the whole picture, aspect ratio not kept, antialiased",
+        "interpolation": model.config.interpolation,
+        "scale": 1 / 255,
+        "mean": list(model.config.mean),
+        "std": list(model.config.std),
+        "output": OUTPUT,
+        "D": sum(model.widths.values()),
+        "parts": dict(model.widths),
+        "normalised": "L2: compare by dot product",
+        "strength": model.strength,
         "clipreid": clipreid.__version__,
-    }  # fmt: skip
+    }
 
 
 @torch.no_grad()

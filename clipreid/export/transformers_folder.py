@@ -75,12 +75,20 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     share(folder / "model.safetensors")
-    pictures = preprocessor(model.family, (height, width), int(INTERPOLATIONS[settings.interpolation]),
-                            settings.mean, settings.std)  # fmt: skip
+    pictures = preprocessor(
+        model.family, (height, width), int(INTERPOLATIONS[settings.interpolation]), settings.mean, settings.std
+    )
     write_json(folder / "config.json", {"architectures": [architecture], **vision_config(tower.config)})
     write_json(folder / "preprocessor_config.json", pictures)
     lines = merged_lines(model, ".")
     strength = "" if model.strength == 1 else f", strength {model.strength:g} (0 is the backbone, 1 the whole run)"
-    note = NOTE.format(name=name, version=clipreid.__version__, strength=strength, architecture=architecture,
-                       height=height, width=width, lines=lines)  # fmt: skip
+    note = NOTE.format(
+        name=name,
+        version=clipreid.__version__,
+        strength=strength,
+        architecture=architecture,
+        height=height,
+        width=width,
+        lines=lines,
+    )
     (folder / "README.md").write_text(note)

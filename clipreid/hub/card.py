@@ -43,8 +43,15 @@ image tower is pulled towards them"""
 
 def make_card(facts: Facts) -> str:
     """The whole README.md: metadata between lines of dashes, then the page."""
-    sections = [_title(facts), _loading(facts), _results(facts), _use(facts), _data(facts), _settings(facts),
-                _licence(facts)]  # fmt: skip
+    sections = [
+        _title(facts),
+        _loading(facts),
+        _results(facts),
+        _use(facts),
+        _data(facts),
+        _settings(facts),
+        _licence(facts),
+    ]
     return f"---\n{metadata(facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
 
@@ -144,8 +151,11 @@ def _results(facts: Facts) -> str:
         return "\n\n".join(["## Results", unknown, *pictures])
     rows = [[data, _called(model), *(_figure(entry, key) for key in TITLES)] for data, model, entry in entries]
     weaker = "`clipreid.load(..., strength=s)` with s below 1 goes back towards it, with 0 wholly."
-    worse = [data for data, models in facts.metrics.items()
-             if models.get(THIS, {}).get("mAP", 1.0) < models.get(ZERO_SHOT, {}).get("mAP", 0.0)]  # fmt: skip
+    worse = [
+        data
+        for data, models in facts.metrics.items()
+        if models.get(THIS, {}).get("mAP", 1.0) < models.get(ZERO_SHOT, {}).get("mAP", 0.0)
+    ]
     lines = [
         "## Results",
         _table(["data", "model", *TITLES.values()], rows),
@@ -245,8 +255,11 @@ def _data(facts: Facts) -> str:
     if any(name.partition(":")[0] == "synthetic" for name in [*trained, *found, *facts.metrics]):
         lines.append("`synthetic` is the street that clipreid paints itself: there is no photograph in it.")
     public = dict.fromkeys(numberless(name) for name in [*trained, *found])
-    lines += [f"**{name} was withdrawn by its authors: the people in it had not agreed to it.**" for name in public
-              if name in LAYOUTS and LAYOUTS[name].notice == WITHDRAWN]  # fmt: skip
+    lines += [
+        f"**{name} was withdrawn by its authors: the people in it had not agreed to it.**"
+        for name in public
+        if name in LAYOUTS and LAYOUTS[name].notice == WITHDRAWN
+    ]
     return "\n\n".join(lines)
 
 
@@ -258,18 +271,27 @@ def _settings(facts: Facts) -> str:
     tuned = {"lora": f"LoRA, rank {model['lora_rank']}, alpha {model['lora_alpha']:g}"}.get(facts.tuning, facts.tuning)
     rows = [["tuning", tuned], ["preset, seed", f"{stage1.get('preset')}, {stage1.get('seed')}"]]
     if stage2.get("prompts") == "identity":
-        rows.append(["stage 1", f"{values['prompt_epochs']} epochs, rate {values['prompt_rate']:g}, "
-                                f"batches of {values['prompt_batch']}, {stage1.get('tokens')} tokens"])  # fmt: skip
+        how = f"{values['prompt_epochs']} epochs, rate {values['prompt_rate']:g}, batches of {values['prompt_batch']}"
+        rows.append(["stage 1", f"{how}, {stage1.get('tokens')} tokens"])
     texts = f", image to text {values['weight_i2t']:g}" if stage2.get("prompts") == "identity" else ""
     rows += [
-        ["stage 2", f"{values['epochs']} epochs of {values['optimiser']}, {values['schedule']} schedule, rate "
-                    f"{values['rate'][values['tuning']]:g}, heads {values['head_rate']:g}"],
+        [
+            "stage 2",
+            f"{values['epochs']} epochs of {values['optimiser']}, {values['schedule']} schedule, rate "
+            f"{values['rate'][values['tuning']]:g}, heads {values['head_rate']:g}",
+        ],
         ["batch", f"{values['identities_per_batch']} identities x {values['pictures_per_identity']} pictures"],
-        ["losses", f"identity {values['weight_id']:g}, triplet {values['weight_triplet']:g} (margin "
-                   f"{values['margin']:g}){texts}"],
-        ["features", f"aggregation {model['aggregation']}, side information {model['sie']}, positions "
-                     f"{config['backbone'].get('positions')}"],
-    ]  # fmt: skip
+        [
+            "losses",
+            f"identity {values['weight_id']:g}, triplet {values['weight_triplet']:g} (margin "
+            f"{values['margin']:g}){texts}",
+        ],
+        [
+            "features",
+            f"aggregation {model['aggregation']}, side information {model['sie']}, positions "
+            f"{config['backbone'].get('positions')}",
+        ],
+    ]
     return f"## Training\n\n{_table(['setting', 'value'], rows)}\n\nEvery setting is in `config.json`."
 
 

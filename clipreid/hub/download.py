@@ -54,8 +54,10 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
     folder = Path(text).expanduser()
     if not text.startswith(PREFIX) and folder.exists():
         if revision is not None:
-            raise UserError(f"{text} is a folder here, which has no revisions: leave out revision={revision!r}, or "
-                            f"write {PREFIX}OWNER/NAME for what is on the Hub")  # fmt: skip
+            raise UserError(
+                f"{text} is a folder here, which has no revisions: leave out revision={revision!r}, or "
+                f"write {PREFIX}OWNER/NAME for what is on the Hub"
+            )
         return folder
     name, _, own = text.removeprefix(PREFIX).partition("@")
     if not NAME.fullmatch(name) or ".." in name:
@@ -63,8 +65,10 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
             f"{text} is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
         )
     if not text.startswith(PREFIX) and folder.parent.is_dir():
-        raise UserError(f"{text} is not a folder, and {folder.parent} is one: check the name, or write {PREFIX}{text} "
-                        "for the repository of that name on the Hub")  # fmt: skip
+        raise UserError(
+            f"{text} is not a folder, and {folder.parent} is one: check the name, or write {PREFIX}{text} "
+            "for the repository of that name on the Hub"
+        )
     revision = revision or own or None
     if revision is not None and not REVISION.fullmatch(revision):
         raise UserError(f"{name}: {revision!r} cannot be a revision: give a branch, a tag or a commit")
@@ -146,8 +150,9 @@ def check_backbone(name: str, revision: str | None = None) -> None:
         _, sizes = _sizes(repository, revision)
     except Exception:  # no network, or no such repository: what counts is what was downloaded before
         try:
-            folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[CONFIG],
-                                            local_files_only=True))  # fmt: skip
+            folder = Path(
+                snapshot_download(repository, revision=revision, allow_patterns=[CONFIG], local_files_only=True)
+            )
         except LocalEntryNotFoundError:
             return
         sizes = {file.relative_to(folder).as_posix(): file.stat().st_size for file in folder.rglob("*.*")}

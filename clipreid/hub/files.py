@@ -25,9 +25,13 @@ METRICS = "metrics.json"
 LARGEST = {CONFIG: 4 << 20, HEADS: 1 << 30, IDENTITIES: 8 << 30, TOWER: 16 << 30, WEIGHTS: 4 << 30}  # bytes
 FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one model on one data set
-    **dict.fromkeys(FIGURES, float), "protocol": str, "counts": dict[str, int], "std": dict[str, float],
-    "intervals": dict[str, tuple[float, float]], "cmc": tuple[float, ...],
-}  # fmt: skip
+    **dict.fromkeys(FIGURES, float),
+    "protocol": str,
+    "counts": dict[str, int],
+    "std": dict[str, float],
+    "intervals": dict[str, tuple[float, float]],
+    "cmc": tuple[float, ...],
+}
 
 
 def snapshot_of(folder: Path) -> Path | None:

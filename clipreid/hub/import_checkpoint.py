@@ -71,8 +71,16 @@ def import_checkpoint(
     vision = read_shape(tower, checkpoint, image_size, stride)
     cameras, seen = _sides(state.get("cv_embed"), sie, views, checkpoint)
     kind: Any = "none" if "cv_embed" not in state else sie or "camera"
-    settings = ModelConfig("full", mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", sie=kind,
-                           sie_coefficient=sie_coefficient, cameras=cameras, views=seen)  # fmt: skip
+    settings = ModelConfig(
+        "full",
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+        interpolation="bilinear",
+        sie=kind,
+        sie_coefficient=sie_coefficient,
+        cameras=cameras,
+        views=seen,
+    )
     count = len(state.get("classifier.weight", ()))
     model = ReIDModel(ImportedBackbone(vision), settings, identities=count).eval()
     projection = tower.pop("proj").T
@@ -170,8 +178,10 @@ def _sides(
     if kind == "camera+view":
         if not views or rows % views:
             given = f"{views} views do" if views else "--views is not given, so that this does"
-            raise UserError(f"--sie camera+view: cv_embed has {rows} rows, and {given} not tell the number of cameras: "
-                            "give --views N with N x cameras = rows")  # fmt: skip
+            raise UserError(
+                f"--sie camera+view: cv_embed has {rows} rows, and {given} not tell the number of cameras: "
+                "give --views N with N x cameras = rows"
+            )
         return tuple(row // views + 1 for row in range(rows)), tuple(row % views for row in range(rows))
     if views is not None and not (kind == "view" and views == rows):
         raise UserError(f"--views {views} does not go with --sie {kind or 'camera'} and the {rows} rows of cv_embed")
@@ -189,8 +199,13 @@ def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, check
     save_identities(output, tensors, [str(i) for i in range(count)])  # numbered: the checkpoint has no names
     write_json(output / METRICS, {})
     backbone = {"name": IMPORTED, "vision": asdict(vision)}
-    record = {"clipreid": clipreid.__version__, "status": "finished", "backbone": backbone,
-              "imported": checkpoint.name, "model": model_record(model.config)}  # fmt: skip
+    record = {
+        "clipreid": clipreid.__version__,
+        "status": "finished",
+        "backbone": backbone,
+        "imported": checkpoint.name,
+        "model": model_record(model.config),
+    }
     write_json(output / CONFIG, record)
 
 
@@ -208,5 +223,5 @@ def describe(model: ReIDModel, output: Path) -> str:
         sides = " and ".join(f"{what} {n[0]} to {n[-1]}" for what, n in known.items() if n)
         lines.append(f"side information of {sides}: model.embed(images, cameras=[...], views=[...])")
     more = "" if model.side is None else " --same-cameras"
-    return "\n".join([*lines, f"run folder: {output}", "next, on the data it was trained for:",
-                      f"  clipreid evaluate {output} --data NAME:ROOT{more}"])  # fmt: skip
+    lines += [f"run folder: {output}", "next, on the data it was trained for:"]
+    return "\n".join([*lines, f"  clipreid evaluate {output} --data NAME:ROOT{more}"])

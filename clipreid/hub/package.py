@@ -107,8 +107,19 @@ def package(
     files |= pictures
     (base, reason), commit = plain_base(public), public["backbone"].get("revision")
     plain = plain_lines(model, base, repository, revision=commit) if base and not reason else ""
-    facts = Facts(repository, public, figures, model.family, base, plain, reason or "", sum(model.widths.values()),
-                  licence, [name for name in (CURVES, LISTS) if name in files], include_identities)  # fmt: skip
+    facts = Facts(
+        repository,
+        public,
+        figures,
+        model.family,
+        base,
+        plain,
+        reason or "",
+        sum(model.widths.values()),
+        licence,
+        [name for name in (CURVES, LISTS) if name in files],
+        include_identities,
+    )
     files = {CARD: make_card(facts).encode(), **files}
     check_paths(files, run, [str(config["backbone"]["name"]), *names.specs])
     identities = load_identities(run)[1] if (run / IDENTITIES).is_file() else []

@@ -232,8 +232,10 @@ def _told(repository: str, again: str) -> Iterator[None]:
 
 def _no_access(repository: str, quoted: str) -> str:
     owner = repository.partition("/")[0]
-    return (f"your token may not write to {repository}{quoted}: {HAVE_TOKEN}, of an account that may write for "
-            f"{owner}, or publish under your own name")  # fmt: skip
+    return (
+        f"your token may not write to {repository}{quoted}: {HAVE_TOKEN}, of an account that may write for "
+        f"{owner}, or publish under your own name"
+    )
 
 
 def _refusal(error: Any, repository: str) -> str:

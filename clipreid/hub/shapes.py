@@ -10,11 +10,23 @@ from typing import Any, Literal, get_args, get_origin
 from clipreid.errors import UserError
 
 RANGES: dict[str, tuple[float, float]] = {  # of the numbers in config.json, by key
-    "image_size": (8, 4096), "patch_size": (1, 256), "stride": (1, 256), "width": (1, 16_384), "depth": (1, 256),
-    "heads": (1, 256), "mlp_width": (1, 65_536), "embed_dim": (1, 16_384), "eps": (0, 1),
-    "lora_rank": (1, 1024), "lora_alpha": (0, 1e6), "mean": (-10, 10), "std": (1e-3, 10),
-    "sie_coefficient": (-1e3, 1e3), "cameras": (-1, 1e9), "views": (-1, 1e9),
-}  # fmt: skip
+    "image_size": (8, 4096),
+    "patch_size": (1, 256),
+    "stride": (1, 256),
+    "width": (1, 16_384),
+    "depth": (1, 256),
+    "heads": (1, 256),
+    "mlp_width": (1, 65_536),
+    "embed_dim": (1, 16_384),
+    "eps": (0, 1),
+    "lora_rank": (1, 1024),
+    "lora_alpha": (0, 1e6),
+    "mean": (-10, 10),
+    "std": (1e-3, 10),
+    "sie_coefficient": (-1e3, 1e3),
+    "cameras": (-1, 1e9),
+    "views": (-1, 1e9),
+}
 MOST = 10_000  # values of one list or table
 
 

@@ -52,12 +52,14 @@ def to_table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.
     rows = list(kept)
     cameras = pictures.cameras[rows]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-    return pa.table({
-        "path": pa.array(kept.values(), pa.string()),
-        "identity": pa.array([name or None for name in pictures.identities[rows].tolist()], pa.string()),
-        "camera": pa.array(cameras, pa.int32(), mask=cameras < 0),
-        FEATURE: lists,
-    })  # fmt: skip
+    return pa.table(
+        {
+            "path": pa.array(kept.values(), pa.string()),
+            "identity": pa.array([name or None for name in pictures.identities[rows].tolist()], pa.string()),
+            "camera": pa.array(cameras, pa.int32(), mask=cameras < 0),
+            FEATURE: lists,
+        }
+    )
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,10 @@ def check_space(folder: Path, pictures: int, needed: int) -> None:
     """Refuses, with `UserError`, to embed so many pictures where the bytes that are needed for them are not free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"embedding {pictures:,} pictures needs {shown_size(needed)} in {folder}, where "
-                        f"{shown_size(free)} are free: make room")  # fmt: skip
+        raise UserError(
+            f"embedding {pictures:,} pictures needs {shown_size(needed)} in {folder}, where "
+            f"{shown_size(free)} are free: make room"
+        )
 
 
 @contextlib.contextmanager
@@ -171,5 +175,7 @@ def writing(output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}); what is done is kept: "
-                        "repeat the command when there is room") from error  # fmt: skip
+        raise UserError(
+            f"{output} cannot be written ({error.strerror or error}); what is done is kept: "
+            "repeat the command when there is room"
+        ) from error

@@ -146,16 +146,20 @@ class _Job:
 
     def _check_output(self) -> None:
         if self.output.exists() and not self.overwrite:
-            raise UserError(f"--output {self.output} is there already, made by another model or of other pictures: "
-                            "--overwrite, or another name")  # fmt: skip
+            raise UserError(
+                f"--output {self.output} is there already, made by another model or of other pictures: "
+                "--overwrite, or another name"
+            )
 
     def _mended(self) -> bool:
         """Whether the finished output lacks pictures that can be decoded now: then this very file counts no more."""
         lines = self.listing.read_text().splitlines() if self.listing.is_file() else []
         mended = self._usable([line.partition("\t")[0] for line in lines])
         if mended and not self.overwrite:
-            raise UserError(f"--output {self.output} was made without {mended:,} pictures that can be decoded by now: "
-                            "--overwrite makes it anew with them")  # fmt: skip
+            raise UserError(
+                f"--output {self.output} was made without {mended:,} pictures that can be decoded by now: "
+                "--overwrite makes it anew with them"
+            )
         self.outdated = self.output.stat().st_ino if mended else None
         return mended > 0
 

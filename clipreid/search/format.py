@@ -35,8 +35,15 @@ def schema_of(about: Mapping[str, Any]) -> pa.Schema:
 
 def writer(file: Path, about: Mapping[str, Any]) -> pq.ParquetWriter:
     """Writes tables of `schema_of(about)`; one `write_table` with at most 2^14 rows becomes one row group."""
-    return pq.ParquetWriter(file, schema_of(about), compression=COMPRESSION, use_dictionary=False,
-                            write_statistics=False, write_page_checksum=True, data_page_size=2**30)  # fmt: skip
+    return pq.ParquetWriter(
+        file,
+        schema_of(about),
+        compression=COMPRESSION,
+        use_dictionary=False,
+        write_statistics=False,
+        write_page_checksum=True,
+        data_page_size=2**30,
+    )
 
 
 def model_print(model: ReIDModel) -> str:

@@ -96,8 +96,10 @@ class Gallery:
         theirs = {"backbone": made["backbone"], "strength": made["strength"], "crop": made["image_size"]}
         differ = [f"its {name} is {theirs[name]}, here {ours[name]}" for name in ours if theirs[name] != ours[name]]
         why = "; ".join(differ) or "other weights"
-        raise UserError(f"{self.file} was made by another model ({made['run']}; {why}): "
-                        "search with that one, or embed the pictures again")  # fmt: skip
+        raise UserError(
+            f"{self.file} was made by another model ({made['run']}; {why}): "
+            "search with that one, or embed the pictures again"
+        )
 
     @cached_property
     def cameras(self) -> np.ndarray:
@@ -174,10 +176,13 @@ class Gallery:
         similarity, rows = self.nearest(features, top, **how)
         known = dict(zip(rows[rows >= 0].tolist(), self.rows(rows[rows >= 0]), strict=True))
         return [
-            [Hit(rank, float(s), row=int(row), **known[int(row)])
-             for rank, (s, row) in enumerate(zip(*pair, strict=True), 1) if row >= 0]
+            [
+                Hit(rank, float(s), row=int(row), **known[int(row)])
+                for rank, (s, row) in enumerate(zip(*pair, strict=True), 1)
+                if row >= 0
+            ]
             for pair in zip(similarity, rows, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _walk(self, queries: Tensor, top: int, columns: slice, allowed: np.ndarray | None) -> tuple[Any, Any]:
         best = Nearest(queries, top, normalise=columns != slice(0, self.about["dimension"]))

@@ -30,8 +30,10 @@ def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Pat
     album = Album(gallery)
     names = [query.name if isinstance(query, Path) else f"“{query}”" for query in queries]
     links = "".join(f'<a href="#query-{i}">{escape(name)}</a>' for i, name in enumerate(names) if len(names) > 1)
-    articles = [_article(album, f"query-{i}", name, query, hits)
-                for i, (name, query, hits) in enumerate(zip(names, queries, found, strict=True))]  # fmt: skip
+    articles = [
+        _article(album, f"query-{i}", name, query, hits)
+        for i, (name, query, hits) in enumerate(zip(names, queries, found, strict=True))
+    ]
     about = f"{len(gallery):,} pictures, embedded by {gallery.about['run']} ({gallery.about['backbone']})"
     file = Path(folder) / "index.html"
     page = document(f"Found in {gallery.file.name}", about, links, "\n".join(articles), pictures=True)

@@ -184,9 +184,16 @@ def test_siglip_1_gives_the_ids_of_transformers(tmp_path: Path) -> None:
 
     words = [text.lower().replace(":", "").replace("!", "") for text in CORPUS]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words * 5), model_prefix=str(tmp_path / "spiece"), vocab_size=60, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
-    )  # fmt: skip
+        sentence_iterator=iter(words * 5),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     theirs = SiglipTokenizer(str(tmp_path / "spiece.model"))
     theirs.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "tokenizer.json").exists()

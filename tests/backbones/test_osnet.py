@@ -22,7 +22,7 @@ SMALL = "x0_25"
 @pytest.mark.parametrize(
     ("width", "millions", "giga"),
     [("x1_0", 2.2, 0.98), ("x0_75", 1.3, 0.57), ("x0_5", 0.6, 0.27), ("x0_25", 0.2, 0.08)],
-)  # fmt: skip
+)
 def test_size_and_arithmetic_are_the_published_ones(width: str, millions: float, giga: float) -> None:
     net = OSNet(width).eval()
     assert round(parameters(net) / 1e6, 1) == millions

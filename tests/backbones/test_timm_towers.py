@@ -150,7 +150,7 @@ def test_lora_reaches_every_linear_of_every_block(weights: Any, name: str) -> No
         ("test_vit4", r"no published weights of it on the Hub; give a file, timm:test_vit4/FILE"),
         ("test_vit/no.pth", r"timm:test_vit/no.pth: there is no file no.pth"),
     ],
-)  # fmt: skip
+)
 def test_wrong_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_backbone(f"timm:{name}")
@@ -186,8 +186,11 @@ def test_a_name_alone_takes_what_the_hub_has_put_into_the_cache(
 
 def test_sizes_are_whole_patches(weights: Any) -> None:
     file, _ = weights(TINY)
-    with pytest.raises(UserError, match=r"image_size 250x128: timm:test_vit takes multiples of its patch of 16 pixels, "
-                       r"such as 256x128"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"image_size 250x128: timm:test_vit takes multiples of its patch of 16 pixels, "
+        r"such as 256x128",
+    ):
         load_backbone(f"timm:{TINY}/{file}", image_size=(250, 128))
     with pytest.raises(UserError, match=r"stride=12: timm:test_vit/.* is wrapped as it is, with its own stride"):
         load_backbone(f"timm:{TINY}/{file}", stride=12)

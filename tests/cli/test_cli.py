@@ -61,8 +61,14 @@ def make_run(folder: Path, weights: Path, tuning: str, data: list[str]) -> Path:
     folder.mkdir()
     save_model(model, folder)
     flags = {"data": data, "test": [], "pattern": None}
-    config = {"clipreid": clipreid.__version__, "status": "finished", "backbone": record, "flags": flags,
-              "stage1": {"data": data, "noun": "person"}, "model": model_record(settings)}  # fmt: skip
+    config = {
+        "clipreid": clipreid.__version__,
+        "status": "finished",
+        "backbone": record,
+        "flags": flags,
+        "stage1": {"data": data, "noun": "person"},
+        "model": model_record(settings),
+    }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 

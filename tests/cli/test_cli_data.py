@@ -119,8 +119,10 @@ def test_every_planted_fault_is_named_at_once(street: Path, monkeypatch: pytest.
 
     monkeypatch.setattr("clipreid.data.folders.os.scandir", scandir)
     assert checked(f"folder:{street}") == 1
-    sections = {part.partition(" (")[0] if not part.startswith("fault: unreadable") else part.partition(" (1)")[0]: part
-                for part in capsys.readouterr().out.split("\n\n")}  # fmt: skip
+    sections = {
+        part.partition(" (")[0] if not part.startswith("fault: unreadable") else part.partition(" (1)")[0]: part
+        for part in capsys.readouterr().out.split("\n\n")
+    }
     for name, (heading, item) in planted.items():
         assert heading in sections, name
         assert item in sections[heading], name

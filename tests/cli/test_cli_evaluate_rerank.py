@@ -54,7 +54,10 @@ def test_reranked_figures_get_their_own_row(run: Path, crops: Path, capsys: Capt
     ],
 )
 def test_mistakes_are_named_before_anything_is_scored(
-    run: Path, capsys: Capture, flags: list[str], message: str  # noqa: F811
-) -> None:  # fmt: skip
+    run: Path,  # noqa: F811
+    capsys: Capture,
+    flags: list[str],
+    message: str,
+) -> None:
     assert message in refused(capsys, "evaluate", run, *flags)
     assert not (run / "metrics.json").exists()

@@ -33,8 +33,12 @@ def abroad(crops: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 
 def test_every_strength_is_scored_and_kept(
-    run: Path, crops: Path, abroad: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch  # noqa: F811
-) -> None:  # fmt: skip
+    run: Path,
+    crops: Path,  # noqa: F811
+    abroad: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import clipreid.data.cache
 
     monkeypatch.setenv("CLIPREID_CACHE", str(run.parent / "cache"))

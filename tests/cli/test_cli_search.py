@@ -63,12 +63,26 @@ def ask(capsys: Capture, *args: object) -> list[dict]:
 
 
 def test_folders_files_and_globs_each_picture_once(there: Path, tmp_path: Path, capsys: Capture) -> None:
-    run("embed", "run", "crops/person1", "crops/person0/cam1_0.png", "crops/**/cam1_*.png", "crops/person1/",
-        "--output", tmp_path / "g.parquet")  # fmt: skip
+    run(
+        "embed",
+        "run",
+        "crops/person1",
+        "crops/person0/cam1_0.png",
+        "crops/**/cam1_*.png",
+        "crops/person1/",
+        "--output",
+        tmp_path / "g.parquet",
+    )
     gallery = Gallery.open(tmp_path / "g.parquet")
     names = [Path(row["path"]).relative_to(there / "crops").as_posix() for row in gallery.rows(range(len(gallery)))]
-    assert names == ["person1/cam1_3.png", "person1/cam2_4.png", "person1/cam3_5.png", "person0/cam1_0.png",
-                     "person2/cam1_6.png", "person3/cam1_9.png"]  # fmt: skip
+    assert names == [
+        "person1/cam1_3.png",
+        "person1/cam2_4.png",
+        "person1/cam3_5.png",
+        "person0/cam1_0.png",
+        "person2/cam1_6.png",
+        "person3/cam1_9.png",
+    ]
     assert "6 pictures" in capsys.readouterr().out
 
 
@@ -266,8 +280,17 @@ def test_a_model_without_text_cannot_be_asked_in_words(there: Path, tmp_path: Pa
 @pytest.mark.slow
 def test_under_torchrun_the_processes_share_the_work(there: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531"]
-    embed = ["-m", "clipreid", "embed", "run", "crops", "--output", str(tmp_path / "g.parquet"),
-             "--pattern", "identity/cam"]  # fmt: skip
+    embed = [
+        "-m",
+        "clipreid",
+        "embed",
+        "run",
+        "crops",
+        "--output",
+        str(tmp_path / "g.parquet"),
+        "--pattern",
+        "identity/cam",
+    ]
     done = subprocess.run([*launch, *embed], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     told = [line.partition(":")[0] for line in done.stdout.splitlines() if line.endswith("g.parquet, 12 pictures")]

@@ -61,8 +61,10 @@ def test_a_clean_set_is_fit(tmp_path: Path) -> None:
     assert report.fit
     assert {finding.kind for finding in report.findings} == {"said by the reader"}
     assert [(s["split"], s["pictures"], s["identities"], s["cameras"]) for s in report.splits] == [
-        ("train", 6, 3, 2), ("query", 4, 2, 2), ("gallery", 4, 2, 2),
-    ]  # fmt: skip
+        ("train", 6, 3, 2),
+        ("query", 4, 2, 2),
+        ("gallery", 4, 2, 2),
+    ]
     assert report.splits[0]["sizes"] == "width 32/32/32, height 64/64/64 (min/median/max), height:width 2.00"
     assert str(report).endswith("fit for protocol market1501: 0 kinds of faults, 2 of notes")
 
@@ -201,8 +203,9 @@ def test_pictures_that_a_list_names_and_nobody_has(tmp_path: Path) -> None:
     finding = found(report)["listed, but not there"]
     assert finding.severity == "fault"
     assert finding.items == (
-        "train_test_split/train_list.txt, line 2: 0000002 10", "train_test_split/test_list_800.txt, line 3: 0000005 1"
-    )  # fmt: skip
+        "train_test_split/train_list.txt, line 2: 0000002 10",
+        "train_test_split/test_list_800.txt, line 3: 0000005 1",
+    )
     assert data is not None
     assert len(data.splits["gallery"]) == 2
 
@@ -262,9 +265,10 @@ def test_nothing_to_test_on(tmp_path: Path) -> None:
     report = run(tmp_path)
     assert not report.fit
     assert found(report)["nothing to test on"] == Finding(
-        "fault", "nothing to test on",
+        "fault",
+        "nothing to test on",
         "no query and no gallery, so no protocol was checked; to train on it, name other data with --test",
-    )  # fmt: skip
+    )
     assert str(report).endswith("NOT fit for protocol market1501: 1 kinds of faults, 2 of notes")
 
 
@@ -275,8 +279,9 @@ def test_lines_of_a_table_and_entries_of_lists(tmp_path: Path) -> None:
     finding = found(report)["unusable line"]
     assert finding.severity == "fault"
     assert [item.split("t.csv, ")[1][:24] for item in finding.items] == [
-        "line 3: no such picture:", "line 4: identity is empt",
-    ]  # fmt: skip
+        "line 3: no such picture:",
+        "line 4: identity is empt",
+    ]
 
 
 def test_official_counts(tmp_path: Path) -> None:

@@ -80,8 +80,11 @@ def test_a_folder_comes_back(crops: Path, tmp_path: Path) -> None:
     draw_again = tmp_path / "crops"
     assert (back.protocol, back.noun) == ("cross-camera", "wombat")
     assert back.splits["query"].paths.tolist() == [
-        "test/ben/x1_cam1.jpg", "test/ben/x2_cam2.jpg", "test/cara/x1_cam1.jpg", "test/cara/x2_cam2.jpg"
-    ]  # fmt: skip
+        "test/ben/x1_cam1.jpg",
+        "test/ben/x2_cam2.jpg",
+        "test/cara/x1_cam1.jpg",
+        "test/cara/x2_cam2.jpg",
+    ]
     assert back.splits["gallery"].paths.tolist() == back.splits["query"].paths.tolist()
     assert str(draw_again) not in (tmp_path / "out" / "clipreid.json").read_text()
 
@@ -104,12 +107,22 @@ def test_pictures_in_memory_and_every_kind_of_value(tmp_path: Path) -> None:
             images.append({"path": f"{name}/{n}.png" if n else None, "bytes": buffer.getvalue()})
         values = range(count)
         return Split.from_columns(
-            name, images, [f"z{count - n}" for n in values], list(values), [n - 1 for n in values],
-            ["", "ein Männchen,\nrot", *["x"] * count][:count], ["", "7_red", *["y"] * count][:count],
-        )  # fmt: skip
+            name,
+            images,
+            [f"z{count - n}" for n in values],
+            list(values),
+            [n - 1 for n in values],
+            ["", "ein Männchen,\nrot", *["x"] * count][:count],
+            ["", "7_red", *["y"] * count][:count],
+        )
 
-    data = ReIDData("synthetic:mine", {"val": split("val", 3), "train": split("train", 4)}, "cloth-changing", "bear",
-                    ("mind the gap",))  # fmt: skip
+    data = ReIDData(
+        "synthetic:mine",
+        {"val": split("val", 3), "train": split("train", 4)},
+        "cloth-changing",
+        "bear",
+        ("mind the gap",),
+    )
     convert(data, tmp_path / "out", progress=False)
     back = load_data(f"hub:{tmp_path / 'out'}")
     assert_same(back, data)

@@ -270,8 +270,10 @@ def test_file_names_say_nothing_of_splits(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("\n".join(["file_name,identity", *(f"{name},{name}" for name in names)]))
     data = load_data(f"hub:{tmp_path}")
     assert {name: split.identities.tolist() for name, split in data.splits.items()} == {
-        "train": names[:3], "query": names[3:], "gallery": names[3:]
-    }  # fmt: skip
+        "train": names[:3],
+        "query": names[3:],
+        "gallery": names[3:],
+    }
 
 
 def test_values_of_several_kinds_in_jsonl(tmp_path: Path) -> None:
@@ -313,8 +315,10 @@ def test_other_folders_say_what_is_expected(tmp_path: Path) -> None:
     draw(tmp_path, "test/ben/1.jpg")
     advised = load_data(f"folder:{tmp_path}")
     assert {name: set(split.identities) for name, split in advised.splits.items()} == {
-        "train": {"anna"}, "query": {"ben"}, "gallery": {"ben"}
-    }  # fmt: skip
+        "train": {"anna"},
+        "query": {"ben"},
+        "gallery": {"ben"},
+    }
 
 
 # ---- the Hub -----------------------------------------------------------------------------------------------
@@ -346,17 +350,23 @@ def test_offline_without_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed."),
-         "Check the name; a private data set needs a token, given with `hf auth login` or HF_TOKEN"),
-        (datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
-         "Accept its terms on its page, and give a token with `hf auth login` or HF_TOKEN"),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' doesn't exist on the Hub or cannot be accessed."),
+            "Check the name; a private data set needs a token, given with `hf auth login` or HF_TOKEN",
+        ),
+        (
+            datasets.exceptions.DatasetNotFoundError("Dataset 'a/b' is a gated dataset on the Hub."),
+            "Accept its terms on its page, and give a token with `hf auth login` or HF_TOKEN",
+        ),
         (RuntimeError("Dataset scripts are no longer supported, but found b.py"), "which is never run"),
-        (ValueError("Config name is missing.\nPlease pick one among the available configs: ['x', 'y']"),
-         "['x', 'y']. Name one: hub:OWNER/NAME/CONFIG"),
+        (
+            ValueError("Config name is missing.\nPlease pick one among the available configs: ['x', 'y']"),
+            "['x', 'y']. Name one: hub:OWNER/NAME/CONFIG",
+        ),
         (ConnectionError("Temporary failure in name resolution"), "Offline only what was downloaded before"),
         (datasets.exceptions.DatasetGenerationError("An error occurred"), "download or convert them again"),
     ],
-)  # fmt: skip
+)
 def test_what_the_hub_refuses(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
     def refuse(*_: object) -> None:
         raise error

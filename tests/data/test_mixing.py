@@ -97,8 +97,12 @@ def test_parts_read_as_one_tensor(sizes: list[int], seed: int) -> None:
     assert torch.equal(pixels.index_select(0, rows), whole.index_select(0, rows))
     assert pixels.index_select(0, rows[:0]).shape == (0, 3, 4, 2)
     assert (len(pixels), pixels.shape, pixels.ndim, pixels.dtype, pixels.numel()) == (
-        len(whole), whole.shape, 4, torch.uint8, whole.numel()
-    )  # fmt: skip
+        len(whole),
+        whole.shape,
+        4,
+        torch.uint8,
+        whole.numel(),
+    )
     assert torch.equal(pixels.to("cpu"), whole)
     with pytest.raises(ValueError, match="dimension 1"):
         pixels.index_select(1, rows)

@@ -413,7 +413,9 @@ def test_csv_junk_is_left_out_and_said(tmp_path: Path) -> None:
     rows = "image,identity,split\na.jpg,-1,train\na.jpg,7,train\na.jpg,7,test\na.jpg,-1,test\n"
     data = load_data(table(tmp_path, rows))
     assert {name: split.identities.tolist() for name, split in data.splits.items()} == {
-        "train": ["7"], "query": ["7"], "gallery": ["7"]
-    }  # fmt: skip
+        "train": ["7"],
+        "query": ["7"],
+        "gallery": ["7"],
+    }
     assert "2 pictures of identity -1 left out (junk)" in data.notes
     assert "every identity is -1, which marks junk: no pictures" in fails(table(tmp_path, "image,identity\na.jpg,-1\n"))

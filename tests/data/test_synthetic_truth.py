@@ -36,8 +36,11 @@ def parse(words: str) -> tuple[str, str, set[str], set[str], str]:
 def truth(person: Person, view: str) -> tuple[set[str], set[str], str]:
     """What can truly be said of hair, clothes and bag."""
     pattern = "" if person.pattern == "plain" else f"{person.pattern} "
-    clothes = {f"{person.top_colour} {pattern}{person.top}", f"{person.bottom_colour} {person.bottom}",
-               f"{person.shoes_colour} shoes"}  # fmt: skip
+    clothes = {
+        f"{person.top_colour} {pattern}{person.top}",
+        f"{person.bottom_colour} {person.bottom}",
+        f"{person.shoes_colour} shoes",
+    }
     if person.hat != "none":
         clothes.add(f"{person.hat_colour} {person.hat}")
     hair = {"bald": "bald head", "ponytail": f"{person.hair_colour} ponytail"}
@@ -89,8 +92,13 @@ def test_a_painted_picture_comes_with_the_caption_of_its_pose(monkeypatch: pytes
 
 
 def test_captions_of_the_caption_set_are_all_different() -> None:
-    everyone = [p for (name, split), members in population().items() if name == "synthetic:captions"
-                for p in members.values() if split != "query"]  # fmt: skip
+    everyone = [
+        p
+        for (name, split), members in population().items()
+        if name == "synthetic:captions"
+        for p in members.values()
+        if split != "query"
+    ]
     assert len(everyone) >= 550
     for angle in VIEWS.values():
         assert len({caption(person, angle) for person in everyone}) == len(everyone)

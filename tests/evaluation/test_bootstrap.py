@@ -16,8 +16,13 @@ from clipreid.evaluation.bootstrap import METRICS, figures_of
 def report_of(ap: ArrayLike, identity: np.ndarray, protocol: str = "market1501") -> Report:
     """A report whose queries have these AP (and INP), and rank 1 where AP is above one half, else 7."""
     ap = np.asarray(ap, float)
-    scores = {"ap": ap, "inp": ap, "first_rank": np.where(ap > 0.5, 1.0, 7.0), "n_positives": np.ones(len(ap), int),
-              "identity": np.asarray(identity)}  # fmt: skip
+    scores = {
+        "ap": ap,
+        "inp": ap,
+        "first_rank": np.where(ap > 0.5, 1.0, 7.0),
+        "n_positives": np.ones(len(ap), int),
+        "identity": np.asarray(identity),
+    }
     first = scores["first_rank"]
     metrics = {"mAP": ap.mean(), "mINP": ap.mean(), **{f"rank{k}": (first <= k).mean() for k in (1, 5, 10)}}
     return Report({k: float(v) for k, v in metrics.items()}, {"gallery": 10, "queries": len(ap)}, scores, protocol)

@@ -45,9 +45,13 @@ def test_a_known_shift_is_found_and_its_sign_is_the_second_less_the_first(seed: 
 def test_swapping_the_models_turns_the_difference_round(seed: int) -> None:
     ap, identity = noisy(0.3, seed)
     other = ap + np.random.default_rng(seed).normal(0, 0.1, len(ap))
-    there, back = (compare(*pair, draws=100, flips=200) for pair in (
-        (report_of(ap, identity), report_of(other, identity)),
-        (report_of(other, identity), report_of(ap, identity))))  # fmt: skip
+    there, back = (
+        compare(*pair, draws=100, flips=200)
+        for pair in (
+            (report_of(ap, identity), report_of(other, identity)),
+            (report_of(other, identity), report_of(ap, identity)),
+        )
+    )
     for name in there.difference:
         assert there.difference[name] == pytest.approx(-back.difference[name])
         low, high = back.difference_interval[name]

@@ -48,8 +48,9 @@ def test_the_cosine_of_fused_features_is_the_fused_cosine(seed: int, weight: flo
 
 def test_the_weight_is_the_best_of_the_grid_and_together_they_are_better() -> None:
     (a, b), table = halves(0)
-    weight, found = choose_weight((a[:20], a[20:]), (b[:20], b[20:]), {"identity": table["identity"][:20]},
-                                  {"identity": table["identity"][20:]})  # fmt: skip
+    weight, found = choose_weight(
+        (a[:20], a[20:]), (b[:20], b[20:]), {"identity": table["identity"][:20]}, {"identity": table["identity"][20:]}
+    )
     assert len(found) == len(GRID) == 21
     assert found[GRID.index(weight)] == max(found)
     assert 0.2 < weight < 0.8

@@ -32,10 +32,13 @@ def write_run(folder: Path, data: list[str], figures: dict[str, dict[str, float]
 @pytest.fixture
 def runs(tmp_path: Path) -> list[Path]:
     return [
-        write_run(tmp_path / "both", [MARKET, MSMT], {"stage2": {MARKET: 0.5, MSMT: 0.3, CROPS: 0.2},
-                                                      "zero-shot": {MARKET: 0.1, MSMT: 0.05}}),
+        write_run(
+            tmp_path / "both",
+            [MARKET, MSMT],
+            {"stage2": {MARKET: 0.5, MSMT: 0.3, CROPS: 0.2}, "zero-shot": {MARKET: 0.1, MSMT: 0.05}},
+        ),
         write_run(tmp_path / "mine", [CROPS], {"stage2": {CROPS: 0.9, MARKET: 0.25}, "zero-shot": {MARKET: 0.12}}),
-    ]  # fmt: skip
+    ]
 
 
 def cells(table: str) -> dict[str, list[str]]:
@@ -145,7 +148,9 @@ def test_one_place_is_one_column(tmp_path: Path) -> None:
     rows, _ = read_rows([first, second])
     assert columns_of(rows) == ["folder:/my/crops", "veri:/v"]
     assert [line.split()[-2:] for line in matrix_table(rows).splitlines() if "stage2" in line] == [
-        ["50.0*", "10.0"], ["25.0", "75.0*"]]  # fmt: skip
+        ["50.0*", "10.0"],
+        ["25.0", "75.0*"],
+    ]
 
 
 def flagged(run: Path, **flags: object) -> Path:
@@ -159,9 +164,12 @@ def test_commands_read_the_data_as_the_run_that_has_it(tmp_path: Path) -> None:
     pattern, columns = r"(?P<identity>\d+) .*", "identity=pid"
     table = "hub:me/table"
     named = flagged(
-        write_run(tmp_path / "named", [CROPS], {"stage2": {CROPS: 0.5, table: 0.5}}), pattern=pattern, columns=columns,
-        test=[table], skip_bad=True,
-    )  # fmt: skip
+        write_run(tmp_path / "named", [CROPS], {"stage2": {CROPS: 0.5, table: 0.5}}),
+        pattern=pattern,
+        columns=columns,
+        test=[table],
+        skip_bad=True,
+    )
     plain = write_run(tmp_path / "plain", [MARKET], {"stage2": {MARKET: 0.5}})
     rows, _ = read_rows([named, plain])
     asked = [shlex.split(line) for line in commands([row for row in rows if row.model == "stage2"])]

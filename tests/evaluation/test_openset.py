@@ -22,9 +22,13 @@ def brute_force(positive: np.ndarray, negative: np.ndarray) -> tuple[dict[float,
 
 
 @given(
-    st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 12), st.sampled_from(["float32", "float64"]),
-    st.sampled_from(["fine", "ties", "tiny", "zeros"]), st.integers(1, 70),
-)  # fmt: skip
+    st.integers(0, 10**6),
+    st.integers(1, 9),
+    st.integers(1, 12),
+    st.sampled_from(["float32", "float64"]),
+    st.sampled_from(["fine", "ties", "tiny", "zeros"]),
+    st.integers(1, 70),
+)
 @settings(max_examples=150, deadline=None)
 def test_figures_are_those_of_every_threshold_tried(
     seed: int, queries: int, gallery: int, kind: str, values: str, chunk: int

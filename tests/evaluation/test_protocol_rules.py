@@ -68,8 +68,15 @@ def problem(seed: int, q: int = 40, g: int = 90) -> tuple[np.ndarray, Table, Tab
     for n, high in ((q, 14), (g, 11)):
         identity = rng.integers(0, high, n)
         clothes = [f"{i}{c}" if c else "" for i, c in zip(identity, rng.choice(["", "a", "b"], n), strict=True)]
-        tables.append({"identity": identity, "camera": rng.integers(-1, 3, n), "view": rng.integers(-1, 3, n),
-                       "clothes": np.array(clothes), "path": np.array([""] * n, dtype="<U9")})  # fmt: skip
+        tables.append(
+            {
+                "identity": identity,
+                "camera": rng.integers(-1, 3, n),
+                "view": rng.integers(-1, 3, n),
+                "clothes": np.array(clothes),
+                "path": np.array([""] * n, dtype="<U9"),
+            }
+        )
     query, gallery = tables
     for i in range(0, q, 3):  # the query's own picture, with all its columns
         for name, column in gallery.items():
@@ -194,9 +201,16 @@ def test_leave_one_out_is_every_picture_against_the_others() -> None:
 
 @pytest.mark.parametrize(
     ("name", "column"),
-    [("leave-one-out", "path"), ("vehicleid", "path"), ("cuhk03-classic", "camera"), ("cloth-changing", "clothes"),
-     ("same-clothes", "clothes"), ("aerial-ground", "view"), *((name, "view") for name in DIRECTIONS)],
-)  # fmt: skip
+    [
+        ("leave-one-out", "path"),
+        ("vehicleid", "path"),
+        ("cuhk03-classic", "camera"),
+        ("cloth-changing", "clothes"),
+        ("same-clothes", "clothes"),
+        ("aerial-ground", "view"),
+        *((name, "view") for name in DIRECTIONS),
+    ],
+)
 def test_what_a_protocol_cannot_do_without_is_asked_for(name: str, column: str) -> None:
     similarity, query, gallery = problem(0)
     unknown = {column: np.full(40, -1 if query[column].dtype.kind == "i" else "")}

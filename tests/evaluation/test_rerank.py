@@ -54,8 +54,17 @@ def test_kwf_equals_fused_features(
 ) -> None:
     x, cameras = people(seed, n_query + n_gallery)
     q, g, q_cameras, g_cameras = x[:n_query], x[n_query:], cameras[:n_query], cameras[n_query:]
-    found = rerank(q, g, "kwf", query_cameras=q_cameras, gallery_cameras=g_cameras, candidates=candidates,
-                   neighbours=k, weighting=weighting, epsilon=0.05)  # fmt: skip
+    found = rerank(
+        q,
+        g,
+        "kwf",
+        query_cameras=q_cameras,
+        gallery_cameras=g_cameras,
+        candidates=candidates,
+        neighbours=k,
+        weighting=weighting,
+        epsilon=0.05,
+    )
     expected = kwf_reference(q, g, q_cameras, g_cameras, candidates, k, weighting, 0.05)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
 

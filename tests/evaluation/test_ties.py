@@ -65,9 +65,7 @@ def test_a_copy_of_a_mistake_stands_beside_it(problem) -> None:  # type: ignore[
 
 
 @quick
-@given(
-    st.sets(st.integers(0, 19), min_size=1, max_size=5), st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans()
-)  # fmt: skip
+@given(st.sets(st.integers(0, 19), min_size=1, max_size=5), st.sampled_from([np.nan, np.inf, -np.inf]), st.booleans())
 def test_features_that_are_no_numbers_are_refused_by_row(rows: set[int], value: float, in_query: bool) -> None:
     x = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)
     bad = x.copy()

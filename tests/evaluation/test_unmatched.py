@@ -16,18 +16,24 @@ def table(*rows: tuple[object, ...]) -> dict[str, list[object]]:
 QUERY = table(("a", 1, "q1"), ("b", 1, "q2"), ("c", 1, "q3"), ("d", 1, "g9"), ("e", 1, "g5"))
 GALLERY = table(
     ("a", 2, "g1"), ("b", 1, "g2"), ("b", 1, "g3"), ("x", 2, "g4"), ("d", 2, "g9"), ("e", 2, "g5"), ("e", 1, "g6")
-)  # fmt: skip
+)
 
 
 def test_each_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [
-        (1, "2 of 2 pictures of identity b in the gallery are from camera 1 "
-            "(junk = same identity and same camera as the query)"),
+        (
+            1,
+            "2 of 2 pictures of identity b in the gallery are from camera 1 "
+            "(junk = same identity and same camera as the query)",
+        ),
         (2, "identity c is not in the gallery"),
         (3, "the only picture of identity d in the gallery is the query itself"),
-        (4, "2 of 2 pictures of identity e in the gallery are from camera 1 or the query itself "
-            "(junk = same identity and same camera as the query)"),
-    ]  # fmt: skip
+        (
+            4,
+            "2 of 2 pictures of identity e in the gallery are from camera 1 or the query itself "
+            "(junk = same identity and same camera as the query)",
+        ),
+    ]
     assert unmatched(QUERY, GALLERY, "market1501") == expected
     monkeypatch.setattr("clipreid.evaluation.unmatched._CHUNK", 7)  # one query at a time
     assert unmatched(QUERY, GALLERY, "market1501") == expected

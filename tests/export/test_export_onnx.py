@@ -29,8 +29,15 @@ Folder = Callable[[str], Path]
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vehicles-2cam"
 
 
-def make(name: str, tuning: str = "lora", raw: bool = False, stride: int | None = None, size: Any = None,
-         positions: Any = "bicubic", **config: Any) -> ReIDModel:  # fmt: skip
+def make(
+    name: str,
+    tuning: str = "lora",
+    raw: bool = False,
+    stride: int | None = None,
+    size: Any = None,
+    positions: Any = "bicubic",
+    **config: Any,
+) -> ReIDModel:
     backbone = load_backbone(name, image_size=size, stride=stride, positions=positions)
     backbone.raw_logits = raw
     settings = ModelConfig(tuning, mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25), **config)  # type: ignore[arg-type]

@@ -79,8 +79,11 @@ def validate_yaml(hub: Hub, user: str | None, write: bool, body: bytes) -> Any:
     results = [result for model in card.get("model-index", []) for result in model["results"]]
     named = [("dataset.type", result["dataset"]["type"]) for result in results]
     named += [("datasets", name) for name in card.get("datasets", [])]
-    errors = [f'"{key}" with value "{name}" fails to match the required pattern: {DATASET.pattern}'
-              for key, name in named if not DATASET.fullmatch(name)]  # fmt: skip
+    errors = [
+        f'"{key}" with value "{name}" fails to match the required pattern: {DATASET.pattern}'
+        for key, name in named
+        if not DATASET.fullmatch(name)
+    ]
     if not LICENCE.fullmatch(licence := card.get("license", "unknown")):
         errors.append(f'"license" must be one of the known ones, not "{licence}"')
     said = {"errors": [{"message": error} for error in errors], "warnings": []}
@@ -94,9 +97,17 @@ def auth_check(hub: Hub, user: str | None, write: bool, body: bytes, name: str) 
 
 def preupload(hub: Hub, user: str | None, write: bool, body: bytes, name: str, revision: str) -> Any:
     _, files = open_repo(hub, user, name, revision, write=write)
-    return {"files": [{"path": f["path"], "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
-                       "shouldIgnore": False, "oid": remote_oid(f["path"], files)}
-                      for f in json.loads(body)["files"]]}  # fmt: skip
+    return {
+        "files": [
+            {
+                "path": f["path"],
+                "uploadMode": "lfs" if f["path"].endswith(LARGE) else "regular",
+                "shouldIgnore": False,
+                "oid": remote_oid(f["path"], files),
+            }
+            for f in json.loads(body)["files"]
+        ]
+    }
 
 
 def lfs_batch(hub: Hub, user: str | None, write: bool, body: bytes, name: str) -> Any:
@@ -164,8 +175,15 @@ def info(hub: Hub, user: str | None, write: bool, body: bytes, name: str, revisi
     repo, files = open_repo(hub, user, name, revision or "main")
     listed = [(path, entry(repo, path, files)) for path in files]
     siblings = [{"rfilename": path, "size": e["size"], "blobId": e["oid"], "lfs": sibling_lfs(e)} for path, e in listed]
-    return {"id": name, "modelId": name, "sha": repo.refs.get(revision or "main", revision), "tags": [],
-            "private": repo.private, "gated": "manual" if repo.gated else False, "siblings": siblings}  # fmt: skip
+    return {
+        "id": name,
+        "modelId": name,
+        "sha": repo.refs.get(revision or "main", revision),
+        "tags": [],
+        "private": repo.private,
+        "gated": "manual" if repo.gated else False,
+        "siblings": siblings,
+    }
 
 
 def tree(hub: Hub, user: str | None, write: bool, body: bytes, name: str, revision: str) -> Any:

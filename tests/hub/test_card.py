@@ -204,14 +204,28 @@ def test_what_it_is_to_its_base_model(run: Path, tuning: str, relation: str) -> 
 def test_names_of_data_are_such_as_the_hub_takes(run: Path) -> None:
     """The server of these tests holds the Hub's rule: another name is refused there."""
     figures = {"stage2": entry()}
-    names = ["synthetic", "synthetic:new-cameras", "synthetic:large (val)", "hub:alice/reid/part", "market1501 2",
-             "own data", "own data (val)"]  # fmt: skip
+    names = [
+        "synthetic",
+        "synthetic:new-cameras",
+        "synthetic:large (val)",
+        "hub:alice/reid/part",
+        "market1501 2",
+        "own data",
+        "own data (val)",
+    ]
     facts = facts_of(run, "tiny-clip")
     named = {**facts.config, "flags": {"data": ["synthetic:large", "hub:alice/reid/part", "market1501 2"]}}
     data = ModelCard(make_card(replace(facts, config=named, metrics=dict.fromkeys(names, figures)))).data
     found = list(dict.fromkeys(result.dataset_type for result in data.eval_results or []))
-    assert found == ["synthetic", "synthetic-new-cameras", "synthetic-large-val", "alice/reid", "market1501-2",
-                     "own-data", "own-data-val"]  # fmt: skip
+    assert found == [
+        "synthetic",
+        "synthetic-new-cameras",
+        "synthetic-large-val",
+        "alice/reid",
+        "market1501-2",
+        "own-data",
+        "own-data-val",
+    ]
     assert data.datasets == ["synthetic-large", "alice/reid", "market1501"]
     assert all(DATASET.fullmatch(name) for name in [*found, *data.datasets])
 
@@ -268,8 +282,11 @@ def test_curves_are_drawn_from_what_there_is(run: Path, tmp_path: Path) -> None:
     assert draw_curves({}, {}) is None
     assert read_losses(tmp_path / "nowhere") == {}
     share = np.linspace(0.4, 1, 20).tolist()
-    pictures = [draw_curves(losses, {}), draw_curves({}, {"a": {"stage2": entry()}}),
-                draw_curves(losses, {"a": {"stage2": entry(cmc=share), "zero-shot": entry()}})]  # fmt: skip
+    pictures = [
+        draw_curves(losses, {}),
+        draw_curves({}, {"a": {"stage2": entry()}}),
+        draw_curves(losses, {"a": {"stage2": entry(cmc=share), "zero-shot": entry()}}),
+    ]
     for picture in pictures:
         assert picture is not None
         assert picture.startswith(b"\x89PNG")

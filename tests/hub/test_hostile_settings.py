@@ -142,21 +142,40 @@ def test_tables(run: Path, refused: Refused, path: str, value: Any, message: str
 
 
 SOUND = dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), 0.5) | {
-    "protocol": "market1501", "counts": {"valid_queries": 8, "query_identities": 2, "gallery": 9}, "cmc": [0.4, 0.5],
+    "protocol": "market1501",
+    "counts": {"valid_queries": 8, "query_identities": 2, "gallery": 9},
+    "cmc": [0.4, 0.5],
     "intervals": {"mAP": [0.4, 0.6]},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
     "metrics",
     [
-        5, [1], {"synthetic": 5}, {"synthetic": {"stage2": 5}}, {"synthetic": {"stage2": {}}},
-        {"synthetic": {"stage2": {"mAP": "x"}}}, *({"synthetic": {"stage2": SOUND | {key: value}}} for key, value in (
-            ("mAP", "x"), ("mAP", float("nan")), ("rank1", None), ("counts", 5), ("counts", {"gallery": "x"}),
-            ("cmc", 5), ("cmc", ["x"]), ("intervals", [1, 2]), ("intervals", {"mAP": [1]}), ("std", {"mAP": "x"}),
-            ("protocol", ["market1501"]))),
+        5,
+        [1],
+        {"synthetic": 5},
+        {"synthetic": {"stage2": 5}},
+        {"synthetic": {"stage2": {}}},
+        {"synthetic": {"stage2": {"mAP": "x"}}},
+        *(
+            {"synthetic": {"stage2": SOUND | {key: value}}}
+            for key, value in (
+                ("mAP", "x"),
+                ("mAP", float("nan")),
+                ("rank1", None),
+                ("counts", 5),
+                ("counts", {"gallery": "x"}),
+                ("cmc", 5),
+                ("cmc", ["x"]),
+                ("intervals", [1, 2]),
+                ("intervals", {"mAP": [1]}),
+                ("std", {"mAP": "x"}),
+                ("protocol", ["market1501"]),
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_figures(run: Path, metrics: Any) -> None:
     edit_config(run, finished)
     (run / METRICS).write_text(json.dumps(metrics))
@@ -187,9 +206,18 @@ def test_a_config_that_is_no_config(run: Path, refused: Refused) -> None:
 
 
 VISION = {
-    "image_size": [64, 32], "patch_size": 16, "stride": None, "width": 32, "depth": 2, "heads": 2, "mlp_width": 64,
-    "embed_dim": 16, "pooling": "cls", "activation": "quick_gelu", "eps": 1e-5,
-}  # fmt: skip
+    "image_size": [64, 32],
+    "patch_size": 16,
+    "stride": None,
+    "width": 32,
+    "depth": 2,
+    "heads": 2,
+    "mlp_width": 64,
+    "embed_dim": 16,
+    "pooling": "cls",
+    "activation": "quick_gelu",
+    "eps": 1e-5,
+}
 
 
 @pytest.mark.parametrize("where", ["folder", "repository"])
@@ -219,10 +247,22 @@ def test_towers_described_in_the_config(
 
 @pytest.mark.parametrize(
     "name",
-    ["hf:{here}", "hf:./weights", "hf:~/weights", "hf:../x/y", "open_clip:ViT-B-16/{here}/w.pt", "open_clip:{here}",
-     "timm:vit_small_patch16_224/{here}/w.pth", "osnet:x1_0/w.pth", "osnet:x1_0/../w.pth", "hf:owner/..", "{here}",
-     "open_clip:local-dir:{here}", "open_clip:hf-hub:evil/repo"],
-)  # fmt: skip
+    [
+        "hf:{here}",
+        "hf:./weights",
+        "hf:~/weights",
+        "hf:../x/y",
+        "open_clip:ViT-B-16/{here}/w.pt",
+        "open_clip:{here}",
+        "timm:vit_small_patch16_224/{here}/w.pth",
+        "osnet:x1_0/w.pth",
+        "osnet:x1_0/../w.pth",
+        "hf:owner/..",
+        "{here}",
+        "open_clip:local-dir:{here}",
+        "open_clip:hf-hub:evil/repo",
+    ],
+)
 def test_a_downloaded_run_names_no_file_of_this_machine(
     hub: Hub, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Callable[[str], Path], name: str
 ) -> None:
@@ -235,8 +275,13 @@ def test_a_downloaded_run_names_no_file_of_this_machine(
 
 
 def test_public_names_are_taken() -> None:
-    for name in ("tiny-clip", "hf:openai/clip-vit-base-patch16", "open_clip:ViT-B-16-quickgelu/openai",
-                 "open_clip:ViT-B-16-SigLIP2-256/webli", "timm:vit_small_patch14_dinov2.lvd142m"):  # fmt: skip
+    for name in (
+        "tiny-clip",
+        "hf:openai/clip-vit-base-patch16",
+        "open_clip:ViT-B-16-quickgelu/openai",
+        "open_clip:ViT-B-16-SigLIP2-256/webli",
+        "timm:vit_small_patch14_dinov2.lvd142m",
+    ):
         assert PUBLIC.fullmatch(name)
 
 

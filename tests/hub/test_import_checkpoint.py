@@ -100,8 +100,12 @@ def save(state: State, folder: Path, prefix: str = "") -> Path:
     return file
 
 
-GEOMETRIES = {"person": (128, (256, 128), 16), "overlap": (210, (256, 128), 12),
-              "vehicle": (256, (256, 256), 16), "vehicle overlap": (441, (256, 256), 12)}  # fmt: skip
+GEOMETRIES = {
+    "person": (128, (256, 128), 16),
+    "overlap": (210, (256, 128), 12),
+    "vehicle": (256, (256, 256), 16),
+    "vehicle overlap": (441, (256, 256), 12),
+}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -218,47 +222,83 @@ def test_without_prompts_and_classifiers(tmp_path: Path) -> None:
 
 CHANGES: dict[str, tuple[Callable[[State], Any], dict[str, Any], str]] = {
     "rn50": (
-        lambda s: s.update({"image_encoder.layer1.0.conv1.weight": torch.zeros(1)}), {},
-        r"this is a ResNet \(RN50\); only ViT checkpoints can be imported"),
+        lambda s: s.update({"image_encoder.layer1.0.conv1.weight": torch.zeros(1)}),
+        {},
+        r"this is a ResNet \(RN50\); only ViT checkpoints can be imported",
+    ),
     "another model": (
-        lambda s: [s.update({f"base.{n}": s.pop(n)}) for n in list(s)], {},
-        r"none of its weights is image_encoder.*, but such as base.bottleneck.bias.*not a checkpoint of CLIP-ReID"),
+        lambda s: [s.update({f"base.{n}": s.pop(n)}) for n in list(s)],
+        {},
+        r"none of its weights is image_encoder.*, but such as base.bottleneck.bias.*not a checkpoint of CLIP-ReID",
+    ),
     "unknown part": (
-        lambda s: s.update({"adapter.weight": torch.zeros(1)}), {}, r"weights that are not understood: adapter.weight"),
+        lambda s: s.update({"adapter.weight": torch.zeros(1)}),
+        {},
+        r"weights that are not understood: adapter.weight",
+    ),
     "no projection": (lambda s: s.pop("image_encoder.proj"), {}, r"image_encoder.proj is missing; this is not a"),
     "flat projection": (
-        lambda s: s.update({"image_encoder.proj": torch.zeros(9)}), {}, r"image_encoder.proj is \[9\]; this is not"),
+        lambda s: s.update({"image_encoder.proj": torch.zeros(9)}),
+        {},
+        r"image_encoder.proj is \[9\]; this is not",
+    ),
     "missing block weight": (
-        lambda s: s.pop("image_encoder.transformer.resblocks.1.ln_2.bias"), {},
-        r"weights missing: image.encoder.layers.1.layer_norm2.bias; is it a checkpoint of this model\?"),
+        lambda s: s.pop("image_encoder.transformer.resblocks.1.ln_2.bias"),
+        {},
+        r"weights missing: image.encoder.layers.1.layer_norm2.bias; is it a checkpoint of this model\?",
+    ),
     "missing neck": (
-        lambda s: s.pop("bottleneck_proj.running_var"), {}, r"weights missing: necks.projection.norm.running_var"),
+        lambda s: s.pop("bottleneck_proj.running_var"),
+        {},
+        r"weights missing: necks.projection.norm.running_var",
+    ),
     "neck of another shape": (
-        lambda s: s.update({"bottleneck.weight": torch.ones(7)}), {}, r"of another shape: necks.final.norm.weight"),
+        lambda s: s.update({"bottleneck.weight": torch.ones(7)}),
+        {},
+        r"of another shape: necks.final.norm.weight",
+    ),
     "one classifier": (
-        lambda s: s.pop("classifier_proj.weight"), {}, r"weights missing: necks.projection.classifier.weight"),
+        lambda s: s.pop("classifier_proj.weight"),
+        {},
+        r"weights missing: necks.projection.classifier.weight",
+    ),
     "odd width": (
-        lambda s: s.update({"image_encoder.conv1.weight": torch.zeros(100, 3, 16, 16)}), {},
-        r"a width of 100 is not a whole number of heads of 64"),
+        lambda s: s.update({"image_encoder.conv1.weight": torch.zeros(100, 3, 16, 16)}),
+        {},
+        r"a width of 100 is not a whole number of heads of 64",
+    ),
     "odd positions": (
-        lambda s: s.update({"image_encoder.positional_embedding": torch.zeros(132, WIDTH)}), {},
-        r"its 131 positions are not those of crops of 256x128, 256x256: give --image-size HEIGHT WIDTH"),
+        lambda s: s.update({"image_encoder.positional_embedding": torch.zeros(132, WIDTH)}),
+        {},
+        r"its 131 positions are not those of crops of 256x128, 256x256: give --image-size HEIGHT WIDTH",
+    ),
     "another size": (
-        lambda s: None, {"image_size": (384, 128), "stride": 16},
-        r"its 128 positions are not those of crops of 384x128 with stride 16"),
+        lambda s: None,
+        {"image_size": (384, 128), "stride": 16},
+        r"its 128 positions are not those of crops of 384x128 with stride 16",
+    ),
     "no side information": (lambda s: None, {"sie": "view"}, r"--sie view: .* has no cv_embed"),
     "views unknown": (
-        lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)), {"sie": "camera+view"},
-        r"cv_embed has 6 rows, and --views is not given, so that this does not tell the number of cameras"),
+        lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)),
+        {"sie": "camera+view"},
+        r"cv_embed has 6 rows, and --views is not given, so that this does not tell the number of cameras",
+    ),
     "views that do not divide": (
-        lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)), {"sie": "camera+view", "views": 4},
-        r"cv_embed has 6 rows, and 4 views do not tell the number of cameras: give --views N"),
+        lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)),
+        {"sie": "camera+view", "views": 4},
+        r"cv_embed has 6 rows, and 4 views do not tell the number of cameras: give --views N",
+    ),
     "views without need": (
-        lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)), {"views": 3},
-        r"--views 3 does not go with --sie camera and the 6 rows"),
+        lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)),
+        {"views": 3},
+        r"--views 3 does not go with --sie camera and the 6 rows",
+    ),
     "side of another width": (
-        lambda s: s.update(cv_embed=torch.zeros(6, 9)), {}, r"weights of another shape: side.table"),
-}  # fmt: skip
+        lambda s: s.update(cv_embed=torch.zeros(6, 9)),
+        {},
+        r"weights of another shape: side.table",
+    ),
+}
 
 
 @pytest.mark.parametrize("how", CHANGES)

@@ -43,8 +43,15 @@ def finished(
     """A finished run with everything that must stay at home: paths, names, checkpoints, a report with crops."""
     make_run(weights, folder, tuning)
     split = {"pictures": 3600, "identities": 3, "cameras": 2, "hash": "0123456789abcdef"}
-    stage1 = {"backbone": "tiny-clip", "data": [data], "preset": "default", "seed": 0, "noun": "person",
-              "image_size": [128, 64], "tokens": 4}  # fmt: skip
+    stage1 = {
+        "backbone": "tiny-clip",
+        "data": [data],
+        "preset": "default",
+        "seed": 0,
+        "noun": "person",
+        "image_size": [128, 64],
+        "tokens": 4,
+    }
     more = {
         "values": asdict(PRESETS["default"]),
         "stage2": asdict(TuneConfig()),
@@ -232,8 +239,9 @@ def test_runs_that_are_not_finished_are_refused(run: Path, tmp_path: Path) -> No
         package(tmp_path / "nowhere", "me/demo")
 
 
-@pytest.mark.parametrize("name", ["adapter/adapter_model.safetensors", HEADS, CONFIG, METRICS, "log.jsonl", "adapter",
-                                  "report"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["adapter/adapter_model.safetensors", HEADS, CONFIG, METRICS, "log.jsonl", "adapter", "report"]
+)
 def test_links_out_of_the_run_are_not_followed(run: Path, tmp_path: Path, name: str) -> None:
     shutil.move(run / name, tmp_path / "elsewhere")
     os.symlink(tmp_path / "elsewhere", run / name)

@@ -46,8 +46,16 @@ def test_no_part_of_a_place_is_in_a_public_name(reader: str, place: list[str]) -
 
 def test_data_names_stay_apart_and_keep_our_remarks() -> None:
     config = {"flags": {"data": ["folder:a/one", "csv:two.csv"], "test": ["market1501:/data/M"]}, "local": ["hub:a/b"]}
-    names = DataNames(config, {"market1501:/data/M (val)": {}, "hub:x/y": {}, "hub:a/b": {}, "folder:/x (Bob)": {},
-                               "synthetic:new-cameras (val)": {}})  # fmt: skip
+    names = DataNames(
+        config,
+        {
+            "market1501:/data/M (val)": {},
+            "hub:x/y": {},
+            "hub:a/b": {},
+            "folder:/x (Bob)": {},
+            "synthetic:new-cameras (val)": {},
+        },
+    )
     assert names("folder:a/one") == "own data 1"
     assert names("csv:two.csv") == "own data 2"
     assert names("market1501:/data/M (val)") == "market1501 (val)"
@@ -60,8 +68,12 @@ def test_data_names_stay_apart_and_keep_our_remarks() -> None:
 def test_two_places_of_one_public_set_stay_two() -> None:
     specs = ["market1501:/data/aa11", "market1501:/data/bb22", "msmt17:/data/cc33"]
     figures = {spec: {"stage2": {"mAP": nth / 10}} for nth, spec in enumerate(specs)}
-    config = {"backbone": {"name": "tiny-clip"}, "stage1": {"data": specs}, "flags": {"data": specs},
-              "fingerprint": {spec: {"train": {"pictures": nth}} for nth, spec in enumerate(specs)}}  # fmt: skip
+    config = {
+        "backbone": {"name": "tiny-clip"},
+        "stage1": {"data": specs},
+        "flags": {"data": specs},
+        "fingerprint": {spec: {"train": {"pictures": nth}} for nth, spec in enumerate(specs)},
+    }
     names = DataNames(config, figures)
     public, metrics = public_config(config, names, "tiny-clip"), public_metrics(figures, names)
     expected = ["market1501 1", "market1501 2", "msmt17"]
@@ -138,11 +150,19 @@ def test_honest_runs_are_not_taken_for_leaks(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("crops of /srv/data/x.jpg", True), ("(/srv/data)", True), ("file:///srv/data, and", True),
-        ('"/srv/d\\u00e4ta"', True), ("in /srv/data.", True), ("/srv/database", False), ("/srv/data-2", False),
-        ("/srv/data.bak", False), ("https://example.org/srv/data", False), ("~/srv/data", False), ("</srv>", False),
+        ("crops of /srv/data/x.jpg", True),
+        ("(/srv/data)", True),
+        ("file:///srv/data, and", True),
+        ('"/srv/d\\u00e4ta"', True),
+        ("in /srv/data.", True),
+        ("/srv/database", False),
+        ("/srv/data-2", False),
+        ("/srv/data.bak", False),
+        ("https://example.org/srv/data", False),
+        ("~/srv/data", False),
+        ("</srv>", False),
     ],
-)  # fmt: skip
+)
 def test_only_whole_paths_count(tmp_path: Path, text: str, found: bool) -> None:
     specs = (
         ["folder:/srv/data", "csv:/srv/däta", "market1501:/srv"]

@@ -69,8 +69,10 @@ def test_what_is_published_is_what_was_promised(
 
 
 def test_whether_plain_peft_can_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for tuning, said in (("lora", "with peft and transformers it gives the same features"),
-                         ("head", "plain peft does not give the same features: a linear map")):  # fmt: skip
+    for tuning, said in (
+        ("lora", "with peft and transformers it gives the same features"),
+        ("head", "plain peft does not give the same features: a linear map"),
+    ):
         run = finished(tmp_path / tuning, tuning=tuning, data="synthetic")
         edit_config(run, lambda config: config["backbone"].update(positions="bicubic"))
         publish(run, NAME, "--dry-run")

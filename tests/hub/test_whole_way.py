@@ -56,12 +56,32 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
     np.testing.assert_allclose(np.load(tmp_path / "loaded.npy"), wanted, atol=1e-6)
 
     # embed and search there
-    typed("embed", "alice/street", street / "test", "--output", "gallery.parquet", "--pattern", "market1501",
-          home=elsewhere)  # fmt: skip
+    typed(
+        "embed",
+        "alice/street",
+        street / "test",
+        "--output",
+        "gallery.parquet",
+        "--pattern",
+        "market1501",
+        home=elsewhere,
+    )
     gallery = Gallery.open(tmp_path / "gallery.parquet")
     assert len(gallery) == len(crops)
-    found = json.loads(typed("search", "alice/street", "--gallery", "gallery.parquet", "--image", crops[5], "--top",
-                             len(crops), "--json", home=elsewhere))  # fmt: skip
+    found = json.loads(
+        typed(
+            "search",
+            "alice/street",
+            "--gallery",
+            "gallery.parquet",
+            "--image",
+            crops[5],
+            "--top",
+            len(crops),
+            "--json",
+            home=elsewhere,
+        )
+    )
     hits = found["queries"][0]["results"]
     order = np.argsort(-(wanted @ wanted[5]), kind="stable")
     similarities = {Path(hit["path"]).name: hit["similarity"] for hit in hits}
@@ -70,8 +90,9 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
     assert Path(hits[0]["path"]).name == crops[order[0]].name == crops[5].name
     identity, camera = int(crops[5].name[:4]), int(crops[5].name[6])
     assert (hits[0]["identity"], hits[0]["camera"]) == (str(identity).zfill(4), camera)
-    texts = json.loads(typed("search", "alice/street", "--gallery", "gallery.parquet", "--text", "a person",
-                             "--json", home=elsewhere))  # fmt: skip
+    texts = json.loads(
+        typed("search", "alice/street", "--gallery", "gallery.parquet", "--text", "a person", "--json", home=elsewhere)
+    )
     assert len(texts["queries"][0]["results"]) == 10
 
     # with peft and transformers only

@@ -231,8 +231,12 @@ def test_the_order_of_the_batch_does_not_matter(name: str, seed: int) -> None:
 @pytest.mark.parametrize("kind", ["random", "equal rows", "large", "tiny"])
 def test_gradients_are_finite_and_reach_the_input(name: str, kind: str) -> None:
     """Equal pictures (distance exactly 0) are where a careless square root gives NaN."""
-    x = {"random": randn(10, 8), "equal rows": torch.ones(10, 8), "large": 100 * randn(10, 8),
-         "tiny": 1e-4 * randn(10, 8)}[kind].requires_grad_()  # fmt: skip
+    x = {
+        "random": randn(10, 8),
+        "equal rows": torch.ones(10, 8),
+        "large": 100 * randn(10, 8),
+        "tiny": 1e-4 * randn(10, 8),
+    }[kind].requires_grad_()
     loss = LOSSES[name](x, RAGGED)
     loss.backward()
     assert math.isfinite(loss.item())

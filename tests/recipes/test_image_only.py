@@ -120,9 +120,14 @@ def test_prompts_are_refused_before_anything_is_loaded(tmp_path: Path, tune: Tun
     ],
 )
 def test_what_a_wrapped_tower_has_not_is_refused_before_any_picture_is_read(
-    names: dict[str, str], street: Path, tmp_path: Path, kind: str, tune: TuneConfig, message: str,
+    names: dict[str, str],
+    street: Path,
+    tmp_path: Path,
+    kind: str,
+    tune: TuneConfig,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=message):
         open_run(flags(names[kind], street, tmp_path / "run"), PromptConfig(), tune)
@@ -133,9 +138,22 @@ def test_what_a_wrapped_tower_has_not_is_refused_before_any_picture_is_read(
 @pytest.mark.slow
 def test_launched_as_users_do(launch: Launch, names: dict[str, str], street: Path, tmp_path: Path) -> None:
     done = launch(
-        "clipreid_stage2.py", "--backbone", names["timm"], "--prompts", "none", "--data", f"folder:{street}",
-        "--output", tmp_path / "run", "--epochs", 1, "--identities-per-batch", 8, "--image-size", *SIZE,
-    )  # fmt: skip
+        "clipreid_stage2.py",
+        "--backbone",
+        names["timm"],
+        "--prompts",
+        "none",
+        "--data",
+        f"folder:{street}",
+        "--output",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--identities-per-batch",
+        8,
+        "--image-size",
+        *SIZE,
+    )
     assert done.returncode == 0, done.stderr
     assert clipreid.load(tmp_path / "run").embed(torch.zeros(1, 3, *SIZE, dtype=torch.uint8)).shape == (1, 64)
 

@@ -271,8 +271,12 @@ def test_the_same_cameras_of_several_sets_are_refused(
 ) -> None:
     street, vehicles, abroad = streets
     (tmp_path / "run").mkdir()
-    config = {"clipreid": "1", "backbone": {"name": "x"}, "flags": {"data": [street, vehicles]},
-              "model": {"sie": "camera"}}  # fmt: skip
+    config = {
+        "clipreid": "1",
+        "backbone": {"name": "x"},
+        "flags": {"data": [street, vehicles]},
+        "model": {"sie": "camera"},
+    }
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
         main(["evaluate", str(tmp_path / "run"), "--data", street, "--data", abroad, "--same-cameras"])

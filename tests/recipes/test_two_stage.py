@@ -89,8 +89,12 @@ def test_resume_after_kill_ends_bit_identical(
     assert launch("clipreid_stage2.py", "--output", whole, *flags).returncode == 0
     process = subprocess.Popen(
         command("clipreid_stage2.py", "--output", killed, *flags),
-        env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + 240
     while not list((killed / "checkpoints").glob("stage2-0000[1-4]")):
         assert process.poll() is None, "the run ended before it could be killed"

@@ -134,8 +134,9 @@ def test_one_set_that_fails_does_not_cost_the_others_and_names_are_read_as_told(
     file, nowhere, named = tmp_path / "zero.csv", f"folder:{tmp_path / 'nowhere'}", f"folder:{tmp_path / 'named'}"
     pattern = r"at-(?P<camera>\d)-who-(?P<identity>\d+)"
     with pytest.raises(UserError, match=r"left out:\n  .*nowhere does not exist$"):
-        recipe.main(parse(recipe, "--backbones", towers[1], "--data", nowhere, named, "--pattern", pattern,
-                          "--output", file))  # fmt: skip
+        recipe.main(
+            parse(recipe, "--backbones", towers[1], "--data", nowhere, named, "--pattern", pattern, "--output", file)
+        )
     (row,) = csv.DictReader(file.read_text().splitlines())
     assert row["data"] == named
     with pytest.raises(UserError, match=r"--columns names columns of tables and works with hub: only"):

@@ -52,8 +52,18 @@ def look(rows: list[int]) -> np.ndarray:
 
 def whole(name: str = "street") -> Section:
     report, query, gallery, similarity = problem()
-    return section_of(name, report, query, gallery, similarity=similarity, look=look, queries=3, top=5, label="stage 2",
-                      others={"zero-shot": report})  # fmt: skip
+    return section_of(
+        name,
+        report,
+        query,
+        gallery,
+        similarity=similarity,
+        look=look,
+        queries=3,
+        top=5,
+        label="stage 2",
+        others={"zero-shot": report},
+    )
 
 
 class Elements(HTMLParser):
@@ -178,8 +188,11 @@ def test_a_browser_shows_it_silently(tmp_path: Path) -> None:
             assert (colour == "rgb(255, 255, 255)") == (not dark)
             ink = tab.run("getComputedStyle(document.querySelector('svg text')).fill")
             assert ink == tab.run("getComputedStyle(document.body).color")  # the figures take the page's colours
-            said = [e for e in tab.events if e.get("method") in
-                    ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")]  # fmt: skip
+            said = [
+                e
+                for e in tab.events
+                if e.get("method") in ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+            ]
             requests = [e["params"] for e in tab.events if e.get("method") == "Network.requestWillBeSent"]
             asked = [request["request"]["url"] for request in requests]
             assert said == []

@@ -9,8 +9,16 @@ import pyarrow as pa
 
 from clipreid.search.format import schema_of, writer
 
-ABOUT = {"gallery": 1, "run": "runs/test", "backbone": "none", "model": "0" * 24, "strength": 1.0, "sources": [],
-         "split": "gallery", "image_size": [64, 32]}  # fmt: skip
+ABOUT = {
+    "gallery": 1,
+    "run": "runs/test",
+    "backbone": "none",
+    "model": "0" * 24,
+    "strength": 1.0,
+    "sources": [],
+    "split": "gallery",
+    "image_size": [64, 32],
+}
 
 BLOCK = 8  # pictures, in the tests of `embed`
 
@@ -31,9 +39,12 @@ def table(features: np.ndarray, cameras: Sequence[int | None] | None = None, pro
 
 
 def write_gallery(
-    file: Path, features: np.ndarray, groups: Sequence[int] = (), cameras: Sequence[int | None] | None = None,
+    file: Path,
+    features: np.ndarray,
+    groups: Sequence[int] = (),
+    cameras: Sequence[int | None] | None = None,
     projection: int = 1,
-) -> Path:  # fmt: skip
+) -> Path:
     """features [G, D]; groups: rows of each row group but the last."""
     rows = table(features, cameras, projection)
     with writer(file, about(features.shape[1], projection)) as out:

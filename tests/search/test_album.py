@@ -33,8 +33,9 @@ def found(gallery: Path, n: int) -> bool:
     assert len(opened) == n
     album = Album(opened)
     pictures = [album.picture(row["path"]) for row in opened.rows(range(n))]
-    return all(p is not None and np.abs(np.asarray(p)[0, 0].astype(int) - colour(i)).max() < 9
-               for i, p in enumerate(pictures))  # fmt: skip
+    return all(
+        p is not None and np.abs(np.asarray(p)[0, 0].astype(int) - colour(i)).max() < 9 for i, p in enumerate(pictures)
+    )
 
 
 def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,8 +53,13 @@ def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: p
         table = pa.table({"image": images, "pid": ["a", "b", "c"], "camid": [1, 2, 1]})
         pq.write_table(table, here / "hubd" / "data" / f"{split}-00000-of-00001.parquet")
     monkeypatch.chdir(here)
-    embed(model, find_pictures(["hub:hubd"], columns=COLUMNS), tmp_path / "g.parquet", sources=["hub:hubd"],
-          columns=COLUMNS)  # fmt: skip
+    embed(
+        model,
+        find_pictures(["hub:hubd"], columns=COLUMNS),
+        tmp_path / "g.parquet",
+        sources=["hub:hubd"],
+        columns=COLUMNS,
+    )
     names = [row["path"] for row in Gallery.open(tmp_path / "g.parquet").rows(range(3))]
     assert names == ["gallery0.png", "gallery1.png", "gallery2.png"]
     monkeypatch.chdir(there)
@@ -126,6 +132,12 @@ def test_sources_mean_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
     own = f"{tmp_path}/own"
-    named = {"own": own, "own/**/*.jpg": f"{own}/**/*.jpg", "folder:own": f"folder:{own}",
-             "synthetic": "synthetic", "synthetic:own": "synthetic:own", "hub:some/name": "hub:some/name"}  # fmt: skip
+    named = {
+        "own": own,
+        "own/**/*.jpg": f"{own}/**/*.jpg",
+        "folder:own": f"folder:{own}",
+        "synthetic": "synthetic",
+        "synthetic:own": "synthetic:own",
+        "hub:some/name": "hub:some/name",
+    }
     assert {entry: absolute_entry(entry) for entry in named} == named

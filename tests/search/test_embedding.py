@@ -39,8 +39,14 @@ def test_features_are_those_of_the_model_in_the_order_of_the_paths(
     crops: Path, model: ReIDModel, tmp_path: Path
 ) -> None:
     told: list[tuple[int, int]] = []
-    done = embed(model, find_pictures([str(crops)], pattern="market1501"), tmp_path / "g.parquet", run="runs/x",
-                 batch_size=3, progress=lambda *now: told.append(now))  # fmt: skip
+    done = embed(
+        model,
+        find_pictures([str(crops)], pattern="market1501"),
+        tmp_path / "g.parquet",
+        run="runs/x",
+        batch_size=3,
+        progress=lambda *now: told.append(now),
+    )
     gallery = Gallery.open(tmp_path / "g.parquet")
     rows = gallery.rows(range(60))
     paths = sorted(str(path) for path in crops.rglob("*.png"))

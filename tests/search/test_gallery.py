@@ -144,9 +144,14 @@ def test_the_file_is_mapped_and_any_parquet_reader_reads_it(tmp_path: Path) -> N
     assert (column.flatten().to_numpy().reshape(500, 48) == gallery).all()
 
 
-@pytest.mark.parametrize("how", [{}, {"compression": "NONE", "use_dictionary": False, "data_page_size": 1024},
-                                 {"compression": "NONE", "use_dictionary": False, "data_page_size": 1024,
-                                  "data_page_version": "2.0"}])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"compression": "NONE", "use_dictionary": False, "data_page_size": 1024},
+        {"compression": "NONE", "use_dictionary": False, "data_page_size": 1024, "data_page_version": "2.0"},
+    ],
+)
 def test_what_another_program_wrote_anew_is_found_all_the_same(tmp_path: Path, how: dict) -> None:
     gallery = unit(np.random.default_rng(4).standard_normal((700, 32)))
     file = write_gallery(tmp_path / "g.parquet", gallery, [300])
