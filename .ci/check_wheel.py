@@ -23,8 +23,8 @@ for name in ("tiny-clip", "tiny-siglip2"):
     assert texts.isfinite().all()
     assert not texts[0].allclose(texts[1]), f"{name} gives every text the same feature"
 
-picture = render(draw_person(np.random.default_rng(1)), make_camera("wall", 0), np.random.default_rng(2))
-assert picture.dtype == np.uint8, picture.dtype
-assert picture.ndim == 3, picture.shape
-assert picture.std() > 10, "the rendered picture is empty"
-print(f"the wheel works: texts {tuple(texts.shape)}, picture {picture.shape}, from {package}")
+image = render(draw_person(np.random.default_rng(1)), make_camera("wall", 0), np.random.default_rng(2))
+assert image.dtype == np.uint8, image.dtype
+assert image.ndim == 3, image.shape
+assert image.std() > 10, "the rendered image is empty"
+print(f"the wheel works: texts {tuple(texts.shape)}, image {image.shape}, from {package}")

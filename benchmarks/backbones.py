@@ -6,7 +6,7 @@
 
 Full architectures with random weights (no download); of a SigLIP vocabulary, 1,000 tokens are kept, for memory. The
 differences are the largest absolute ones, in fp32, between `load_backbone`'s conversion and the source's own model, of
-two pictures of the native size and three texts. A step is forward, backward and AdamW on rank-8 adapters in every
+two images of the native size and three texts. A step is forward, backward and AdamW on rank-8 adapters in every
 attention and MLP layer, for crops of 256x128: ours, and peft on transformers' vision model, which holds the same
 weights, adapters and targets; both must give the same loss and gradient first. Repeats are interleaved, so that
 whatever else the machine does hits both; `ratio` is the median of ours / theirs.

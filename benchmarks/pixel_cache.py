@@ -1,9 +1,9 @@
 """The decode-once cache with many crops: built, killed at half and continued, shared by two processes, made stale.
 
     python benchmarks/pixel_cache.py                                  # 100,000 crops, about 6 GB of disk for a while
-    python benchmarks/pixel_cache.py --pictures 2000 --csv small.csv
+    python benchmarks/pixel_cache.py --images 2000 --csv small.csv
 
-Every step is a process of its own, so that its peak memory is its own too. The pictures are coloured noise in JPEG
+Every step is a process of its own, so that its peak memory is its own too. The images are coloured noise in JPEG
 files of 128 x 64, as large as those of Market-1501, with its names. Prints a table and writes it to the CSV; ends in an
 error when a step decoded other than it should, or when two steps disagree about the pixels.
 """
@@ -49,8 +49,8 @@ print(json.dumps({"read": read - begun, "seconds": seconds, "decoded": len(decod
 
 @dataclass(frozen=True)
 class Config:
-    pictures: int = 100_000
-    folder: Path | None = None  # where pictures and cache lie for the while; default: the system's temporary folder
+    images: int = 100_000
+    folder: Path | None = None  # where images and cache lie for the while; default: the system's temporary folder
     csv: Path = CSV
 
 
@@ -63,9 +63,9 @@ def paint(folder: Path, number: int) -> None:
     Image.fromarray(pixels).save(folder / f"{number // 20:04d}_c{number % 6 + 1}s1_{number:06d}_00.jpg", quality=90)
 
 
-def start(home: Path, pictures: Path) -> subprocess.Popen[str]:
+def start(home: Path, images: Path) -> subprocess.Popen[str]:
     environment = os.environ | {"CLIPREID_CACHE": str(home), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CHILD, str(pictures)]
+    command = [sys.executable, "-c", CHILD, str(images)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
@@ -76,9 +76,9 @@ def finish(process: subprocess.Popen[str]) -> dict[str, float]:
     return json.loads(output.splitlines()[-1])
 
 
-def kill_at_half(home: Path, pictures: Path, count: int) -> int:
-    """Kills a build once half of the pictures are decoded; returns how many blocks it had finished."""
-    process = start(home, pictures)
+def kill_at_half(home: Path, images: Path, count: int) -> int:
+    """Kills a build once half of the images are decoded; returns how many blocks it had finished."""
+    process = start(home, images)
     while True:
         blocks = sum(file.read_text().count("\n") for file in home.glob("pixels/*.building/journal.jsonl"))
         if 2 * BLOCK * blocks >= count:
@@ -86,12 +86,12 @@ def kill_at_half(home: Path, pictures: Path, count: int) -> int:
             process.communicate()
             return sum(file.read_text().count("\n") for file in home.glob("pixels/*.building/journal.jsonl"))
         if process.poll() is not None:
-            raise SystemExit("the build ended before it could be killed: take more --pictures")
+            raise SystemExit("the build ended before it could be killed: take more --images")
         time.sleep(0.05)
 
 
 def steps(count: int, root: Path) -> list[dict[str, object]]:
-    pictures, train, home = root / "crops", root / "crops" / "train", root / "cache"
+    images, train, home = root / "crops", root / "crops" / "train", root / "cache"
     train.mkdir(parents=True)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda number: paint(train, number), range(count)))
@@ -100,10 +100,10 @@ def steps(count: int, root: Path) -> list[dict[str, object]]:
     def note(step: str, expected: int, *found: dict[str, float]) -> None:
         decoded, seconds = sum(int(each["decoded"]) for each in found), max(each["seconds"] for each in found)
         if decoded != expected or len({each["crc"] for each in found}) != 1:
-            raise SystemExit(f"{step}: {decoded:,d} pictures decoded, {expected:,d} expected; or other pixels")
+            raise SystemExit(f"{step}: {decoded:,d} images decoded, {expected:,d} expected; or other pixels")
         rows.append(
             {
-                "pictures": count,
+                "images": count,
                 "step": step,
                 "seconds": round(seconds, 2),
                 "decoded": decoded,
@@ -115,28 +115,28 @@ def steps(count: int, root: Path) -> list[dict[str, object]]:
         )
         print(f"{step}: {rows[-1]}", flush=True)
 
-    note("built", count, finish(start(home, pictures)))
-    note("opened again", 0, finish(start(home, pictures)))
+    note("built", count, finish(start(home, images)))
+    note("opened again", 0, finish(start(home, images)))
     shutil.rmtree(home)
-    kept = BLOCK * kill_at_half(home, pictures, count)
-    note("continued after a kill at half", count - kept, finish(start(home, pictures)))
+    kept = BLOCK * kill_at_half(home, images, count)
+    note("continued after a kill at half", count - kept, finish(start(home, images)))
     shutil.rmtree(home)
-    note("two processes at once", count, *map(finish, [start(home, pictures), start(home, pictures)]))
+    note("two processes at once", count, *map(finish, [start(home, images), start(home, images)]))
     if len({row["crc"] for row in rows}) != 1:
         raise SystemExit(f"the steps disagree about the pixels: {rows}")
     os.utime(next(train.iterdir()), ns=(1, 1))
-    note("made anew: one file has changed", count, finish(start(home, pictures)))
+    note("made anew: one file has changed", count, finish(start(home, images)))
     return rows
 
 
 def main(config: Config) -> None:
     with tempfile.TemporaryDirectory(dir=config.folder, prefix="pixel-cache-") as root:
-        rows = steps(config.pictures, Path(root))
+        rows = steps(config.images, Path(root))
     with open(config.csv, "w", newline="") as handle:
         writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(f"\n| {config.pictures:,d} crops to 256 x 128 | seconds | decoded | peak memory, MB |\n|---|---|---|---|")
+    print(f"\n| {config.images:,d} crops to 256 x 128 | seconds | decoded | peak memory, MB |\n|---|---|---|---|")
     for row in rows:
         print(f"| {row['step']} | {row['seconds']} | {row['decoded']:,d} | {row['peak_rss_mb']:,d} |")
     print(f"\nwritten: {config.csv}")

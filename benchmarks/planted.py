@@ -1,8 +1,8 @@
 """What benchmarks/metrics.py and benchmarks/reranking.py share: features with planted identities, and timed processes.
 
-An identity is a point in a space of 48 dimensions, near those of its look-alikes; a picture adds its camera's shift and
+An identity is a point in a space of 48 dimensions, near those of its look-alikes; an image adds its camera's shift and
 noise; a random map to D dimensions and a little noise there follow. So neighbours overlap as those of trained models
-do, and some pictures are hard.
+do, and some images are hard.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-SIZES = {  # queries, gallery, identities, cameras, gallery pictures of nobody: as in the data sets of these names
+SIZES = {  # queries, gallery, identities, cameras, gallery images of nobody: as in the data sets of these names
     "market": (3_368, 15_913, 750, 6, 2_798),
     "msmt17": (11_659, 82_161, 3_060, 15, 0),
     "small": (300, 1_500, 75, 6, 250),

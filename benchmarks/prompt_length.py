@@ -1,4 +1,4 @@
-"""What a stage-1 step costs: prompts cut behind EOT and each identity once, against 77 tokens for every picture.
+"""What a stage-1 step costs: prompts cut behind EOT and each identity once, against 77 tokens for every image.
 
     python benchmarks/prompt_length.py
 
@@ -7,7 +7,7 @@ for 64 cached image features, as in a stage 1 on Market-1501. `plain` is the pub
 as `training/stage1.py` uses it. Both run on the same tower and must give the same loss and the same gradient.
 The repeats are interleaved, so that whatever else the machine does hits both. Writes a row for each kind of batch.
 
-B pictures, n identities in the batch, I identities, L prompt tokens, W text width, E embedding.
+B images, n identities in the batch, I identities, L prompt tokens, W text width, E embedding.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CSV = Path(__file__).with_suffix(".csv")
 class Config:
     repeats: int = 7
     batch: int = 64
-    identities: int = 751  # Market-1501's training set: 12,936 pictures
-    pictures: int = 12_936
+    identities: int = 751  # Market-1501's training set: 12,936 images
+    images: int = 12_936
     threads: tuple[int, ...] = tuple(sorted({1, os.cpu_count() or 1}, reverse=True))  # several need cores that are free
     device: str = "cpu"
     seed: int = 0
@@ -47,7 +47,7 @@ class Config:
 
 
 class PlainPrompts(nn.Module):
-    """The published way: the prompt of every picture, over all 77 positions (CLIP-ReID's `PromptLearner`)."""
+    """The published way: the prompt of every image, over all 77 positions (CLIP-ReID's `PromptLearner`)."""
 
     def __init__(self, backbone: Backbone, context: Tensor) -> None:
         super().__init__()
@@ -69,16 +69,16 @@ class PlainPrompts(nn.Module):
 
 
 def encode_once(prompts: IdentityPrompts, labels: Tensor) -> Tensor:
-    """As in `learn_prompts`: labels [B] to the text of each picture's identity [B, E]."""
+    """As in `learn_prompts`: labels [B] to the text of each image's identity [B, E]."""
     identities, place = labels.unique(return_inverse=True)
     return prompts(identities).index_select(0, place)
 
 
 def batches(config: Config) -> dict[str, Tensor]:
-    """Labels [B] of a stage-1 batch (pictures at random, without replacement) and of a PK batch (16 x 4)."""
+    """Labels [B] of a stage-1 batch (images at random, without replacement) and of a PK batch (16 x 4)."""
     generator = torch.Generator().manual_seed(config.seed)
-    owners = torch.arange(config.pictures) % config.identities
-    drawn = owners[torch.randperm(config.pictures, generator=generator)[: config.batch]]
+    owners = torch.arange(config.images) % config.identities
+    drawn = owners[torch.randperm(config.images, generator=generator)[: config.batch]]
     few = torch.randperm(config.identities, generator=generator)[: config.batch // 4]
     return {"random": drawn.to(config.device), "16 x 4": few.repeat_interleave(4).to(config.device)}
 

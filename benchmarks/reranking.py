@@ -5,7 +5,7 @@
     python benchmarks/reranking.py --sizes small --csv small.csv    # to see that it works
 
 The peer is the algorithm of the authors' code in numpy (Zhong et al., CVPR 2017; the same in torchreid and most
-libraries), written out here: dense [N, N] distances, ranking and encoding, loops over pictures. It and ours get the
+libraries), written out here: dense [N, N] distances, ranking and encoding, loops over images. It and ours get the
 same planted features (`planted.py`), each in a process of its own; peak memory is the whole process, features and
 libraries included. `differing` is the share of pairs whose two results are more than 1e-4 apart (a neighbour's place
 can hang on the last bit of a product); the run fails where it is over 1 in 1,000.

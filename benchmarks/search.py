@@ -2,7 +2,7 @@
 
     pip install faiss-cpu                                         # only for this
     python benchmarks/search.py --threads 2                       # 1,000,000 x 512
-    python benchmarks/search.py --pictures 50000 --csv small.csv  # to see that it works
+    python benchmarks/search.py --images 50000 --csv small.csv  # to see that it works
 
 Each search runs in a process of its own, the two in turn, `rounds` times; in a process each number of queries is asked
 `repeats` times in turn, and the median over everything counts. `open_s`: until the first search can begin: a gallery is
@@ -10,7 +10,7 @@ opened (and some of it checked), faiss reads all features into memory. `first_s`
 in a mapped file meets pages that it has not touched yet; the file itself was written just before, and lies in the
 system's cache as far as that has room. `peak_mb` is the most that the process held, `import_mb` before anything was
 opened. The run fails where the two find different similarities (by more than 1e-5); `same` is the share of places with
-the same picture, in which faiss's float32 sums may part what float64 orders otherwise.
+the same image, in which faiss's float32 sums may part what float64 orders otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ METHODS = ("clipreid", "faiss")
 
 @dataclass(frozen=True)
 class Config:
-    pictures: int = 1_000_000
+    images: int = 1_000_000
     dim: int = 512
     threads: int = os.cpu_count() or 1
     rounds: int = 2  # processes of each method
@@ -48,7 +48,7 @@ class Config:
 
 
 def plant(config: Config, folder: Path) -> None:
-    """Unit features of people with PEOPLE pictures each, as a gallery and as a plain array, and queries of them."""
+    """Unit features of people with PEOPLE images each, as a gallery and as a plain array, and queries of them."""
     import pyarrow as pa
 
     from clipreid.search.format import schema_of, writer
@@ -66,7 +66,7 @@ def plant(config: Config, folder: Path) -> None:
         "parts": {"final": config.dim},
     }
     rng = np.random.default_rng(0)
-    centres = rng.standard_normal((config.pictures // PEOPLE + 1, config.dim), dtype=np.float32)
+    centres = rng.standard_normal((config.images // PEOPLE + 1, config.dim), dtype=np.float32)
 
     def near(rows: np.ndarray) -> np.ndarray:
         x = centres[rows % len(centres)] + rng.standard_normal((len(rows), config.dim), dtype=np.float32)
@@ -74,8 +74,8 @@ def plant(config: Config, folder: Path) -> None:
 
     np.save(folder / "query.npy", near(rng.integers(0, len(centres), max(QUERIES))))
     with open(folder / "gallery.f32", "wb") as raw, writer(folder / "gallery.parquet", about) as out:
-        for start in range(0, config.pictures, GROUP):
-            rows = np.arange(start, min(start + GROUP, config.pictures))
+        for start in range(0, config.images, GROUP):
+            rows = np.arange(start, min(start + GROUP, config.images))
             features = near(rows)
             features.tofile(raw)
             columns = [
@@ -143,7 +143,7 @@ def step(config: Config, folder: Path) -> dict[str, Any]:
 
 def measure(config: Config, folder: Path) -> list[dict[str, Any]]:
     def start(name: str) -> dict[str, Any]:
-        more = ("--pictures", str(config.pictures), "--dim", str(config.dim), "--threads", str(config.threads))
+        more = ("--images", str(config.images), "--dim", str(config.dim), "--threads", str(config.threads))
         return run_step(__file__, name, folder, config.threads, config.repeats, more)
 
     start("plant")
@@ -159,7 +159,7 @@ def measure(config: Config, folder: Path) -> list[dict[str, Any]]:
     same = float((np.array(ours["rows"]) == np.array(theirs["rows"])).mean())
     return [
         {
-            "pictures": config.pictures,
+            "images": config.images,
             "dim": config.dim,
             "threads": config.threads,
             "method": name,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from clipreid.aggregation import AGGREGATIONS, identity_features
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
 from clipreid.data.augment import normalise
-from clipreid.data.images import Pictures, stack_pictures
+from clipreid.data.images import Images, stack_images
 from clipreid.distributed import gather
 from clipreid.errors import UserError
 from clipreid.side import Side, SideEmbedding, check_cls
@@ -213,13 +213,13 @@ class ReIDModel(nn.Module):
         hooks = {0: self.side.hook(cameras, views)} if self.side is not None else None
         return attention_rollout(self.tower, self.normalise(crops), hooks).cpu()
 
-    def crops(self, images: Pictures) -> Tensor:
+    def crops(self, images: Images) -> Tensor:
         """Pictures as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole picture resized."""
-        return stack_pictures(images, self.image_size, self.config.interpolation)
+        return stack_images(images, self.image_size, self.config.interpolation)
 
     def embed(
         self,
-        images: Pictures,
+        images: Images,
         batch_size: int = 32,
         *,
         cameras: Sequence[int] | Tensor | None = None,

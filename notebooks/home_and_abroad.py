@@ -59,7 +59,7 @@ if f"folder:{CROPS}/abroad" == ABROAD and not (CROPS / "abroad").exists():
     explore.write_folder({"test": explore.few(abroad["gallery"], 6, identities=TESTED)}, CROPS / "abroad")
 
 places = {"home": clipreid.load_data(HOME), "abroad": clipreid.load_data(ABROAD)}
-six = [explore.Row(name, [data.splits["gallery"].picture(i) for i in range(12)]) for name, data in places.items()]
+six = [explore.Row(name, [data.splits["gallery"].image(i) for i in range(12)]) for name, data in places.items()]
 explore.draw_rows(six)
 
 # %% [markdown]

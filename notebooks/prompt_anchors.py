@@ -12,8 +12,8 @@
 # # What did stage 1 learn?
 #
 # CLIP-ReID begins by learning four tokens for every individual: "a photo of a X X X X person." Nobody says what they
-# should mean. They only have to make a text that is near the pictures of this individual and far from those of all
-# others, both encoders frozen. Stage 2 then pulls the pictures towards these texts, so what the tokens say is what the
+# should mean. They only have to make a text that is near the images of this individual and far from those of all
+# others, both encoders frozen. Stage 2 then pulls the images towards these texts, so what the tokens say is what the
 # image tower will be taught.
 #
 # So: what do they say? Here they are asked five questions.
@@ -22,11 +22,11 @@
 # 2. What do the texts know of the people, and what not?
 # 3. What lies between two people?
 # 4. What happens when a token is taken away?
-# 5. Where on the pictures does the image tower look?
+# 5. Where on the images does the image tower look?
 #
 # The people are those of the synthetic street, of whom everything is known: their clothes, their captions, and what no
 # caption mentions. **Every number below is about this street and a tiny CLIP; it checks the mechanism.** Start Jupyter
-# with `RUN=runs/yours` in the environment, and the same questions go to a run of yours and to the pictures that it was
+# with `RUN=runs/yours` in the environment, and the same questions go to a run of yours and to the images that it was
 # trained on (`DATA=market1501:...` says where these lie now, if they were moved). What asks for the truth is left out
 # then: attributes are known of the painted street only. The remarks below the figures are about the street as well.
 
@@ -80,7 +80,7 @@ chance = explore.chance_cosine(learned)
 print(f"cosine to the nearest word: {near.cosine.mean():.2f}; of a random vector: {chance:.2f}")
 
 explore.draw_rows(
-    [explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(crops, names[i], most=6)) for i in shown]
+    [explore.Row("\n".join([names[i], *words[i]]), explore.images_of(crops, names[i], most=6)) for i in shown]
 )
 
 # %% [markdown]
@@ -119,7 +119,7 @@ attributes = explore.true_attributes(explore.synthetic_people(names, data.name))
 tops = attributes.get("top_colour", np.full(len(names), "unknown"))
 paint = {**COLOURS, "unknown": (140, 149, 159)}
 places = explore.plane(learned.bank)
-first = [explore.pictures_of(crops, name, most=1)[0] for name in names]
+first = [explore.images_of(crops, name, most=1)[0] for name in names]
 display(HTML(explore.hover_map(places, first, names, [f"rgb{paint[top]}" for top in tops])))
 explore.draw_map(places, tops, {name: np.array(rgb) / 255 for name, rgb in paint.items()})
 
@@ -133,11 +133,11 @@ explore.draw_similarity(learned.bank, tops, "colour of the top")
 # The squares along the diagonal say that people with tops of the same colour have similar texts. To be exact about it,
 # for every attribute: can a linear probe read it off the text of a person it was not fitted on? (Look-alikes, who share
 # their clothes, are never on both sides.) Beside the learned texts stand the texts of the true captions, which is what
-# language could say, and the pictures' own features, which is what there was to learn from. The floor is the same probe
+# language could say, and the images' own features, which is what there was to learn from. The floor is the same probe
 # with somebody else's values.
 
 # %%
-few = explore.few(crops, 6)  # six pictures of each person, of different cameras
+few = explore.few(crops, 6)  # six images of each person, of different cameras
 seen = learned.features(few)
 if painted:
     sentences, which = np.unique(crops.captions, return_inverse=True)
@@ -145,7 +145,7 @@ if painted:
     banks = {
         "learned texts": learned.bank,
         "true captions": explore.mean_by(said, crops.identities, names),
-        "pictures": explore.mean_by(seen, few.identities, names),
+        "images": explore.mean_by(seen, few.identities, names),
     }
     probed = explore.probe_table(banks, attributes, explore.families(names, data.name))
     display(explore.draw_probe(probed))
@@ -153,13 +153,13 @@ if painted:
 # %% [markdown]
 # The colours of the two largest things, what is worn above and below, are in the learned texts, further above the floor
 # than all else. The kinds of things (which garment, which hat, which bag) are much nearer to it. Where the captions
-# reach further than the pictures, language knows more than the eye; where the learned texts stay behind the pictures,
+# reach further than the images, language knows more than the eye; where the learned texts stay behind the images,
 # stage 1 did not need it to tell these people apart.
 
 # %% [markdown]
 # ## What lies between two people?
 #
-# Take the tokens of one person, go in five steps to those of another, and let each text on the way find its pictures.
+# Take the tokens of one person, go in five steps to those of another, and let each text on the way find its images.
 
 # %%
 a, b = divmod(int((learned.bank @ learned.bank.T).argmin()), len(names))  # the least alike
@@ -171,20 +171,20 @@ worn = dict(zip(names, tops.tolist(), strict=True)) if painted else {}
 met = [[worn.get(few.identities[i], "") for i in rows] for rows in found]
 explore.draw_rows(
     [
-        explore.Row(f"{names[a]} {100 - 20 * s} %\n{names[b]} {20 * s} %", [few.picture(i) for i in rows], met[s])
+        explore.Row(f"{names[a]} {100 - 20 * s} %\n{names[b]} {20 * s} %", [few.image(i) for i in rows], met[s])
         for s, rows in enumerate(found)
     ],
     height=0.9,
 )
 
 # %% [markdown]
-# Above each picture stands the true colour of the top. The two ends find the two people, one in yellow and one in
+# Above each image stands the true colour of the top. The two ends find the two people, one in yellow and one in
 # purple. In between nobody is half of each: the texts on the way find other people, and some of these wear neither.
 
 # %% [markdown]
 # ## What is a token worth?
 #
-# Take one of the four away from everybody, or all of them, and let every text look for its own pictures among all.
+# Take one of the four away from everybody, or all of them, and let every text look for its own images among all.
 # Three ways to take it away: replaced by the mean of that token over all people, by the word "x" (where the sentence
 # began before training), or dropped, so that the sentence is shorter.
 
@@ -197,20 +197,18 @@ explore.draw_ablation(ablations)
 # are the same sentence, and finding is chance.
 
 # %% [markdown]
-# ## Where on the pictures?
+# ## Where on the images?
 #
 # Attention rollout ([Abnar and Zuidema](https://arxiv.org/abs/2005.00928)) follows through all blocks how much of each
-# patch arrives in the feature. It shows where information came from, not why two pictures are alike. This is the image
+# patch arrives in the feature. It shows where information came from, not why two images are alike. This is the image
 # tower before stage 2; give `clipreid.load(RUN)` instead of `learned.model` to see a tuned one.
 
 # %%
-own = {names[i]: explore.pictures_of(crops, names[i], most=5) for i in shown}
-explore.draw_rows(
-    [explore.Row(name, [*pictures, *explore.looks(learned.model, pictures)]) for name, pictures in own.items()]
-)
+own = {names[i]: explore.images_of(crops, names[i], most=5) for i in shown}
+explore.draw_rows([explore.Row(name, [*images, *explore.looks(learned.model, images)]) for name, images in own.items()])
 
 # %% [markdown]
-# One map for each picture is all that this model can show. Maps of *anchors*, where each anchor takes its own patches
+# One map for each image is all that this model can show. Maps of *anchors*, where each anchor takes its own patches
 # of a person, come with the SAGA aggregation; runs of this version have none.
 
 # %% [markdown]
@@ -221,13 +219,13 @@ explore.draw_rows(
 
 # %%
 def person(i: int):
-    """One person: pictures, what the tokens are near, and what the text finds."""
+    """One person: images, what the tokens are near, and what the text finds."""
     finds = explore.retrieve(learned.bank[i : i + 1], seen, top=8)[0]
     marks = ["✓" if few.identities[row] == names[i] else few.identities[row] for row in finds]
     return explore.draw_rows(
         [
-            explore.Row("\n".join([names[i], *words[i]]), explore.pictures_of(crops, names[i], most=8)),
-            explore.Row("its text finds", [few.picture(row) for row in finds], marks),
+            explore.Row("\n".join([names[i], *words[i]]), explore.images_of(crops, names[i], most=8)),
+            explore.Row("its text finds", [few.image(row) for row in finds], marks),
         ]
     )
 
@@ -238,4 +236,4 @@ explore.browse(person, len(names))
 # %% [markdown]
 # ## Next
 #
-# `your_own_crops` trains on a folder of pictures; `home_and_abroad` asks what stage 2 gains and loses.
+# `your_own_crops` trains on a folder of images; `home_and_abroad` asks what stage 2 gains and loses.

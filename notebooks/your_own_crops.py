@@ -11,15 +11,15 @@
 # %% [markdown]
 # # Your own crops
 #
-# From a folder of pictures to an adapter that could be published: check, train, evaluate, look at the mistakes, see
+# From a folder of images to an adapter that could be published: check, train, evaluate, look at the mistakes, see
 # what would be uploaded. Every step is a command that you can type in a terminal just as well.
 #
-# What you need is crops: one individual in each picture, cut out. Put them like this, and nothing has to be configured:
+# What you need is crops: one individual in each image, cut out. Put them like this, and nothing has to be configured:
 #
 #     crops/train/anna/cam1_00001.png        to learn from
 #     crops/test/bert/cam3_00007.png         other individuals, to be measured on
 #
-# Identity and camera are read from folders and file names; other ways to name them: `docs/data.md`. Two pictures of an
+# Identity and camera are read from folders and file names; other ways to name them: `docs/data.md`. Two images of an
 # individual are the least, from different cameras where there are several.
 #
 # Start Jupyter with `CROPS=/my/crops` in the environment, and this notebook is about yours. Otherwise it paints a small
@@ -53,15 +53,15 @@ if not CROPS.exists():
 # %% [markdown]
 # ## Check
 #
-# Before anything is trained: is every picture readable, does every individual have enough of them, is nobody in both
-# parts, did a picture get in twice?
+# Before anything is trained: is every image readable, does every individual have enough of them, is nobody in both
+# parts, did an image get in twice?
 
 # %% language="bash"
 # clipreid data check "folder:$CROPS" || echo "(to be mended)"
 
 # %% [markdown]
 # One file of the painted folder is a copy that broke off. Mend what was found, and check again. (Or train with
-# `--skip-bad`, which leaves such pictures out and counts them.)
+# `--skip-bad`, which leaves such images out and counts them.)
 
 # %%
 for spoiled in CROPS.glob("train/*/*_broken_off.png"):
@@ -74,7 +74,7 @@ for spoiled in CROPS.glob("train/*/*_broken_off.png"):
 # ## Train
 #
 # Both stages, then the scores before and after. Small data gets more epochs by default, until there are 180 steps of
-# the optimiser; here it is stopped after a few, so that you need not wait. For real pictures name a real backbone, such
+# the optimiser; here it is stopped after a few, so that you need not wait. For real images name a real backbone, such
 # as `--backbone open_clip:ViT-B-16-quickgelu/openai`, and leave `--prompt-epochs` and `--epochs` out.
 
 # %% language="bash"
@@ -97,7 +97,7 @@ display(Image(RUN / "report" / "ranked_lists.png"))
 # ## Look at the mistakes
 #
 # A mean hides them. These are the queries with the lowest average precision: the model at its worst. Are the labels
-# right? Is it a look-alike, another light, a picture from behind? What you see here tells you which pictures to collect
+# right? Is it a look-alike, another light, an image from behind? What you see here tells you which images to collect
 # next. (On the painted street: colour casts that turn a white coat pink, and look-alikes who share their clothes.)
 
 # %%
@@ -117,7 +117,7 @@ report.plot_similarities()
 # %% [markdown]
 # ## Publish (dry run)
 #
-# What would go to the Hugging Face Hub: the adapter, the necks, the settings, a card with these figures. No pictures,
+# What would go to the Hugging Face Hub: the adapter, the necks, the settings, a card with these figures. No images,
 # and nothing that belongs to a single individual. Without `--dry-run` the same command uploads it.
 
 # %% language="bash"
@@ -126,8 +126,8 @@ report.plot_similarities()
 # %% [markdown]
 # ## Use it
 #
-# In any program, without the training pictures, with the run folder or the name on the Hub:
+# In any program, without the training images, with the run folder or the name on the Hub:
 
 # %%
-features = clipreid.load(RUN).embed([scored.query.picture(0), scored.query.picture(1)])
+features = clipreid.load(RUN).embed([scored.query.image(0), scored.query.image(1)])
 print(features.shape, "cosine of the two:", round(float(features[0] @ features[1]), 3))

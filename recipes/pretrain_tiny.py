@@ -7,7 +7,7 @@ The models are the real architectures made small (6 image blocks, 4 text blocks,
 comes from a named set: other people, cameras, backgrounds and painting styles. What the shipped weights reached,
 and with which commands: `clipreid/weights/tiny-clip/README.md`.
 
-Shapes: B batch, L text tokens, E embedding, N held-out pictures.
+Shapes: B batch, L text tokens, E embedding, N held-out images.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clipreid.backbones import Backbone, TextConfig, VisionConfig, save_backbone
 from clipreid.backbones.tokenizer import END, FastTokenizer, train_tokenizer
 from clipreid.data import normalise
 from clipreid.data.synthetic.people import COLOURS
-from clipreid.data.synthetic.pretraining import Captioned, captioned_pictures
+from clipreid.data.synthetic.pretraining import Captioned, captioned_images
 from clipreid.losses import clip_loss, siglip_loss
 
 EXTRA = "a photo of an image of the same person. vehicle. animal. object. X X X X bus car truck motorcycle dog cat"
@@ -41,7 +41,7 @@ class Config:
     output: Path = Path("runs/tiny-clip")
     family: Literal["clip", "siglip"] = "clip"
     init: Path | None = None  # go on from the state and tokenizer in this folder, with a fresh optimiser
-    pictures: int = 60_000  # painted once, seen several times
+    images: int = 60_000  # painted once, seen several times
     steps: int = 1_400
     batch: int = 256
     rate: float = 1e-3  # AdamW, linear warm-up over 5 % of the steps, then cosine to zero
@@ -99,9 +99,9 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rng, clip, started = np.random.default_rng([3, config.seed]), config.family == "clip", time.time()
-    print(f"painting {config.pictures} captioned pictures", flush=True)
-    train = captioned_pictures(config.pictures, seed=config.seed * 2 + 10, processes=config.threads)
-    held_out = captioned_pictures(400, seed=config.seed * 2 + 11, processes=config.threads)
+    print(f"painting {config.images} captioned images", flush=True)
+    train = captioned_images(config.images, seed=config.seed * 2 + 10, processes=config.threads)
+    held_out = captioned_images(400, seed=config.seed * 2 + 11, processes=config.threads)
     saved = config.init / "tokenizer.json" if config.init else None
     tokenizer = Tokenizer.from_file(str(saved)) if saved else train_tokenizer([*train.captions(rng), *[EXTRA] * 50])
     backbone = build(config, tokenizer).to(device)
@@ -117,8 +117,8 @@ def main(config: Config) -> None:
     optimiser = torch.optim.AdamW(groups, config.rate, betas=(0.9, 0.98), weight_decay=config.weight_decay, fused=True)
     warm = max(1, config.steps // 20)
     tower = torch.compile(backbone.image) if config.compile else backbone.image
-    rounds = config.steps * config.batch // config.pictures + 1
-    order = np.concatenate([rng.permutation(config.pictures) for _ in range(rounds)])
+    rounds = config.steps * config.batch // config.images + 1
+    order = np.concatenate([rng.permutation(config.images) for _ in range(rounds)])
     print(f"{tokenizer.get_vocab_size()} tokens, {sum(p.numel() for p in backbone.parameters()):,} weights", flush=True)
     begun = time.time()
     for step in range(config.steps):

@@ -63,11 +63,11 @@ class ZeroShot:
     columns: str | None = None
     """Which column is which in hub: data, where a table has other names: identity=pid,camera=camid,..."""
     skip_bad: bool = False
-    """Leave out pictures that cannot be decoded"""
+    """Leave out images that cannot be decoded"""
 
 
 def zero_shot_model(backbone: Backbone) -> ReIDModel:
-    """The backbone as it is, its pictures prepared as its weights want them: an untrained map is the identity."""
+    """The backbone as it is, its images prepared as its weights want them: an untrained map is the identity."""
     own = ModelConfig(tuning="head", mean=backbone.mean, std=backbone.std, interpolation=backbone.interpolation)
     return ReIDModel(backbone, own).eval()
 

@@ -225,7 +225,7 @@ def test_zero_shot_is_scored_without_it_and_stage_2_with_it(street: Path, tmp_pa
     measure(run, model, "stage2")  # nothing was trained: only the random embedding makes a difference
     home, abroad = (json.loads((run.folder / "metrics.json").read_text())[f"folder:{x}"] for x in (street, elsewhere))
     split = clipreid.load_data(f"folder:{street}").splits["query"]
-    seen, table = [split.picture(i) for i in range(len(split))], split.metadata()
+    seen, table = [split.image(i) for i in range(len(split))], split.metadata()
 
     def mean_ap(**known: Any) -> float:
         features = model.embed(seen, **known)

@@ -34,7 +34,7 @@ class Backbone(nn.Module):
         logit_scale: the weights' exp(temperature parameter); logit_bias: SigLIP's bias, 0 for CLIP.
         raw_logits: True only for OpenAI's CLIP weights: image-text logits are raw dot products there,
             elsewhere cosine x logit_scale.
-        interpolation: how its pictures are resized, "bicubic" or "bilinear".
+        interpolation: how its images are resized, "bicubic" or "bilinear".
         positions: how its position table was resized to the crop, "bicubic" or "bilinear".
         revision: the commit that its repository was at, of `hf:OWNER/NAME` from the Hub.
 
@@ -79,7 +79,7 @@ class Backbone(nn.Module):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures in pixels."""
+        """(height, width) of the images in pixels."""
         return self.image.config.image_size
 
     def tokens(self, pixels: Tensor, **kwargs: Any) -> Tokens:

@@ -18,7 +18,7 @@ MOST_PATCHES = 16_384  # of 16 pixels: 2048 x 2048
 
 @dataclass
 class Source:
-    """What a loader has read, with the key names of our towers and the source's own (native) picture size."""
+    """What a loader has read, with the key names of our towers and the source's own (native) image size."""
 
     vision: VisionConfig
     text: TextConfig
@@ -30,7 +30,7 @@ class Source:
     logit_scale: float
     logit_bias: float = 0.0
     raw_logits: bool = False
-    interpolation: str = "bicubic"  # how the pictures are resized, as `clipreid.data` names it
+    interpolation: str = "bicubic"  # how the images are resized, as `clipreid.data` names it
     revision: str | None = None  # the commit that a repository of the Hub was at
     image_size: tuple[int, int] = DEFAULT_SIZE  # the crop to build for unless the caller says otherwise
 

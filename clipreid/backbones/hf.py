@@ -95,7 +95,7 @@ def read_folder(folder: Path) -> Source:
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:
-    """Settings of the pictures: in a file of their own, or (transformers 5) inside the processor's; {} without."""
+    """Settings of the images: in a file of their own, or (transformers 5) inside the processor's; {} without."""
     own, whole = folder / "preprocessor_config.json", folder / "processor_config.json"
     if own.is_file():
         return _read_json(own)
@@ -108,7 +108,7 @@ def _interpolation(preprocessor: dict[str, Any], folder: Path) -> str:
     if number is None:
         return "bicubic"
     if number not in RESAMPLE:
-        raise UserError(f"{folder}: the pictures' resample is {number!r}; known are 2 (bilinear) and 3 (bicubic)")
+        raise UserError(f"{folder}: the images' resample is {number!r}; known are 2 (bilinear) and 3 (bicubic)")
     return RESAMPLE[number]
 
 

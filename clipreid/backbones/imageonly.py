@@ -53,7 +53,7 @@ class ImageTower(nn.Module):
 
         Raises:
             NotImplementedError: taps or hooks were asked for.
-            ValueError: wrong picture size.
+            ValueError: wrong image size.
         """
         if taps or hooks:
             raise NotImplementedError(f"a wrapped image-only tower has no {'taps' if taps else 'hooks'}; {HOOKABLE}")
@@ -61,7 +61,7 @@ class ImageTower(nn.Module):
             height, width = self.image_size
             raise ValueError(
                 f"pixels have shape {list(pixels.shape)}, this tower takes [B, 3, {height}, {width}]; "
-                "resize the pictures or load the backbone with another image_size"
+                "resize the images or load the backbone with another image_size"
             )
         return self.tokens(pixels)
 
@@ -72,7 +72,7 @@ class ImageBackbone(Backbone):
     Args:
         image: the wrapped tower.
         name: what `load_backbone` was called with.
-        mean, std, interpolation: how the weights want their pictures prepared.
+        mean, std, interpolation: how the weights want their images prepared.
     """
 
     image: ImageTower  # type: ignore[assignment]
@@ -87,7 +87,7 @@ class ImageBackbone(Backbone):
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pictures in pixels."""
+        """(height, width) of the images in pixels."""
         return self.image.image_size
 
     def encode_text(self, texts: list[str]) -> Tensor:
@@ -118,14 +118,14 @@ def check_fits(backbone: Backbone, tuning: str, aggregation: str) -> None:
 
 
 def check_processes(backbone: Backbone, tuning: str, processes: int) -> None:
-    """Refuses to train batch norms inside a tower on several processes: each would see its own pictures only.
+    """Refuses to train batch norms inside a tower on several processes: each would see its own images only.
 
     Raises:
         UserError: full tuning of such a tower (OSNet) on more than one process.
     """
     if tuning == "full" and processes > 1 and any(isinstance(m, nn.BatchNorm2d) for m in backbone.image.modules()):
         raise UserError(
-            f"--tuning full: the batch norms of {backbone.name} would see the pictures of one process only, so results "
+            f"--tuning full: the batch norms of {backbone.name} would see the images of one process only, so results "
             f"would depend on their number ({processes}): train on one process, or take --tuning head"
         )
 

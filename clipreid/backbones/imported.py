@@ -15,7 +15,7 @@ class ImportedBackbone(Backbone):
     """An image tower of the given shape, to be filled; `text` is None.
 
     It stands for OpenAI's CLIP as CLIP-ReID fine-tunes it: raw dot products, pixels of mean and std 0.5, test
-    pictures resized bilinearly.
+    images resized bilinearly.
     """
 
     text: None  # type: ignore[assignment]

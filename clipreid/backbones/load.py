@@ -36,7 +36,7 @@ def load_backbone(
             `open_clip:FOLDER`, `hf:OWNER/NAME`, `hf:FOLDER`; image only: `timm:NAME`, `timm:NAME/FILE`,
             `osnet:WIDTH/FILE`.
         revision: a commit, branch or tag of `hf:OWNER/NAME`; None is its main branch. Other names have none.
-        image_size: (height, width) of the pictures in pixels, one number for a square; None takes what the
+        image_size: (height, width) of the images in pixels, one number for a square; None takes what the
             weights recommend, (256, 128) for those that say nothing; rounded down to whole patches, so that the
             whole crop is seen: (252, 126) for patches of 14.
         positions: how the position table is resized to the crop's grid: "bicubic" (as transformers'

@@ -50,7 +50,7 @@ class LiteConv(nn.Module):
 
 
 class Gate(nn.Module):
-    """Weights of the channels, from their means over the picture; one gate for all streams (eq. 3)."""
+    """Weights of the channels, from their means over the image; one gate for all streams (eq. 3)."""
 
     def __init__(self, width: int, reduction: int = 16) -> None:
         super().__init__()

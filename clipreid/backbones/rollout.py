@@ -2,7 +2,7 @@
 
 Abnar & Zuidema, "Quantifying attention flow in transformers", arXiv 2005.00928, section 3: with A_l the attention of
 block l (mean over heads) and half of each token passed on by the residual connection, R = prod_l (A_l + I) / 2 says how
-much of each input token reaches each output token. B pictures, T tokens, N patches (T = 1+N with a CLS token), H heads.
+much of each input token reaches each output token. B images, T tokens, N patches (T = 1+N with a CLS token), H heads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def attention_rollout(tower: VisionTower, pixels: Tensor, hooks: Mapping[int, Ho
         if attention.shape[-1] != tokens:
             raise ValueError(
                 f"a block saw {attention.shape[-1]} tokens instead of {tokens}: hooks that add or drop "
-                "tokens leave no map of the picture"
+                "tokens leave no map of the image"
             )
         step = (attention + torch.eye(tokens, device=attention.device)) / 2
         flow[:] = [step @ flow[0] if flow else step]

@@ -33,7 +33,7 @@ def save_backbone(
     """Write config.json, model.safetensors, preprocessor_config.json and the tokenizer's two files.
 
     Args:
-        backbone: with square pictures and stride = patch size (`square_backbone` makes one of another),
+        backbone: with square images and stride = patch size (`square_backbone` makes one of another),
             and a `FastTokenizer` or none.
         folder: made if it is not there; files of these names in it are replaced.
         dtype: of the stored weights (float16 halves the file); loading gives float32 again.
@@ -52,14 +52,14 @@ def save_backbone(
         backbone.tokenizer.save(folder)
     _write_json(folder / "config.json", _config(backbone, image_size or backbone.image_size))
     resample = next(number for number, word in RESAMPLE.items() if word == backbone.interpolation)
-    pictures = preprocessor(backbone.family, backbone.image_size, resample, backbone.mean, backbone.std)
-    _write_json(folder / "preprocessor_config.json", pictures)
+    images = preprocessor(backbone.family, backbone.image_size, resample, backbone.mean, backbone.std)
+    _write_json(folder / "preprocessor_config.json", images)
     state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in _state(backbone).items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def square_backbone(backbone: Backbone, image_size: int) -> Backbone:
-    """A copy for square pictures of `image_size` pixels, whose bicubic resize back is exactly the original.
+    """A copy for square images of `image_size` pixels, whose bicubic resize back is exactly the original.
 
     Raises:
         ValueError: the square's grid is coarser than the backbone's (see `square_positions`).
@@ -86,7 +86,7 @@ def _check(backbone: Backbone) -> None:
     height, width = backbone.image_size
     if height != width or image.stride != image.patch_size:
         raise ValueError(
-            f"the folder's format has square pictures with stride = patch size; this backbone has "
+            f"the folder's format has square images with stride = patch size; this backbone has "
             f"{height}x{width}, stride {image.stride}: pass it through square_backbone first"
         )
     if any("lora_" in key or "base_layer" in key for key in backbone.state_dict()):
@@ -146,7 +146,7 @@ def _config(backbone: Backbone, image_size: tuple[int, int]) -> dict[str, Any]:
 
 
 def vision_config(config: VisionConfig) -> dict[str, Any]:
-    """transformers' config of an image tower for square pictures, as a folder of that tower alone has it, too."""
+    """transformers' config of an image tower for square images, as a folder of that tower alone has it, too."""
     family = "clip" if config.pooling == "cls" else "siglip"
     found = {
         "model_type": f"{family}_vision_model",
@@ -164,7 +164,7 @@ def vision_config(config: VisionConfig) -> dict[str, Any]:
 
 
 def preprocessor(family: str, size: tuple[int, int], resample: int, mean: Triple, std: Triple) -> dict[str, Any]:
-    """transformers' image processor: the whole picture resized to (height, width) with Pillow's filter of the number
+    """transformers' image processor: the whole image resized to (height, width) with Pillow's filter of the number
     `resample`, then normalised."""
     return {
         "image_processor_type": "CLIPImageProcessor" if family == "clip" else "SiglipImageProcessor",

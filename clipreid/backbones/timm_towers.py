@@ -1,6 +1,6 @@
 """Image-only transformers from timm, wrapped: DINOv2, DINOv3, PE-Core, PE-Spatial, EVA-02, supervised ViT.
 
-Pictures are prepared as timm's own `pretrained_cfg` says (mean, std, interpolation), except that the whole crop is
+Images are prepared as timm's own `pretrained_cfg` says (mean, std, interpolation), except that the whole crop is
 kept: no centre crop, no square. The position table is resized to the crop's grid by timm; rotary positions need none.
 
 The one feature is what the weights' own head would read, timm's `forward_head(pre_logits=True)`:
@@ -65,7 +65,7 @@ def load_timm(
     positions: how timm resizes the position table, with antialiasing.
 
     Raises:
-        UserError: unknown name, a model that is no plain ViT, weights that cannot be had or do not fit, a picture
+        UserError: unknown name, a model that is no plain ViT, weights that cannot be had or do not fit, an image
             size that is not a multiple of the patch.
     """
     import timm

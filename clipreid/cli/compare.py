@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from clipreid.evaluation.score import Scored
 
 ZERO = "zero-shot"
-PICTURE, TABLE, FIGURES = "changed.png", "queries.csv", "comparison.json"
+IMAGE, TABLE, FIGURES = "changed.png", "queries.csv", "comparison.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Compare(Scoring):
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Write DIR/comparison.json, DIR/queries.csv (AP of every query) and, of the first data set, DIR/changed.png"""
     queries: int = 5
-    """Queries in that picture"""
+    """Queries in that image"""
     changed: int = 10
     """Queries in the printed table of those that changed most"""
     fuse: bool = False
@@ -271,7 +271,7 @@ def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries:
     first = found[0].first
     similarities = {name: f.first.similarity(f.feature) for name, f in zip(result.names, found, strict=True)}
     rules = found[0].reports[0].protocol
-    ranked_lists(folder / PICTURE, first.query, first.gallery, similarities, rules, queries)
+    ranked_lists(folder / IMAGE, first.query, first.gallery, similarities, rules, queries)
 
 
 def _write_queries(file: Path, data: str, result: Comparison, new: bool) -> None:

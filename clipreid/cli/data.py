@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Check:
     """Find what is wrong with a data set, all of it; exit status 0 only when it is fit for its protocol.
 
-    Status 1: faults, one of which is that there are no test pictures (query and gallery), so that no protocol could be
+    Status 1: faults, one of which is that there are no test images (query and gallery), so that no protocol could be
     checked. Status 2: a mistake in what was typed.
 
     Undecodable files, wrong names, copies within and across splits, people in train and test, queries without a
-    match, counts other than the official ones, odd formats. Every picture is decoded once.
+    match, counts other than the official ones, odd formats. Every image is decoded once.
     """
 
     data: Annotated[Positional[str], arg(metavar="NAME[:ROOT]")]
@@ -154,4 +154,4 @@ def _from_protocol(data: ReIDData, report: CheckReport) -> list[Finding]:
 
 def _progress(done: int, total: int) -> None:
     end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
-    print(f"  {done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+    print(f"  {done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)

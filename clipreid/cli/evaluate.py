@@ -136,7 +136,7 @@ def _score_data(
 ) -> Section | None:
     """Scores one data set, prints and keeps its figures; returns its part of the report's page, where there is one.
 
-    first: it is the first data set, the only one with ranked lists in a picture.
+    first: it is the first data set, the only one with ranked lists in an image.
     """
     from clipreid.evaluation import get_protocol
     from clipreid.evaluation.score import ZERO_SHOT
@@ -187,5 +187,5 @@ def _explain(found: Scored) -> None:
     print(f"\n{format_table({'feature': part, **report.metrics} for part, report in found.reports.items())}\n")
     print(found.reports[found.feature].explain())
     if found.bad:
-        print(f"note      {found.bad} pictures could not be decoded and were left out (--skip-bad)")
+        print(f"note      {found.bad} images could not be decoded and were left out (--skip-bad)")
     print(flush=True)

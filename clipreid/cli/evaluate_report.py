@@ -23,14 +23,14 @@ def report_section(
 ) -> Section:
     """What the page says of one data set; `before` is zero-shot, `sides` what `score` got.
 
-    Where captions ask there are no query pictures to show: figures only.
+    Where captions ask there are no query images to show: figures only.
     """
     from clipreid.evaluation.score import ZERO_SHOT, side_numbers
     from clipreid.reports.html import Section, section_of
 
     def look(rows: list[int]) -> np.ndarray | None:
         split = found.query.select(rows)
-        maps = model.look(model.crops([split.picture(i) for i in range(len(split))]), *side_numbers(split, sides))
+        maps = model.look(model.crops([split.image(i) for i in range(len(split))]), *side_numbers(split, sides))
         return None if maps is None else maps.numpy()
 
     report, feature = found.reports[found.feature], found.feature

@@ -56,9 +56,9 @@ def score_strengths(
     keep: Path | None,
     report: Path | None,
 ) -> list[Path]:
-    """Scores every data set at every strength, prints the table, draws the figure; pictures are decoded once.
+    """Scores every data set at every strength, prints the table, draws the figure; images are decoded once.
 
-    keep: the run folder whose metrics.json gets the figures, and that gets the picture unless there is a `report`;
+    keep: the run folder whose metrics.json gets the figures, and that gets the image unless there is a `report`;
         None: they are not kept.
 
     Returns the files that were written.

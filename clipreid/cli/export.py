@@ -17,7 +17,7 @@ class Export:
 
     merged: config.json, model.safetensors and preprocessor_config.json, which transformers loads without clipreid or
     peft; README.md there shows how. onnx: model.onnx takes normalised pixels [N, 3, H, W] and gives features [N, D];
-    preprocessing.json beside it says how pictures are prepared.
+    preprocessing.json beside it says how images are prepared.
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]

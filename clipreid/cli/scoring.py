@@ -31,7 +31,7 @@ class Scoring:
     protocol: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """market1501, cross-camera, no-cameras, ...: see clipreid/evaluation/protocols.py (default: the data set's own)"""
     skip_bad: bool = False
-    """Leave out pictures that cannot be decoded, and count them"""
+    """Leave out images that cannot be decoded, and count them"""
     pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
     """For file names of folder: data: groups identity, camera, view (default: the run's own, for the data it was
     trained and tested on)"""
@@ -90,7 +90,7 @@ def to_device(model: ReIDModel) -> ReIDModel:
 
 
 def untrained_model(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
-    """The same backbone before any training, its features taken and its pictures prepared in the same way."""
+    """The same backbone before any training, its features taken and its images prepared in the same way."""
     from clipreid.backbones.record import load_recorded
     from clipreid.model import ReIDModel
 
@@ -136,7 +136,7 @@ def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, sides: tuple[int,
 
 def _progress(split: str, done: int, total: int) -> None:
     end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
-    print(f"  {split}: {done:,} of {total:,} pictures", end=end, file=sys.stderr, flush=True)
+    print(f"  {split}: {done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
 
 
 def check_report(folder: Path | None, protocol: str, data: str) -> None:
@@ -147,8 +147,8 @@ def check_report(folder: Path | None, protocol: str, data: str) -> None:
         raise UserError(f"--report {folder} is a file: give a folder")
     if folder is not None and get_protocol(protocol).captions:
         raise UserError(
-            f"--report draws what pictures found, and the queries of {data} are captions: "
-            "leave it out, or score pictures against pictures with --protocol market1501"
+            f"--report draws what images found, and the queries of {data} are captions: "
+            "leave it out, or score images against images with --protocol market1501"
         )
 
 

@@ -53,7 +53,7 @@ class Loading:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed(Loading):
-    """Turn pictures into a gallery, a parquet file of features, for `clipreid search`.
+    """Turn images into a gallery, a parquet file of features, for `clipreid search`.
 
     Interrupted and repeated it goes on where it was; started several times at once (or under torchrun, as
     `python -m clipreid embed`), the processes share the work.
@@ -71,9 +71,9 @@ class Embed(Loading):
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For hub: data whose columns have other names: identity=pid,camera=camid"""
     batch_size: int = 32
-    """Pictures at a time, at most 256"""
+    """Images at a time, at most 256"""
     overwrite: bool = False
-    """Replace a gallery made by another model or of other pictures"""
+    """Replace a gallery made by another model or of other images"""
 
     def __call__(self) -> None:
         with print_user_errors("interrupted: the same command goes on where it was"):
@@ -82,26 +82,26 @@ class Embed(Loading):
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Loading):
-    """Find the most similar pictures of a gallery, exactly: ask with pictures or in words."""
+    """Find the most similar images of a gallery, exactly: ask with images or in words."""
 
     gallery: Annotated[Path, arg(metavar="FILE.parquet")]
     """What `clipreid embed` wrote, with the same RUN"""
     image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
-    """Pictures to ask with"""
+    """Images to ask with"""
     text: Annotated[tuple[str, ...], arg(metavar="SENTENCE", help_behavior_hint="")] = ()
     """Sentences to ask with, such as "a person with a red backpack"; the model needs a text tower"""
     top: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10, or all where there are fewer)")] = (
         None
     )
-    """How many pictures to find for each"""
+    """How many images to find for each"""
     camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
-    """Only pictures of these cameras"""
+    """Only images of these cameras"""
     not_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
-    """No pictures of these cameras; those of unknown cameras stay"""
+    """No images of these cameras; those of unknown cameras stay"""
     json: bool = False
     """Print JSON instead of tables, and nothing else"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Also write DIR/index.html, one page with the pictures"""
+    """Also write DIR/index.html, one page with the images"""
 
     def __call__(self) -> None:
         search(self)
@@ -111,21 +111,21 @@ def embed(flags: Embed) -> None:
     """`clipreid embed`.
 
     Raises:
-        UserError: the run, the pictures or the output cannot be used.
+        UserError: the run, the images or the output cannot be used.
     """
     from clipreid.search import embed as work
-    from clipreid.search import find_pictures
+    from clipreid.search import find_images
     from clipreid.search.find import is_data
 
     first = os.environ.get("RANK", "0") == "0"
-    pictures = find_pictures(flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns)
+    images = find_images(flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns)
     model = flags.load()
     if first:
         of = f" (of data sets the split {flags.split}: --split)" if any(map(is_data, flags.images)) else ""
-        print(f"{flags.run}: {len(pictures):,} pictures{of}, {model.device}", flush=True)
+        print(f"{flags.run}: {len(images):,} images{of}, {model.device}", flush=True)
     done = work(
         model,
-        pictures,
+        images,
         flags.output,
         run=flags.run,
         sources=flags.images,
@@ -143,24 +143,24 @@ def embed(flags: Embed) -> None:
 def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
     lines = []
     if done.complete:
-        lines.append("nothing left to do: it is there, made by this model of these pictures")
+        lines.append("nothing left to do: it is there, made by this model of these images")
     if done.found:
-        lines.append(f"{done.found:,} pictures were done by an earlier attempt")
+        lines.append(f"{done.found:,} images were done by an earlier attempt")
     if done.stale:
         lines.append(
-            f"{done.stale:,} pictures were done again: since the earlier attempt they, or others beside them, "
+            f"{done.stale:,} images were done again: since the earlier attempt they, or others beside them, "
             "or the settings, have changed"
         )
     if done.bad:
-        lines.append(f"{done.bad:,} pictures cannot be decoded and were left out: {done.listing}")
+        lines.append(f"{done.bad:,} images cannot be decoded and were left out: {done.listing}")
     if model.side is not None:
-        lines.append(f"side information ({model.config.sie}): every picture got the mean embedding")
+        lines.append(f"side information ({model.config.sie}): every image got the mean embedding")
     what = "there" if done.complete else "written"
-    return "\n".join([*lines, f"{what}: {output}, {done.pictures:,} pictures"])
+    return "\n".join([*lines, f"{what}: {output}, {done.images:,} images"])
 
 
 def _progress() -> Callable[[int, int], None]:
-    """A line on stderr: pictures done, pictures per second, time left.
+    """A line on stderr: images done, images per second, time left.
 
     On a terminal it is written over; elsewhere (a log file, a notebook) there is a line each `EVERY` seconds.
     """
@@ -177,7 +177,7 @@ def _progress() -> Callable[[int, int], None]:
         left = f", {rate:,.1f} a second, {_clock((total - done) / rate)} left" if rate else ""
         wipe = "\033[K" if terminal else ""
         end = "\n" if not terminal else "\r" if done < total else f"\r{wipe}"  # the finished line is wiped
-        print(f"  {done:,} of {total:,} pictures{left}{wipe}", end=end, file=sys.stderr, flush=True)
+        print(f"  {done:,} of {total:,} images{left}{wipe}", end=end, file=sys.stderr, flush=True)
 
     return tell
 
@@ -196,12 +196,12 @@ def search(flags: Search) -> None:
     from clipreid.search import Gallery, mark_itself, write_page
 
     if bool(flags.image) == bool(flags.text):
-        both = "one of them, not both" if flags.image else "pictures or sentences to ask with"
+        both = "one of them, not both" if flags.image else "images or sentences to ask with"
         raise UserError(f"--image or --text: give {both}")
     if flags.report is not None and flags.report.exists() and not flags.report.is_dir():
         raise UserError(f"--report {flags.report} is a file: give a folder")
     if lost := [file for file in flags.image if not file.is_file()]:
-        what = "is a folder: name pictures, such as" if lost[0].is_dir() else "no such file; name pictures, such as"
+        what = "is a folder: name images, such as" if lost[0].is_dir() else "no such file; name images, such as"
         raise UserError(f"--image {lost[0]}: {what} query.jpg")
     if empty := [text for text in flags.text if not text.strip()]:
         raise UserError(f"--text {empty[0]!r}: the sentence is empty")
@@ -259,5 +259,6 @@ def _as_json(flags: Search, gallery: Gallery, found: Sequence[Sequence[Hit]]) ->
         {kind: str(query), "results": [vars(hit) for hit in hits]}
         for query, hits in zip(flags.image or flags.text, found, strict=True)
     ]
+    # other programs read these keys: none of them is renamed
     record = {"run": flags.run, "gallery": str(flags.gallery), "pictures": len(gallery), "queries": entries}
     return json.dumps(record, indent=1)

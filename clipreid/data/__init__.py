@@ -3,7 +3,7 @@
 from clipreid.data.augment import augment, normalise
 from clipreid.data.cache import PixelCache, pixel_cache
 from clipreid.data.crops import SCHEMA, ReIDData, Split, check_trainable, relabel
-from clipreid.data.images import read_picture, to_pixels
+from clipreid.data.images import read_image, to_pixels
 from clipreid.data.mixing import ConcatPixels, Mixture, Pixels, join_pixels, raise_known, short_names
 from clipreid.data.pk import mixed_pk_indices, pk_indices, process_slice, set_shares
 from clipreid.data.readers import data_place, load_data, reader_flags, trained_name
@@ -28,7 +28,7 @@ __all__ = [
     "pk_indices",
     "process_slice",
     "raise_known",
-    "read_picture",
+    "read_image",
     "reader_flags",
     "relabel",
     "seed_for",

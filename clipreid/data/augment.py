@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-AREA = (0.02, 1 / 3)  # erased part of the picture
+AREA = (0.02, 1 / 3)  # erased part of the image
 ASPECT = (0.3, 1 / 0.3)  # height / width of the erased box
 TRIES = 10  # boxes drawn until one fits
 
@@ -32,7 +32,7 @@ def augment(
 ) -> Tensor:
     """Flip, pad and crop, normalise, erase: uint8 [B, 3, H, W] -> float32 [B, 3, H, W] on the batch's device.
 
-    Source: CLIP-ReID (arXiv 2211.13977), released training transforms. Each picture is mirrored with
+    Source: CLIP-ReID (arXiv 2211.13977), released training transforms. Each image is mirrored with
     probability `flip`, padded with `pad` black pixels on every side and cropped back at random, normalised,
     and with probability `erase` one box of it becomes standard normal noise per value (random erasing, arXiv
     1708.04896; timm's "pixel" mode: area 2 % to a third, aspect 0.3 to 3.3 log-uniform, up to ten tries for a
@@ -89,7 +89,7 @@ def _erasing(
     erased = fits.any(0) & (wanted[0] < erase)
     tall, wide = tall.gather(0, first)[0] * erased, wide.gather(0, first)[0] * erased  # [total]
     top, left = _whole(draws[0], height - tall + 1), _whole(draws[1], width - wide + 1)
-    ends = (3 * tall * wide).cumsum(0).tolist()  # where each picture's noise ends
+    ends = (3 * tall * wide).cumsum(0).tolist()  # where each image's noise ends
     noise = torch.randn(ends[-1], generator=generator, device=generator.device)
     begin = ends[part.start - 1] if part.start else 0
     boxes = torch.stack([top, top + tall, left, left + wide])
@@ -97,7 +97,7 @@ def _erasing(
 
 
 def _erase(pixels: Tensor, boxes: Tensor, noise: Tensor) -> Tensor:
-    """Writes the noise into the boxes of [B, 3, H, W], in the order of the pictures."""
+    """Writes the noise into the boxes of [B, 3, H, W], in the order of the images."""
     top, bottom, left, right = boxes.view(4, -1, 1, 1, 1)
     row = torch.arange(pixels.shape[2], device=pixels.device).view(-1, 1)
     column = torch.arange(pixels.shape[3], device=pixels.device)

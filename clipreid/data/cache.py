@@ -1,4 +1,4 @@
-"""Decode once: the pictures of a split as one memory-mapped uint8 file, shared by runs and processes."""
+"""Decode once: the images of a split as one memory-mapped uint8 file, shared by runs and processes."""
 
 import contextlib
 import hashlib
@@ -26,15 +26,15 @@ from clipreid.errors import UserError
 VERSION = 1  # of the decoding and of the file; raise it when pixels change
 CHECKED = 40  # blocks whose checksum is verified when a cache is opened (all of them in small caches)
 PATIENCE = 2.0  # seconds of waiting for another process before saying so
-SHOWN = 10  # bad pictures that an error names
+SHOWN = 10  # bad images that an error names
 PIXELS, RECORD, JOURNAL = "pixels.u8", "cache.json", "journal.jsonl"
 
 
 @dataclass(frozen=True, eq=False)
 class PixelCache:
-    """Decoded crops: `pixels[j]` is picture `kept[j]` of the split, so `split.select(cache.kept)` matches.
+    """Decoded crops: `pixels[j]` is image `kept[j]` of the split, so `split.select(cache.kept)` matches.
 
-    pixels: uint8 [n, 3, H, W], memory-mapped. kept: int64 [n]. bad: (path, reason) of the pictures left out.
+    pixels: uint8 [n, 3, H, W], memory-mapped. kept: int64 [n]. bad: (path, reason) of the images left out.
     """
 
     pixels: torch.Tensor
@@ -51,20 +51,20 @@ def pixel_cache(
     cache_dir: str | Path | None = None,
     progress: bool = True,
 ) -> PixelCache:
-    """All pictures of a split, the whole crop resized to size = (H, W), decoded once and then read from disk.
+    """All images of a split, the whole crop resized to size = (H, W), decoded once and then read from disk.
 
     The file lies in `cache_dir`, else $CLIPREID_CACHE, else ~/.cache/clipreid, under a name made of the
-    pictures (paths, sizes and times of files; the bytes themselves when the table holds them), size and
+    images (paths, sizes and times of files; the bytes themselves when the table holds them), size and
     interpolation: when a file changes, it is made anew and the stale one removed. Of several processes one
     decodes, with all cores, and the others wait. What a killed process has decoded is checked and kept, and the
-    next one continues there. Memory use does not grow with the number of pictures.
+    next one continues there. Memory use does not grow with the number of images.
 
-    Raises `UserError` naming the pictures that cannot be decoded or have a side under 8 pixels, unless
-    `skip_bad`; when no picture is left; and when the folder is full or not writable.
+    Raises `UserError` naming the images that cannot be decoded or have a side under 8 pixels, unless
+    `skip_bad`; when no image is left; and when the folder is full or not writable.
     """
     check_interpolation(interpolation)
     if not len(split):
-        raise UserError(f"the split {split.name!r} has no pictures")
+        raise UserError(f"the split {split.name!r} has no images")
     home = Path(cache_dir or os.environ.get("CLIPREID_CACHE") or "~/.cache/clipreid").expanduser()
     source, content = _keys(split, size, interpolation)
     folder = home / "pixels" / f"{source}-{content}"
@@ -85,10 +85,10 @@ def pixel_cache(
 
 
 def _keys(split: Split, size: tuple[int, int], interpolation: str) -> tuple[str, str]:
-    """Hash of which pictures these are (of files only the path), and hash of what is in them."""
+    """Hash of which images these are (of files only the path), and hash of what is in them."""
     start = f"{VERSION} {size[0]} {size[1]} {interpolation}".encode()
     source, content = hashlib.sha256(start), hashlib.sha256(start)
-    for images in split.images(BLOCK):
+    for images in split.encoded_batches(BLOCK):
         for image in images:
             name = f"{image['path'] or ''}\n".encode(errors="surrogateescape")
             if image["bytes"] is not None:
@@ -137,22 +137,22 @@ def _intact(file: Path, blocks: list[tuple[int, int]]) -> bool:
 
 
 def _mended(split: Split, cache: PixelCache, size: tuple[int, int], interpolation: str) -> bool:
-    """Whether a picture that was bad can be decoded by now (permissions leave no trace in size and time)."""
+    """Whether an image that was bad can be decoded by now (permissions leave no trace in size and time)."""
     left_out = sorted(set(range(len(split))) - set(cache.kept.tolist())) if cache.bad else []
     return _any_usable(split, left_out, size, interpolation)
 
 
 def _any_usable(split: Split, rows: list[int], size: tuple[int, int], interpolation: str) -> bool:
-    """Whether one of these pictures can be decoded."""
-    images = (image for batch in split.select(rows).images(BLOCK) for image in batch) if rows else ()
+    """Whether one of these images can be decoded."""
+    images = (image for batch in split.select(rows).encoded_batches(BLOCK) for image in batch) if rows else ()
     return any(isinstance(decode(image, size, interpolation), np.ndarray) for image in images)
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Up to BLOCK pictures of a build, one line of its journal."""
+    """Up to BLOCK images of a build, one line of its journal."""
 
-    rows: tuple[int, int]  # the pictures of the split that it covers: first, and one after the last
+    rows: tuple[int, int]  # the images of the split that it covers: first, and one after the last
     bad: list[tuple[int, str, str]]  # (row, path, reason)
     bytes: int  # in the file of pixels
     crc: int
@@ -197,7 +197,7 @@ def _build(split: Split, size: tuple[int, int], interpolation: str, folder: Path
 def _resume(split: Split, size: tuple[int, int], interpolation: str, scratch: Path) -> list[_Block]:
     """The whole blocks of an interrupted build; what lies behind them is cut off.
 
-    A block is whole when its line stands in the journal, its pixels have their checksum, and the pictures that were
+    A block is whole when its line stands in the journal, its pixels have their checksum, and the images that were
     bad still are.
     """
     blocks: list[_Block] = []
@@ -223,10 +223,10 @@ def _resume(split: Split, size: tuple[int, int], interpolation: str, scratch: Pa
 def _write(
     split: Split, size: tuple[int, int], interpolation: str, scratch: Path, done: int, progress: bool
 ) -> list[_Block]:
-    """Decodes the pictures from row `done` on, block after block: first the pixels, then the journal's line."""
+    """Decodes the images from row `done` on, block after block: first the pixels, then the journal's line."""
     blocks: list[_Block] = []
     title, total = f"decoding {split.name}", len(split)
-    bar = tqdm(total=total, initial=done, desc=title, unit=" pictures", disable=not progress, delay=1)
+    bar = tqdm(total=total, initial=done, desc=title, unit=" images", disable=not progress, delay=1)
 
     def work(image: dict[str, Any]) -> tuple[str, np.ndarray | str]:
         return image["path"] or "", decode(image, size, interpolation)
@@ -234,7 +234,7 @@ def _write(
     rest = split.select(np.arange(done, total)) if done else split
     with open(scratch / PIXELS, "ab") as pixels, open(scratch / JOURNAL, "a") as journal, bar:
         for found in in_blocks(rest, work):
-            named = [(row, path or f"picture {row}", result) for row, (path, result) in enumerate(found, start=done)]
+            named = [(row, path or f"image {row}", result) for row, (path, result) in enumerate(found, start=done)]
             bad = [(row, path, result) for row, path, result in named if isinstance(result, str)]
             data = b"".join(result.tobytes() for _, _, result in named if not isinstance(result, str))
             block = _Block((done, done + len(found)), bad, len(data), zlib.crc32(data))
@@ -254,7 +254,7 @@ def decode(image: dict[str, Any], size: tuple[int, int], interpolation: str) -> 
     try:
         return to_pixels(image["path"] if image["bytes"] is None else image["bytes"], size, interpolation)
     except UnidentifiedImageError:
-        return "not a picture, or of an unknown format"
+        return "not an image, or of an unknown format"
     except OSError as error:
         return error.strerror or str(error)
     except Exception as error:  # on a broken file Pillow's plugins raise nearly everything
@@ -266,7 +266,7 @@ def _explain_bad(split: Split, cache: PixelCache) -> str:
     if len(cache.bad) > SHOWN:
         lines.append(f"  ... and {len(cache.bad) - SHOWN:,d} more")
     remedy = "Mend or remove them, or continue without them: --skip-bad"
-    count = f"{len(cache.bad):,d} of {len(split):,d} pictures of the split {split.name!r} cannot be used"
+    count = f"{len(cache.bad):,d} of {len(split):,d} images of the split {split.name!r} cannot be used"
     return "\n".join([f"{count}:", *lines, remedy if len(cache.kept) else "None is left."])
 
 
@@ -277,7 +277,7 @@ def _writing(home: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"the picture cache in {home} cannot be written ({error.strerror or error}): "
+            f"the image cache in {home} cannot be written ({error.strerror or error}): "
             "set CLIPREID_CACHE to a folder that can"
         ) from error
 
@@ -289,7 +289,7 @@ def _lock(file: Path, progress: bool) -> Iterator[None]:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         if progress:
-            print("waiting for another process that decodes the same pictures", file=sys.stderr, flush=True)
+            print("waiting for another process that decodes the same images", file=sys.stderr, flush=True)
         lock.acquire()
     try:
         yield

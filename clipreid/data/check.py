@@ -25,7 +25,7 @@ from clipreid.data.readers import check_request, load_data
 from clipreid.data.scan import Scan, scan
 from clipreid.errors import UserError
 
-TINY = 32  # pixels of height below which a picture is mentioned
+TINY = 32  # pixels of height below which an image is mentioned
 TESTED = ("query", "gallery")
 HARMLESS = {"symlink loop": "a link to itself or to a folder above it; it was not followed"}
 ADVICE = {
@@ -34,11 +34,11 @@ ADVICE = {
     "unusable line": "mend the table",
     "unreadable file": "check that it exists and may be read",
     "zero-byte file": "copy it again, or remove it",
-    "not a picture": "remove it, or train with --skip-bad",
-    "truncated or damaged picture": "copy it again, or remove it, or train with --skip-bad",
+    "not an image": "remove it, or train with --skip-bad",
+    "truncated or damaged image": "copy it again, or remove it, or train with --skip-bad",
     "too small": "remove it, or train with --skip-bad",
 }
-MODES = {"CMYK": "CMYK picture", "16-bit": "16-bit picture", "P": "palette picture"}
+MODES = {"CMYK": "CMYK image", "16-bit": "16-bit image", "P": "palette image"}
 
 
 def read_and_check(
@@ -51,7 +51,7 @@ def read_and_check(
     """Reads what can be read of `NAME:ROOT`, passing over what readers refuse, and checks it.
 
     Returns the report, and the data as far as it could be read (None where the reader gave up, which is then a fault).
-    progress: called as progress(pictures done, all). Raises `UserError` only for names, flags and roots that cannot be.
+    progress: called as progress(images done, all). Raises `UserError` only for names, flags and roots that cannot be.
     """
     check_request(spec, pattern, columns=columns)
     with collected() as problems:
@@ -69,9 +69,9 @@ def check(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Decodes every picture once, and reports what is wrong with the files, the labels and the splits.
+    """Decodes every image once, and reports what is wrong with the files, the labels and the splits.
 
-    problems: what the reader passed over (`clipreid.data.problems`). Memory: about 1 kB a picture.
+    problems: what the reader passed over (`clipreid.data.problems`). Memory: about 1 kB an image.
     """
     seen = scan(data, threads, progress)
     layout = LAYOUTS.get(data.name.partition(":")[0])
@@ -90,16 +90,16 @@ def check(
 def _describe(data: ReIDData, seen: Scan) -> list[dict[str, Any]]:
     described = []
     for name, split in data.splits.items():
-        pictures, identities, cameras = count(split)
+        images, identities, cameras = count(split)
         sizes = np.array([(seen.seen[i].width, seen.seen[i].height) for i in seen.index[name] if seen.seen[i].width])
-        text = "no picture can be decoded"
+        text = "no image can be decoded"
         if len(sizes):
             smallest, middle, largest = (np.percentile(sizes, q, axis=0).astype(int) for q in (0, 50, 100))
             aspect = np.median(sizes[:, 1] / sizes[:, 0])
             wide, high = ("/".join(map(str, side)) for side in zip(smallest, middle, largest, strict=True))
             text = f"width {wide}, height {high} (min/median/max), height:width {aspect:.2f}"
         described.append(
-            {"split": name, "pictures": pictures, "identities": identities, "cameras": cameras, "sizes": text}
+            {"split": name, "pictures": images, "identities": identities, "cameras": cameras, "sizes": text}
         )
     return described
 
@@ -117,24 +117,24 @@ def _from_reading(problems: Sequence[Problem]) -> list[Finding]:
 
 
 def _from_files(seen: Scan) -> list[Finding]:
-    """Pictures that cannot be used, and those that are other than they look."""
+    """Images that cannot be used, and those that are other than they look."""
     faults: dict[str, list[str]] = {}
     notes: dict[tuple[str, str], list[str]] = {}
     blank = find_blank(seen.seen)
-    for name, picture, flat in zip(seen.names, seen.seen, blank.tolist(), strict=True):
-        if picture.kind:
-            faults.setdefault(picture.kind, []).append(f"{name}: {picture.reason}")
+    for name, image, flat in zip(seen.names, seen.seen, blank.tolist(), strict=True):
+        if image.kind:
+            faults.setdefault(image.kind, []).append(f"{name}: {image.reason}")
             continue
-        if picture.misnamed:
-            notes.setdefault((picture.misnamed, "read all the same; rename it"), []).append(name)
-        if picture.mode in MODES:
-            notes.setdefault((MODES[picture.mode], "converted to 8-bit RGB when read"), []).append(name)
-        if picture.height < TINY:
-            notes.setdefault(("tiny picture", f"less than {TINY} pixels high"), []).append(
-                f"{name}: {picture.width}x{picture.height}"
+        if image.misnamed:
+            notes.setdefault((image.misnamed, "read all the same; rename it"), []).append(name)
+        if image.mode in MODES:
+            notes.setdefault((MODES[image.mode], "converted to 8-bit RGB when read"), []).append(name)
+        if image.height < TINY:
+            notes.setdefault(("tiny image", f"less than {TINY} pixels high"), []).append(
+                f"{name}: {image.width}x{image.height}"
             )
         if flat:
-            notes.setdefault(("blank picture", "one flat colour: it shows nobody"), []).append(name)
+            notes.setdefault(("blank image", "one flat colour: it shows nobody"), []).append(name)
     return [
         *(Finding("fault", kind, ADVICE[kind], tuple(items)) for kind, items in faults.items()),
         *(Finding("note", kind, why, tuple(items)) for (kind, why), items in notes.items()),
@@ -145,8 +145,8 @@ def _from_files(seen: Scan) -> list[Finding]:
 
 
 def _from_duplicates(data: ReIDData, seen: Scan) -> list[Finding]:
-    """Copies by where they are: between training and held-out pictures, query and gallery, or within a split."""
-    usable = np.array([not picture.kind for picture in seen.seen], bool) & ~find_blank(seen.seen)
+    """Copies by where they are: between training and held-out images, query and gallery, or within a split."""
+    usable = np.array([not image.kind for image in seen.seen], bool) & ~find_blank(seen.seen)
     homes: list[list[tuple[str, int]]] = [[] for _ in seen.seen]
     for name, numbers in seen.index.items():
         for row, number in enumerate(numbers.tolist()):
@@ -234,7 +234,7 @@ def _from_labels(data: ReIDData, seen: Scan) -> list[Finding]:
     single = tuple(sorted(who for who, number in counts.items() if number == 1))
     if single:
         why = f"of {len(counts):,d} identities: nothing to pull together in training"
-        findings.append(Finding("note", "identity with one picture, in train", why, single))
+        findings.append(Finding("note", "identity with one image, in train", why, single))
     return findings
 
 
@@ -246,14 +246,14 @@ def _first_files(split: Split, numbers: np.ndarray, seen: Scan) -> dict[str, str
 
 
 def _one_camera(splits: Sequence[Split]) -> list[str]:
-    """Identities with two pictures or more, all of one camera, where all cameras are known and there are several."""
+    """Identities with two images or more, all of one camera, where all cameras are known and there are several."""
     cameras: dict[str, set[int]] = {}
-    pictures: Counter[str] = Counter()
+    images: Counter[str] = Counter()
     for split in splits:
         for who, camera in zip(split.identities.tolist(), split.cameras.tolist(), strict=True):
             cameras.setdefault(who, set()).add(camera)
-            pictures[who] += 1
+            images[who] += 1
     known = set().union(*cameras.values()) if cameras else set()
     if -1 in known or len(known) < 2:
         return []
-    return sorted(f"{who}: camera {min(c)}" for who, c in cameras.items() if len(c) == 1 and pictures[who] > 1)
+    return sorted(f"{who}: camera {min(c)}" for who, c in cameras.items() if len(c) == 1 and images[who] > 1)

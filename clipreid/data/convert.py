@@ -19,19 +19,19 @@ from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.hub import RECORD, UNFINISHED
 from clipreid.errors import UserError
 
-SHARD = 256 * 2**20  # bytes of encoded pictures, about, in one file
+SHARD = 256 * 2**20  # bytes of encoded images, about, in one file
 GROUP = 8 * 2**20  # the same for one row group: what is in memory at a time
 
 
 def convert(data: ReIDData, output: Path, *, overwrite: bool = False, progress: bool = True) -> None:
     """Writes the splits of `data` as DIR/data/SPLIT-00000-of-00001.parquet, ..., and what is not in them to DIR.
 
-    Every column of `SCHEMA` and the order of the rows are kept; pictures are the encoded bytes of their files, named
+    Every column of `SCHEMA` and the order of the rows are kept; images are the encoded bytes of their files, named
     by their path below the folder that all of them share. clipreid.json keeps protocol, noun and notes (without the
     paths of this machine) and the sizes of the files. `output` appears at the end, whole; a killed run leaves a folder
-    of another name, which the next one removes. Memory does not grow with the number of pictures.
+    of another name, which the next one removes. Memory does not grow with the number of images.
 
-    Raises `UserError`: a folder that holds something, unless it is a converted set and `overwrite`; pictures that
+    Raises `UserError`: a folder that holds something, unless it is a converted set and `overwrite`; images that
     cannot be read; no space.
     """
     output = Path(os.path.abspath(output.expanduser()))
@@ -70,7 +70,7 @@ def _write(data: ReIDData, folder: Path, progress: bool) -> None:
     for name, split in data.splits.items():
         files = _write_split(split, root, folder / "data", progress)
         splits[name] = {
-            "pictures": len(split),
+            "images": len(split),
             "identities": len(set(split.identities.tolist())),
             "files": {f"data/{file.name}": file.stat().st_size for file in files},
         }
@@ -87,11 +87,11 @@ def _write(data: ReIDData, folder: Path, progress: bool) -> None:
 
 
 def _common_folder(data: ReIDData) -> str:
-    """The deepest folder that holds every picture that is a file; "" where none is."""
+    """The deepest folder that holds every image that is a file; "" where none is."""
     folders = {
         os.path.dirname(image["path"])
         for split in data.splits.values()
-        for images in split.images(1024)
+        for images in split.encoded_batches(1024)
         for image in images
         if image["bytes"] is None
     }
@@ -102,7 +102,7 @@ def _write_split(split: Split, root: str, folder: Path, progress: bool) -> list[
     """The shards of one split, named for their number, once it is known."""
     files: list[Path] = []
     writer, written = None, 0
-    with tqdm(total=len(split), desc=f"writing {split.name}", unit=" pictures", disable=not progress, delay=1) as bar:
+    with tqdm(total=len(split), desc=f"writing {split.name}", unit=" images", disable=not progress, delay=1) as bar:
         for group, size in _groups(split, root):
             if writer is None or written + size > SHARD:
                 if writer is not None:
@@ -118,7 +118,7 @@ def _write_split(split: Split, root: str, folder: Path, progress: bool) -> list[
 
 
 def _groups(split: Split, root: str) -> Iterator[tuple[pa.Table, int]]:
-    """Rows with their pictures' bytes, in tables of about GROUP bytes."""
+    """Rows with their images' bytes, in tables of about GROUP bytes."""
     rows: list[dict[str, Any]] = []
     size = 0
     for batch in split.table.with_format("arrow").iter(64) if len(split) else ():
@@ -134,7 +134,7 @@ def _groups(split: Split, root: str) -> Iterator[tuple[pa.Table, int]]:
 
 
 def _embedded(image: dict[str, Any], root: str) -> dict[str, Any]:
-    """The same picture with its bytes, under its path below `root`: nothing else tells equal file names apart."""
+    """The same image with its bytes, under its path below `root`: nothing else tells equal file names apart."""
     if image["bytes"] is not None:
         return image
     try:

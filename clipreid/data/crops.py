@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from clipreid.data.images import read_picture
+from clipreid.data.images import read_image
 from clipreid.errors import UserError
 
 SCHEMA = datasets.Features(
@@ -47,7 +47,7 @@ class Split:
     ) -> "Split":
         """Builds a split from columns of equal length N.
 
-        image: dicts with "path" (str or None) and "bytes" (an encoded picture or None, then the path is
+        image: dicts with "path" (str or None) and "bytes" (an encoded image or None, then the path is
         read).
         """
         count = len(identity)
@@ -82,7 +82,7 @@ class Split:
 
     @cached_property
     def captions(self) -> np.ndarray:
-        """str [N], "" = none; a query has one caption, other pictures may have several, parted by line breaks."""
+        """str [N], "" = none; a query has one caption, other images may have several, parted by line breaks."""
         return np.array(self._column("caption").tolist(), dtype=str)
 
     @cached_property
@@ -97,25 +97,25 @@ class Split:
         return np.array([path or "" for batch in batches for path in batch.flatten()["image.path"].to_pylist()], str)
 
     def path(self, index: int) -> str:
-        """The file of one picture (or the name given to its bytes), "" where it has none."""
+        """The file of one image (or the name given to its bytes), "" where it has none."""
         return str(self.paths[index])
 
-    def picture(self, index: int) -> Image.Image:
-        """One picture, decoded to RGB. Raises `UserError` naming it when it cannot be decoded."""
-        image = self.table[int(index)]["image"]
+    def image(self, index: int) -> Image.Image:
+        """One image, decoded to RGB. Raises `UserError` naming it when it cannot be decoded."""
+        file = self.table[int(index)]["image"]
         try:
-            return read_picture(image["path"] if image["bytes"] is None else image["bytes"])
+            return read_image(file["path"] if file["bytes"] is None else file["bytes"])
         except Exception as error:  # Pillow's plugins raise nearly everything on a broken file
-            raise UserError(f"{image['path'] or f'picture {index}'} cannot be decoded ({error})") from error
+            raise UserError(f"{file['path'] or f'image {index}'} cannot be decoded ({error})") from error
 
-    def images(self, batch_size: int) -> Iterator[list[dict[str, Any]]]:
-        """The encoded pictures in order, as lists of {"path", "bytes"}; only one batch is in memory."""
+    def encoded_batches(self, batch_size: int) -> Iterator[list[dict[str, Any]]]:
+        """The encoded images in order, as lists of {"path", "bytes"}; only one batch is in memory."""
         if len(self):  # an empty table cannot be iterated
             for batch in self.table.select_columns(["image"]).with_format("arrow").iter(batch_size):
                 yield batch["image"].to_pylist()
 
     def select(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "Split":
-        """These pictures only, in this order; after `skip_bad`: `split.select(cache.kept)`."""
+        """These images only, in this order; after `skip_bad`: `split.select(cache.kept)`."""
         rows = np.asarray(indices, dtype=np.int64)
         return Split(self.name, self.table.select(rows, keep_in_memory=True))
 
@@ -151,12 +151,12 @@ class ReIDData:
     notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
-        """Splits with their numbers of pictures, identities and cameras, then the notes; for printing."""
+        """Splits with their numbers of images, identities and cameras, then the notes; for printing."""
         lines = [f"{self.name}: protocol {self.protocol}, noun {self.noun!r}"]
         for name, split in self.splits.items():
             cameras = len(set(split.cameras[split.cameras >= 0].tolist()))
             lines.append(
-                f"  {name:8s}{len(split):8,d} pictures{len(set(split.identities)):7,d} identities{cameras:5d} cameras"
+                f"  {name:8s}{len(split):8,d} images{len(set(split.identities)):7,d} identities{cameras:5d} cameras"
             )
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
@@ -171,9 +171,9 @@ def relabel(identities: Sequence[Any] | np.ndarray) -> tuple[torch.Tensor, list[
 
 
 def check_trainable(data: ReIDData, P: int, K: int) -> None:
-    """Raises `UserError` when batches of P identities x K pictures cannot be drawn from the train split."""
+    """Raises `UserError` when batches of P identities x K images cannot be drawn from the train split."""
     if P < 1 or K < 2:
-        raise UserError(f"P={P} identities x K={K} pictures: P must be at least 1 and K at least 2")
+        raise UserError(f"P={P} identities x K={K} images: P must be at least 1 and K at least 2")
     if "train" not in data.splits or not len(data.splits["train"]):
         raise UserError(f"{data.name} has no train split, only {', '.join(data.splits)}: nothing to train on")
     names = sorted(set(data.splits["train"].identities.tolist()))

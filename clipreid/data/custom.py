@@ -1,4 +1,4 @@
-"""Data that no paper describes: your own folders of pictures, or a table in a CSV file."""
+"""Data that no paper describes: your own folders of images, or a table in a CSV file."""
 
 import csv
 import os
@@ -19,17 +19,17 @@ SPLITS = ("train", "val", "query", "gallery", "test")
 JUNK = "-1"  # an identity: neither right nor wrong, as in Market-1501
 OVERLAP, UNTESTED = (  # of notes, which a check says in its own way
     "identities are in train and in the test set",
-    "no test pictures: there is nothing to evaluate on",
+    "no test images: there is nothing to evaluate on",
 )
 COLUMNS = ("image", "identity", "camera", "view", "split", "caption", "clothes")
 VEHICLES = re.compile(r"(?:car|truck|bus|motorcycle|motorbike|van|vehicle|suv|sedan|taxi|lorry|scooter)s?")
 
 
 def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | None = None) -> ReIDData:
-    """Your own pictures: ROOT/train and ROOT/test, or ROOT/query and ROOT/gallery; ROOT/val if you like.
+    """Your own images: ROOT/train and ROOT/test, or ROOT/query and ROOT/gallery; ROOT/val if you like.
 
     test/ alone is query and gallery at once. Identity and camera come from folder levels or file names, by
-    the one pattern that fits all pictures. Raises `UserError` explaining the layout when it is another one.
+    the one pattern that fits all images. Raises `UserError` explaining the layout when it is another one.
     """
     folders, ignored = _split_folders(root, spec)
     places = find_places(root, folders)
@@ -46,14 +46,14 @@ def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
     """A table with the columns image (path relative to the file) and identity; camera, view, split, caption, clothes.
 
     split is one of train, val, query, gallery, test (= query and gallery at once); without it all is train.
-    Empty cameras and views are unknown; pictures of identity -1 are junk and left out. Raises `UserError` naming the
+    Empty cameras and views are unknown; images of identity -1 are junk and left out. Raises `UserError` naming the
     line.
     """
     rows, ignored = _csv_rows(file)
     junk = sum(row["identity"] == JUNK for row in rows)
     rows = [row for row in rows if row["identity"] != JUNK]
     if not rows:
-        raise UserError(f"{file}: every identity is {JUNK}, which marks junk: no pictures")
+        raise UserError(f"{file}: every identity is {JUNK}, which marks junk: no images")
     names = {row["split"] for row in rows}
     if "test" in names and names & {"query", "gallery"}:
         raise UserError(f"{file}: the column split has test beside query or gallery; use one or the other")
@@ -74,7 +74,7 @@ def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
                 clothes=[row["clothes"] for row in chosen],
             )
     notes = [f"columns not read: {', '.join(ignored)}"] if ignored else []
-    notes += [f"{junk:,d} pictures of identity {JUNK} left out (junk)"] if junk else []
+    notes += [f"{junk:,d} images of identity {JUNK} left out (junk)"] if junk else []
     return custom_data(spec, splits, "test" in names, noun, notes)
 
 
@@ -102,7 +102,7 @@ def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | 
 def custom_protocol(splits: Mapping[str, Split], doubled: bool) -> tuple[str, list[str]]:
     """The protocol that a custom data set allows, with a note on the junk rule.
 
-    doubled: query and gallery are the same pictures. Without a camera for every test picture, or with one
+    doubled: query and gallery are the same images. Without a camera for every test image, or with one
     camera only, "no-cameras"; else "cross-camera" for doubled sets and "market1501" for the others.
     """
     tested = [splits[name].cameras for name in ("query", "gallery") if name in splits]
@@ -112,12 +112,12 @@ def custom_protocol(splits: Mapping[str, Split], doubled: bool) -> tuple[str, li
     if unknown == len(cameras):
         return "no-cameras", [f"no camera is known: {off}"]
     if unknown:
-        return "no-cameras", [f"{unknown:,d} of {len(cameras):,d} test pictures have no camera: {off}"]
+        return "no-cameras", [f"{unknown:,d} of {len(cameras):,d} test images have no camera: {off}"]
     if len(names) == 1:
-        return "no-cameras", [f"all test pictures come from camera {names[0]}: {off}"]
+        return "no-cameras", [f"all test images come from camera {names[0]}: {off}"]
     if not doubled:
         return "market1501", []
-    return "cross-camera", ["every test picture is query and gallery: each is sought among the other cameras'"]
+    return "cross-camera", ["every test image is query and gallery: each is sought among the other cameras'"]
 
 
 def overlap_notes(splits: Mapping[str, Split]) -> list[str]:
@@ -166,13 +166,13 @@ def _explain_layout(root: Path, spec: str) -> str:
     return (
         f"{spec}: {root} holds no train/, test/, or query/ and gallery/. "
         f"Found: {describe_folder(root)}.{hint}\n"
-        f"Put the pictures to learn from below train/, those to test on below test/ (or query/ and gallery/)"
+        f"Put the images to learn from below train/, those to test on below test/ (or query/ and gallery/)"
         f" in one of these ways:\n{examples}\nor in any other way that a --pattern describes."
     )
 
 
 def _example(root: Path, split: Split) -> str:
-    """How the first picture was read, for the user to see whether that is right."""
+    """How the first image was read, for the user to see whether that is right."""
     camera = f"camera {split.cameras[0]}" if split.cameras[0] >= 0 else "camera unknown"
     path = os.path.relpath(split.path(0), root)
     return f"{path} is identity {str(split.identities[0])!r}, {camera}"
@@ -201,7 +201,7 @@ def _csv_rows(file: Path) -> tuple[list[dict[str, str]], list[str]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not rows:
-        raise UserError(f"{file} has no lines below its header: no pictures")
+        raise UserError(f"{file} has no lines below its header: no images")
     return rows, [name for name in columns if name not in COLUMNS]
 
 
@@ -215,7 +215,7 @@ def _csv_row(file: Path, line: int, row: dict[str | Any, str | Any]) -> dict[str
             raise UserError(f"{where}: {name} is empty")
     cell["image"] = os.path.abspath(file.parent / os.path.expanduser(cell["image"]))
     if not os.path.isfile(cell["image"]):
-        raise UserError(f"{where}: no such picture: {cell['image']} (paths are relative to the csv file)")
+        raise UserError(f"{where}: no such image: {cell['image']} (paths are relative to the csv file)")
     for name in ("camera", "view"):
         cell[name] = cell[name] or "-1"
         if cell[name] != "-1" and not cell[name].isdecimal():

@@ -1,4 +1,4 @@
-"""Which pictures are the same, exactly or nearly, without comparing each with each."""
+"""Which images are the same, exactly or nearly, without comparing each with each."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ MANY = 200_000  # pairs after which the search ends
 
 
 def find_blank(seen: Sequence[Seen]) -> np.ndarray:
-    """bool [U]: usable pictures of one flat colour."""
+    """bool [U]: usable images of one flat colour."""
     thumbs = _thumbs(seen).reshape(len(seen), -1, 3)  # [U, 128, 3]
     return np.array([not s.kind for s in seen], bool) & (np.ptp(thumbs, axis=1).max(1, initial=0) < CONTRAST)
 
 
 def exact_groups(seen: Sequence[Seen], usable: np.ndarray) -> list[np.ndarray]:
-    """Groups of two or more pictures with the same size and pixels, however they are encoded. usable: bool [U]."""
+    """Groups of two or more images with the same size and pixels, however they are encoded. usable: bool [U]."""
     rows = np.flatnonzero(usable)
     values = np.array([seen[row].exact for row in rows.tolist()], np.uint64)
     order = np.argsort(values, kind="stable")
@@ -30,13 +30,13 @@ def exact_groups(seen: Sequence[Seen], usable: np.ndarray) -> list[np.ndarray]:
 
 
 def near_pairs(seen: Sequence[Seen], usable: np.ndarray) -> np.ndarray:
-    """int64 [n, 2]: pairs, the lower number first, of pictures that are nearly the same; at most about MANY.
+    """int64 [n, 2]: pairs, the lower number first, of images that are nearly the same; at most about MANY.
 
     Near is a dHash that differs in at most BITS bits and a thumbnail that differs by at most LEVELS on average. That
     finds at least 95 of 100 copies compressed again (JPEG, quality 50 and better) or resized by 3/4 to 3/2, and 9 of 10
     halved ones; it misses copies cropped by 3 % or brightened by 5 %, and takes no two of 1,134 photographs of vehicles
     for the same (of those with such a hash, the nearest two thumbnails differ by 10). Candidates share one of eight
-    bands of the hash and nearly their mean brightness: the work grows with pictures times such neighbours.
+    bands of the hash and nearly their mean brightness: the work grows with images times such neighbours.
     """
     rows = np.flatnonzero(usable)
     hashes = np.array([seen[row].dhash for row in rows.tolist()], np.uint64)

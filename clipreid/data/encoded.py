@@ -1,4 +1,4 @@
-"""Encoded pictures in tables: never decoded, never copied, each under a name of its own."""
+"""Encoded images in tables: never decoded, never copied, each under a name of its own."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from clipreid.errors import UserError
 Tables = Mapping[str, datasets.Dataset]  # by the name of their split
 
 
-def encoded_pictures(raw: Tables, column: str, spec: str, names_stand: bool) -> dict[str, pa.ChunkedArray]:
-    """The column of pictures as {"bytes", "path"}, not copied, each under a name that no other picture has.
+def encoded_images(raw: Tables, column: str, spec: str, names_stand: bool) -> dict[str, pa.ChunkedArray]:
+    """The column of images as {"bytes", "path"}, not copied, each under a name that no other image has.
 
-    Evaluation takes equal names for the same picture. Of pictures that are files the path is the name; of bytes the
+    Evaluation takes equal names for the same image. Of images that are files the path is the name; of bytes the
     given name, with a digest of the bytes where two have it; the nameless are numbered. names_stand: given names are
-    kept as they are. Raises `UserError` for rows without a picture and columns that hold none.
+    kept as they are. Raises `UserError` for rows without an image and columns that hold none.
     """
     chunks = {name: list(_chunks(table, column, name, spec)) for name, table in raw.items()}
     count: Counter[str | None] = Counter()
@@ -55,10 +55,10 @@ def _chunks(table: datasets.Dataset, column: str, name: str, spec: str) -> Itera
             data, paths = chunk, none
         else:
             kind = describe_columns({column: table.features[column]})
-            raise UserError(f"{spec}: column {kind} holds no pictures: an Image column, or encoded bytes, is needed")
+            raise UserError(f"{spec}: column {kind} holds no images: an Image column, or encoded bytes, is needed")
         empty = np.asarray(data.is_null()) & np.asarray(paths.is_null())
         if empty.any():
-            raise UserError(f"{spec}: row {row + int(empty.argmax())} of {name} has no picture (column {column!r})")
+            raise UserError(f"{spec}: row {row + int(empty.argmax())} of {name} has no image (column {column!r})")
         yield data.cast(pa.binary()), paths.to_pylist()
         row += len(chunk)
 

@@ -27,7 +27,7 @@ class CheckReport:
     name: str
     protocol: str  # "" where the data set could not be read
     root: str
-    splits: tuple[dict[str, Any], ...]  # pictures, identities, cameras and sizes of each
+    splits: tuple[dict[str, Any], ...]  # images, identities, cameras and sizes of each
     findings: tuple[Finding, ...]
     official: bool = False  # a published data set, with its published counts
 
@@ -50,7 +50,7 @@ class CheckReport:
         lines = [f"{self.name}: " + (f"protocol {self.protocol}" if self.protocol else "cannot be read")]
         lines += [f"files are below {self.root}"] if self.root else []
         for split in self.splits:
-            line = "  {split:8s}{pictures:9,d} pictures {identities:7,d} identities {cameras:4d} cameras  {sizes}"
+            line = "  {split:8s}{pictures:9,d} images {identities:7,d} identities {cameras:4d} cameras  {sizes}"
             lines.append(line.format(**split))
         for finding in self.findings:
             number = f" ({len(finding.items):,d})" if finding.items else ""

@@ -12,7 +12,7 @@ from clipreid.data.patterns import Crop, Pattern, Place, fitting, read_paths
 from clipreid.data.problems import notice, tolerate
 from clipreid.errors import UserError
 
-Counts = tuple[int | None, int | None, int | None]  # pictures, identities, cameras; None = nowhere published
+Counts = tuple[int | None, int | None, int | None]  # images, identities, cameras; None = nowhere published
 Adjust = Callable[[str, Crop], Crop]  # (split, what the pattern read) -> what is meant
 
 
@@ -20,9 +20,9 @@ Adjust = Callable[[str, Crop], Crop]  # (split, what the pattern read) -> what i
 class Layout:
     """An official data set on disk, declared: a reader is one of these.
 
-    folders: split -> folder below the root. listing: the files that say which of its pictures belong to the split;
+    folders: split -> folder below the root. listing: the files that say which of its images belong to the split;
     None = all. adjust: for what a pattern cannot say, such as a view that follows from the camera.
-    official: split -> (pictures, identities, cameras) after junk is dropped, the fingerprint; a copy that differs is
+    official: split -> (images, identities, cameras) after junk is dropped, the fingerprint; a copy that differs is
     read all the same, with a note. notice: what everyone who reads the set must know, the first of the notes.
     people: the name that all sets with the same individuals share; "" = nobody else has them (`same_people`).
     """
@@ -53,7 +53,7 @@ def read_layout(layout: Layout, root: Path, spec: str, known: Iterable[Layout] =
     """Reads a declared data set.
 
     known: layouts to name when this one does not fit but another does. Raises `UserError` for missing folders and
-    files, no pictures, wrong file names and wrong entries of lists.
+    files, no images, wrong file names and wrong entries of lists.
     """
     root, notes = _descend(layout, root, spec, known)
     if layout.listing is None:
@@ -79,20 +79,20 @@ def differences(layout: Layout, splits: Mapping[str, Split]) -> list[str]:
 
 
 def count(split: Split) -> tuple[int, int, int]:
-    """Pictures, identities and known cameras."""
+    """Images, identities and known cameras."""
     cameras = split.cameras[split.cameras >= 0]
     return len(split), len(set(split.identities.tolist())), len(set(cameras.tolist()))
 
 
 def _say(counts: Counts) -> str:
-    named = zip(counts, ("pictures", "identities", "cameras"), strict=True)
+    named = zip(counts, ("images", "identities", "cameras"), strict=True)
     return ", ".join(f"{number:,d} {what}" for number, what in named if number is not None)
 
 
 def find_places(root: Path, folders: Mapping[str, str]) -> dict[str, list[Place]]:
-    """All pictures by split; folders: split -> folder below root, where query and gallery may share one."""
+    """All images by split; folders: split -> folder below root, where query and gallery may share one."""
     found = {
-        folder: [Place(folder, path) for path in list_pictures(root / folder)]
+        folder: [Place(folder, path) for path in list_images(root / folder)]
         for folder in dict.fromkeys(folders.values())
     }
     return {split: found[folder] for split, folder in folders.items()}
@@ -116,21 +116,21 @@ def read_splits(
         pairs = list(zip(fit, read_paths(pattern, fit), strict=True))
         kept = [(place, crop) for place, crop in pairs if crop.identity not in unwanted]
         if not kept:
-            raise UserError(f"{root / folder} holds only pictures that the pattern {pattern.name!r} leaves out")
+            raise UserError(f"{root / folder} holds only images that the pattern {pattern.name!r} leaves out")
         if adjust is not None:
             kept = [(place, adjust(name, crop)) for place, crop in kept]
         splits[name] = _split(name, root, kept)
         if len(kept) < len(pairs):
             left_out = "junk and distractors" if name == "query" else "junk"
-            notes.append(f"{name}: {len(pairs) - len(kept):,d} pictures left out ({left_out})")
+            notes.append(f"{name}: {len(pairs) - len(kept):,d} images left out ({left_out})")
     return splits, notes
 
 
-def list_pictures(folder: Path) -> list[str]:
-    """Paths of all pictures below a folder, relative to it, with forward slashes, sorted.
+def list_images(folder: Path) -> list[str]:
+    """Paths of all images below a folder, relative to it, with forward slashes, sorted.
 
     Hidden files are passed over, links to folders followed (not in circles). Raises `UserError` for a folder
-    that cannot be read or holds no picture.
+    that cannot be read or holds no image.
     """
     found: list[str] = []
     others: list[str] = []
@@ -151,13 +151,13 @@ def list_pictures(folder: Path) -> list[str]:
             if _is_folder(entry):
                 walk(here / entry.name, f"{below}{entry.name}/", (*above, real))
             else:
-                is_picture = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-                (found if is_picture else others).append(f"{below}{entry.name}")
+                is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+                (found if is_image else others).append(f"{below}{entry.name}")
 
     walk(folder, "", ())
     if not found:
         instead = f"; other files there: {', '.join(others[:5])}" if others else ""
-        raise UserError(f"no pictures below {folder} ({', '.join(sorted(SUFFIXES))}){instead}")
+        raise UserError(f"no images below {folder} ({', '.join(sorted(SUFFIXES))}){instead}")
     return sorted(found)
 
 
@@ -212,9 +212,9 @@ def _descend(layout: Layout, root: Path, spec: str, known: Iterable[Layout]) -> 
 def describe_folder(root: Path) -> str:
     """What lies in a folder, in one line, for error messages."""
     entries = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    pictures = [path for path in entries if path.suffix.lower() in SUFFIXES]
-    rest = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in set(pictures)]
+    images = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    rest = [f"{path.name}/" if path.is_dir() else path.name for path in entries if path not in set(images)]
     shown = rest[:10] + ([f"{len(rest) - 10:,d} more entries"] if len(rest) > 10 else [])
-    if pictures:
-        shown.append(f"{len(pictures):,d} pictures, such as {pictures[0].name}")
+    if images:
+        shown.append(f"{len(images):,d} images, such as {images[0].name}")
     return ", ".join(shown) or "nothing"

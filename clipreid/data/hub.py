@@ -1,7 +1,7 @@
 """Data sets in the formats of the Hugging Face Hub: from the Hub, or from a folder on disk.
 
 hub:OWNER/NAME, hub:OWNER/NAME/CONFIG     `datasets.load_dataset`; code of a repository is never run
-hub:FOLDER                                parquet files (split by name), or metadata.csv / .jsonl beside pictures
+hub:FOLDER                                parquet files (split by name), or metadata.csv / .jsonl beside images
 hub:FOLDER of `clipreid data convert`     as it was before: protocol and noun are in its clipreid.json
 """
 
@@ -54,8 +54,8 @@ def read_hub(place: str, spec: str, columns: Columns = None, noun: str | None = 
         if any((home / name).is_file() for home in _homes(folder) for name in METADATA):
             return _foreign(_metadata(folder, spec), spec, columns, noun)
         raise UserError(
-            f"{spec}: {folder} holds neither parquet files nor a {' or '.join(METADATA)} beside pictures. "
-            f"Found: {describe_folder(folder)}. Pictures alone, a folder for each identity (train/anna/1.jpg, "
+            f"{spec}: {folder} holds neither parquet files nor a {' or '.join(METADATA)} beside images. "
+            f"Found: {describe_folder(folder)}. Images alone, a folder for each identity (train/anna/1.jpg, "
             f"test/ben/1.jpg), are read by folder:{place}"
         )
     raw = _download(place, spec)
@@ -119,14 +119,14 @@ def _download(place: str, spec: str) -> Tables:
 
 
 def _encoded(load: Callable[[], Any], failed: str) -> Tables:
-    """What `load` gives, with pictures left encoded. Raises `UserError` beginning with `failed`, and what to do."""
+    """What `load` gives, with images left encoded. Raises `UserError` beginning with `failed`, and what to do."""
     try:
         raw = load()
     except Exception as error:  # of the network, the Hub, the files
         raise UserError(f"{failed}: {_reason(error)}") from error
     for name, table in raw.items():
-        pictures = {c: datasets.Image(decode=False) for c, f in table.features.items() if isinstance(f, datasets.Image)}
-        for column, feature in pictures.items():
+        images = {c: datasets.Image(decode=False) for c, f in table.features.items() if isinstance(f, datasets.Image)}
+        for column, feature in images.items():
             table = table if table.features[column] == feature else table.cast_column(column, feature)
         raw[name] = table
     return dict(raw)
@@ -223,14 +223,14 @@ def _metadata(folder: Path, spec: str) -> Tables:
             name = row.pop("file_name", None)
             if not name:
                 raise UserError(f"{file}, line {number}: no file_name; found: {', '.join(map(str, row)) or 'nothing'}")
-            picture = os.path.abspath(home / str(name))
-            if not os.path.isfile(picture):
-                raise UserError(f"{file}, line {number}: no such picture: {picture} (paths are relative to the file)")
+            image = os.path.abspath(home / str(name))
+            if not os.path.isfile(image):
+                raise UserError(f"{file}, line {number}: no such image: {image} (paths are relative to the file)")
             part = home.name if home != folder else next(iter(Path(str(name)).parts[:-1]), "")
-            row.setdefault("image", {"path": picture, "bytes": None})
+            row.setdefault("image", {"path": image, "bytes": None})
             rows.setdefault(split_of(part) or "train", []).append(row)
     if not rows:
-        raise UserError(f"{spec}: the metadata has no lines: no pictures")
+        raise UserError(f"{spec}: the metadata has no lines: no images")
     names = list(dict.fromkeys(name for each in rows.values() for row in each for name in row))
     tables = {}
     for part, each in rows.items():

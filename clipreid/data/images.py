@@ -1,6 +1,6 @@
-"""One picture: whatever the file holds becomes RGB, and the whole crop is resized.
+"""One image: whatever the file holds becomes RGB, and the whole crop is resized.
 
-The cache, `Split.picture` and `model.embed` all come here, so that a picture has the same pixels everywhere.
+The cache, `Split.image` and `model.embed` all come here, so that an image has the same pixels everywhere.
 """
 
 import io
@@ -25,13 +25,13 @@ INTERPOLATIONS = {
 }
 
 Source = str | Path | bytes | Image.Image
-Pictures = Sequence[Image.Image | str | Path] | Tensor | np.ndarray  # the last two uint8 [N, 3, H, W]
+Images = Sequence[Image.Image | str | Path] | Tensor | np.ndarray  # the last two uint8 [N, 3, H, W]
 
 
-def read_picture(source: Source) -> Image.Image:
-    """A file, encoded bytes or an open picture as 8-bit RGB, turned upright by its EXIF orientation.
+def read_image(source: Source) -> Image.Image:
+    """A file, encoded bytes or an open image as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Palette, grey, CMYK and 16-bit pictures are converted (16 bits keep the upper eight), transparency is laid
+    Palette, grey, CMYK and 16-bit images are converted (16 bits keep the upper eight), transparency is laid
     on black, of an animation the first frame counts. What Pillow cannot decode raises Pillow's own exception.
     """
     if isinstance(source, Image.Image):
@@ -43,11 +43,11 @@ def read_picture(source: Source) -> Image.Image:
 def to_pixels(source: Source, size: tuple[int, int], interpolation: str = "bicubic") -> np.ndarray:
     """The whole crop (not its centre; aspect ratio not kept) as uint8 [3, H, W], resized with antialiasing.
 
-    size: (H, W) in pixels. Raises `UserError` for an unknown interpolation and for a picture with a side
-    under `MIN_SIDE` pixels, and whatever Pillow raises for a picture it cannot decode.
+    size: (H, W) in pixels. Raises `UserError` for an unknown interpolation and for an image with a side
+    under `MIN_SIDE` pixels, and whatever Pillow raises for an image it cannot decode.
     """
     resample = check_interpolation(interpolation)
-    image = read_picture(source)
+    image = read_image(source)
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{image.width}x{image.height} pixels, too small (each side needs {MIN_SIDE})")
     height, width = size
@@ -76,12 +76,12 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def stack_pictures(images: Pictures, size: tuple[int, int], interpolation: str) -> Tensor:
+def stack_images(images: Images, size: tuple[int, int], interpolation: str) -> Tensor:
     """PIL images, paths, or one uint8 tensor or array [N, 3, h, w] (RGB) to uint8 [N, 3, H, W], resized as a whole.
 
     Raises:
-        UserError: a picture cannot be read.
-        ValueError: a tensor or array of another kind; something else than pictures.
+        UserError: an image cannot be read.
+        ValueError: a tensor or array of another kind; something else than images.
     """
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images)
@@ -90,19 +90,19 @@ def stack_pictures(images: Pictures, size: tuple[int, int], interpolation: str) 
             raise ValueError(f"expected uint8 [N, 3, H, W], got {images.dtype} {list(images.shape)}")
         if images.shape[2:] == size:
             return images
-        images = [Image.fromarray(picture.permute(1, 2, 0).cpu().numpy()) for picture in images]
+        images = [Image.fromarray(image.permute(1, 2, 0).cpu().numpy()) for image in images]
     if isinstance(images, str | Path | Image.Image):
-        raise ValueError("embed takes a list of pictures: write model.embed([picture])")
+        raise ValueError("embed takes a list of images: write model.embed([image])")
     images = list(images)
     crops = torch.empty(len(images), 3, *size, dtype=torch.uint8)
     for i, source in enumerate(images):
         if not isinstance(source, str | Path | Image.Image):
             raise ValueError(
-                f"picture {i} is of type {type(source).__name__}: give paths, PIL images (Image.fromarray makes one of "
+                f"image {i} is of type {type(source).__name__}: give paths, PIL images (Image.fromarray makes one of "
                 "an RGB array [H, W, 3]), or one uint8 tensor or array [N, 3, H, W]"
             )
         try:
             crops[i] = torch.from_numpy(to_pixels(source, size, interpolation))
         except Exception as error:  # on a broken or enormous file Pillow's plugins raise nearly everything
-            raise UserError(f"picture {i} ({source}) cannot be used: {error}") from error
+            raise UserError(f"image {i} ({source}) cannot be used: {error}") from error
     return crops

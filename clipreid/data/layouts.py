@@ -1,4 +1,4 @@
-"""The official data sets, each a declaration: where the pictures lie, what their names say, and what was published.
+"""The official data sets, each a declaration: where the images lie, what their names say, and what was published.
 
 Where every count comes from stands in docs/data.md. A count that no source gives is None.
 """
@@ -79,9 +79,9 @@ def _cuhk03_classic(kind: str, number: int) -> Layout:
     )
 
 
-def _vehicleid(size: int, pictures: int | None = None) -> Layout:
+def _vehicleid(size: int, images: int | None = None) -> Layout:
     """Liu et al., "Deep Relative Distance Learning", CVPR 2016; the protocol draws a gallery from the test."""
-    test, counts = (f"train_test_split/test_list_{size}.txt",), (pictures, size, None)
+    test, counts = (f"train_test_split/test_list_{size}.txt",), (images, size, None)
     return Layout(
         "vehicleid" if size == 800 else f"vehicleid-{size}",
         dict.fromkeys(TESTED, "image"),
@@ -101,7 +101,7 @@ def _prcc(name: str, query: str, protocol: str) -> Layout:
 
     Cameras A and B saw the same clothes, camera C others. rgb/val shows the people of rgb/train, and is not read.
     """
-    folders = {"query": "ABC".index(query) + 1, "gallery": 1}  # there the folder names the camera, in train the picture
+    folders = {"query": "ABC".index(query) + 1, "gallery": 1}  # there the folder names the camera, in train the image
 
     def adjust(split: str, crop: Crop) -> Crop:
         camera = folders.get(split, crop.camera)
@@ -126,7 +126,7 @@ def _captioned(
     adjust: Adjust | None = None,
     people: str = "",
 ) -> Layout:
-    """The pictures lie below imgs/; the official counts say which splits there are, of the query its captions."""
+    """The images lie below imgs/; the official counts say which splits there are, of the query its captions."""
     folders = dict.fromkeys(official, "imgs")
     return Layout(
         name, folders, pattern, "text-to-image", official=official, listing=listing, adjust=adjust, people=people

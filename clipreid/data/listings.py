@@ -1,4 +1,4 @@
-"""Splits that files describe instead of folders: lists of pictures, caption files, files of numbered splits."""
+"""Splits that files describe instead of folders: lists of images, caption files, files of numbered splits."""
 
 import json
 import os
@@ -14,21 +14,21 @@ from clipreid.errors import UserError
 
 
 class Listing(Protocol):
-    """Says which pictures of a folder make up a split. needed: files below the root (wildcards allowed)."""
+    """Says which images of a folder make up a split. needed: files below the root (wildcards allowed)."""
 
     @property
     def needed(self) -> tuple[str, ...]: ...
 
     def read(self, root: Path, folders: Mapping[str, str]) -> dict[str, list[Place]]:
-        """The pictures of each split. Raises `UserError` naming file and line, or the pictures that are not there."""
+        """The images of each split. Raises `UserError` naming file and line, or the images that are not there."""
         ...
 
 
 @dataclass(frozen=True)
 class TextLists:
-    """Text files for each split, one picture a line: its path below the split's folder, then perhaps labels.
+    """Text files for each split, one image a line: its path below the split's folder, then perhaps labels.
 
-    The pattern reads the whole line. suffix: what the lists leave out of the names of the pictures.
+    The pattern reads the whole line. suffix: what the lists leave out of the names of the images.
     """
 
     files: Mapping[str, tuple[str, ...]]
@@ -57,9 +57,9 @@ class TextLists:
 
 @dataclass(frozen=True)
 class CaptionFile:
-    """A JSON list of records with the keys split (train, val, test), id, captions, and `image`, the picture's path.
+    """A JSON list of records with the keys split (train, val, test), id, captions, and `image`, the image's path.
 
-    Each caption of a test picture is a query of its own; everything else has one row for each picture. The pattern
+    Each caption of a test image is a query of its own; everything else has one row for each image. The pattern
     reads the path and the id, with a space between them.
     """
 
@@ -105,7 +105,7 @@ class CaptionFile:
 class SplitFile:
     """A JSON list of numbered splits, each {"train": [[path, ...], ...], "query": ..., "gallery": ...}.
 
-    Only the names of the pictures are used: the paths are those of the machine that wrote the file.
+    Only the names of the images are used: the paths are those of the machine that wrote the file.
     """
 
     file: str
@@ -126,7 +126,7 @@ class SplitFile:
             where = f"{self.file}, split {self.number}, {split}"
             entries = chosen.get(split) if isinstance(chosen, dict) else None
             if not isinstance(entries, list) or not all(isinstance(entry, list) and entry for entry in entries):
-                raise UserError(f"{file}: split {self.number} has no list of pictures {split!r}")
+                raise UserError(f"{file}: split {self.number} has no list of images {split!r}")
             names = [re.split(r"[\\/]", str(entry[0]))[-1] for entry in entries]
             rows = [Place(folder, name, name, f"{where} {number}") for number, name in enumerate(names, 1)]
             places[split] = _present(root, self.file, rows)
@@ -153,9 +153,9 @@ def _json_list(file: Path) -> list[Any]:
 
 
 def _present(root: Path, file: str, places: list[Place]) -> list[Place]:
-    """The places whose pictures are there. Raises `UserError` when there are none, and naming those that are not."""
+    """The places whose images are there. Raises `UserError` when there are none, and naming those that are not."""
     if not places:
-        raise UserError(f"{root / file} names no pictures")
+        raise UserError(f"{root / file} names no images")
     missing = [place for place in places if not os.path.isfile(root / place.folder / place.path)]
     if missing:
         refusal = UserError(_explain_missing(root, file, missing, len(places)))
@@ -165,8 +165,8 @@ def _present(root: Path, file: str, places: list[Place]) -> list[Place]:
 
 
 def _explain_missing(root: Path, file: str, missing: Sequence[Place], total: int) -> str:
-    lines = [f"  {place.where}: no picture {root / place.folder / place.path}" for place in missing[:SHOWN]]
+    lines = [f"  {place.where}: no image {root / place.folder / place.path}" for place in missing[:SHOWN]]
     if len(missing) > SHOWN:
         lines.append(f"  ... and {len(missing) - SHOWN:,d} more")
-    head = f"{len(missing):,d} of {total:,d} pictures that {root / file} names are not there:"
+    head = f"{len(missing):,d} of {total:,d} images that {root / file} names are not there:"
     return "\n".join([head, *lines, "Unpack the whole data set, or mend the list."])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from datasets.fingerprint import generate_random_fingerprint
 
 from clipreid.data.crops import SCHEMA, Split
-from clipreid.data.encoded import Tables, describe_columns, encoded_pictures
+from clipreid.data.encoded import Tables, describe_columns, encoded_images
 from clipreid.errors import UserError
 
 FIELDS = tuple(SCHEMA)
@@ -59,7 +59,7 @@ def parse_columns(columns: Columns) -> dict[str, str]:
 
 
 def find_columns(features: Mapping[str, Any], columns: Columns, spec: str) -> dict[str, str]:
-    """{field: column}: what was asked for, then columns that bear a field's name, then the only column of pictures.
+    """{field: column}: what was asked for, then columns that bear a field's name, then the only column of images.
 
     Raises `UserError` listing the columns, and the mapping that is needed.
     """
@@ -74,9 +74,9 @@ def find_columns(features: Mapping[str, Any], columns: Columns, spec: str) -> di
     for field in FIELDS:
         if field in features and field not in found and field not in found.values():
             found[field] = field
-    pictures = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if "image" not in found and len(pictures) == 1:
-        found["image"] = pictures[0]
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    if "image" not in found and len(images) == 1:
+        found["image"] = images[0]
     lacking = [repr(field) for field in ("image", "identity") if field not in found]
     if lacking:
         raise UserError(f"{spec}: no column {' and no '.join(lacking)}. {_advice(features, found)}")
@@ -92,12 +92,12 @@ def split_of(name: str) -> str | None:
 def to_splits(
     raw: Tables, spec: str, columns: Columns = None, names_stand: bool = False
 ) -> tuple[dict[str, Split], bool, list[str]]:
-    """Tables -> (splits of this toolkit, whether all test pictures are query and gallery at once, notes).
+    """Tables -> (splits of this toolkit, whether all test images are query and gallery at once, notes).
 
     The column mapped to `split` decides where there is one, else the names of the tables: train, val or validation,
     query, gallery, test (query and gallery at once). Identities may be text, whole numbers or a ClassLabel; those of
-    "-1" are junk and left out. Pictures stay encoded and are not copied (but `datasets.load_dataset` wrote Arrow copies
-    of parquet below HF_HOME to make `raw`). names_stand: pictures of one name are the same picture (else that is made
+    "-1" are junk and left out. Images stay encoded and are not copied (but `datasets.load_dataset` wrote Arrow copies
+    of parquet below HF_HOME to make `raw`). names_stand: images of one name are the same image (else that is made
     sure of). Raises `UserError` naming columns, table and row.
     """
     features = next(iter(raw.values())).features
@@ -112,7 +112,7 @@ def to_splits(
         name: _identities(values, found["identity"], name, spec) for name, values in cells["identity"].items()
     }
     parts = _parts(raw, cells.get("split"), found.get("split"), spec, notes)
-    images = encoded_pictures(raw, found["image"], spec, names_stand)
+    images = encoded_images(raw, found["image"], spec, names_stand)
     full = {}
     for name, table in raw.items():
         full[name] = {"image": images[name], "identity": pa.array(identities[name], pa.string())}
@@ -129,12 +129,12 @@ def to_splits(
             kept = {name: rows[[identities[name][row] != "-1" for row in rows]] for name, rows in pieces.items()}
             dropped += sum(map(len, pieces.values())) - sum(map(len, kept.values()))
             splits[split] = _split(split, {name: full[name] for name in kept}, kept)
-    notes += [f"{dropped:,d} pictures of identity -1 left out (junk)"] if dropped else []
+    notes += [f"{dropped:,d} images of identity -1 left out (junk)"] if dropped else []
     return splits, "test" in parts, notes
 
 
 def _split(split: str, tables: Mapping[str, dict[str, Any]], rows: Mapping[str, np.ndarray]) -> Split:
-    """One split out of some rows of some tables; the pictures are not copied."""
+    """One split out of some rows of some tables; the images are not copied."""
     schema, pieces, chosen, start = SCHEMA.arrow_schema, [], [], 0
     for name, columns in tables.items():
         count = len(columns["identity"])
@@ -144,7 +144,7 @@ def _split(split: str, tables: Mapping[str, dict[str, Any]], rows: Mapping[str, 
         start += count
     table = datasets.table.InMemoryTable(pa.concat_tables(pieces))
     info = datasets.DatasetInfo(features=SCHEMA)
-    # a fingerprint of the contents would read every picture
+    # a fingerprint of the contents would read every image
     whole = Split(split, datasets.Dataset(table, info=info, fingerprint=generate_random_fingerprint()))
     order = np.concatenate(chosen)
     return whole if len(order) == start else whole.select(order)

@@ -1,6 +1,6 @@
-"""Several data sets trained on at once: identities kept apart, cameras renumbered, pictures left where they are.
+"""Several data sets trained on at once: identities kept apart, cameras renumbered, images left where they are.
 
-N pictures of all sets, one set after the other.
+N images of all sets, one set after the other.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ConcatPixels:
     def index_select(self, dim: int, index: Tensor) -> Tensor:
         """As the tensor's own, along dimension 0: rows [B] -> uint8 [B, 3, H, W]."""
         if dim != 0:
-            raise ValueError(f"only pictures (dimension 0) can be selected, not dimension {dim}")
+            raise ValueError(f"only images (dimension 0) can be selected, not dimension {dim}")
         found = torch.empty((len(index), *self.shape[1:]), dtype=self.dtype, device=self.device)
         owner = np.searchsorted(self.starts, index.cpu().numpy(), side="right") - 1  # [B]
         for nth in np.unique(owner).tolist():
@@ -68,7 +68,7 @@ Pixels = Tensor | ConcatPixels
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """The training pictures of one or several data sets.
+    """The training images of one or several data sets.
 
     With one set everything is as in the data. With several, identities become "SET/IDENTITY", so that the same
     name in two sets is two individuals, and known cameras and views are raised by the set's offset, so that no
@@ -96,7 +96,7 @@ class Mixture:
 
     @cached_property
     def groups(self) -> np.ndarray:
-        """int64 [N]: which set a picture is of."""
+        """int64 [N]: which set an image is of."""
         return np.repeat(np.arange(len(self.sets)), [len(split) for split in self.splits])
 
     @cached_property
@@ -138,7 +138,7 @@ class Mixture:
         return [self.sets[place[name]].noun for name in names]
 
     def keep(self, caches: Sequence[PixelCache]) -> Mixture:
-        """Only the training pictures that each set's cache holds."""
+        """Only the training images that each set's cache holds."""
         sets = []
         for data, cache in zip(self.sets, caches, strict=True):
             split = data.splits["train"]
@@ -158,7 +158,7 @@ class Mixture:
 
 
 def join_pixels(caches: Sequence[PixelCache]) -> Pixels:
-    """The pictures of several caches one after the other, nothing copied."""
+    """The images of several caches one after the other, nothing copied."""
     return caches[0].pixels if len(caches) == 1 else ConcatPixels([cache.pixels for cache in caches])
 
 

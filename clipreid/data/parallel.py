@@ -1,4 +1,4 @@
-"""The encoded pictures of a split through several threads: results in order, only a few blocks in memory."""
+"""The encoded images of a split through several threads: results in order, only a few blocks in memory."""
 
 import os
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from clipreid.data.crops import Split
 
 Result = TypeVar("Result")
-BLOCK = 64  # pictures that one thread takes at a time
+BLOCK = 64  # images that one thread takes at a time
 
 
 def cores() -> int:
@@ -29,7 +29,7 @@ def in_blocks(
     waiting: deque[Future[list[Result]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
-            for images in split.images(BLOCK):
+            for images in split.encoded_batches(BLOCK):
                 waiting.append(pool.submit(lambda these: [work(image) for image in these], images))
                 if len(waiting) > threads + 2:
                     yield waiting.popleft().result()

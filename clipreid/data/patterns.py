@@ -2,7 +2,7 @@
 
 A pattern is a regular expression with the named groups identity, camera, view and clothes (all but the first
 optional); it is searched for in the path below the split's folder, written with forward slashes, or in the line
-of a list that names the picture. Cameras and views are whole numbers or single letters, A = 1.
+of a list that names the image. Cameras and views are whole numbers or single letters, A = 1.
 """
 
 import difflib
@@ -31,7 +31,7 @@ class Pattern:
 
 
 class Place(NamedTuple):
-    """Where a picture lies: the split's folder (below the root), and the path below it, for patterns.
+    """Where an image lies: the split's folder (below the root), and the path below it, for patterns.
 
     text: what patterns read where that is not the path: an entry of a list. where: its file and line.
     """
@@ -88,7 +88,7 @@ PATTERNS = (MARKET, CLASS_CAM, FOLDER_CAMERA, FOLDER_NAME_CAMERA, FOLDER, NUMBER
 def choose_pattern(places: Sequence[Place], wanted: str | None = None) -> Pattern:
     """The pattern asked for, by name or as a regular expression, else the first built-in one that fits all.
 
-    places: the pictures of all splits. Raises `UserError` for a regular expression that cannot be used, when
+    places: the images of all splits. Raises `UserError` for a regular expression that cannot be used, when
     no built-in pattern fits every path (naming those the best one leaves out), and when file names and
     folders give different identities.
     """
@@ -122,7 +122,7 @@ def fitting(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
     misfits = unmatched(pattern, places)
     if misfits:
         refusal = UserError(
-            f"{len(misfits):,d} of {len(places):,d} pictures do not fit the pattern {pattern.name!r} "
+            f"{len(misfits):,d} of {len(places):,d} images do not fit the pattern {pattern.name!r} "
             f"(such as {pattern.example}):\n{_listing(misfits)}\nRename or move them. With folder:ROOT "
             f"there is --pattern, a regular expression with a group (?P<identity>...) or one of {_names()}"
         )
@@ -132,7 +132,7 @@ def fitting(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
 
 
 def read_paths(pattern: Pattern, places: Sequence[Place]) -> list[Crop]:
-    """Identity, camera, ... of pictures that the pattern fits."""
+    """Identity, camera, ... of images that the pattern fits."""
     regex = re.compile(pattern.regex)
     return [_crop(pattern, place, regex) for place in places]
 
@@ -179,8 +179,8 @@ def _refuse_ambiguity(chosen: Pattern, places: Sequence[Place]) -> None:
 
     Folders and names that group alike are fine, and so are folders of a class (car/car_0001_cam1.jpg).
     """
-    named: dict[str, str] = {}  # folder -> identity of its first picture
-    homes: dict[str, str] = {}  # identity -> folder of its first picture
+    named: dict[str, str] = {}  # folder -> identity of its first image
+    homes: dict[str, str] = {}  # identity -> folder of its first image
     for place, crop in zip(places, read_paths(chosen, places), strict=True):
         folder = place.path.split("/")[0]
         alike = named.setdefault(folder, crop.identity) == crop.identity
@@ -188,7 +188,7 @@ def _refuse_ambiguity(chosen: Pattern, places: Sequence[Place]) -> None:
         if not alike and not crop.identity.startswith(folder):
             raise UserError(
                 f"who is {place}? By its file name {crop.identity!r} (pattern {chosen.name!r}), by its "
-                f"folder {folder!r} (pattern {FOLDER.name!r}), and the two do not group the pictures alike. "
+                f"folder {folder!r} (pattern {FOLDER.name!r}), and the two do not group the images alike. "
                 f"Say which with --pattern {chosen.name!r} or --pattern {FOLDER.name!r}"
             )
 
@@ -206,7 +206,7 @@ def _explain_misfit(places: Sequence[Place]) -> str:
         else f"For example:\n{_listing(places)}"
     )
     return (
-        f"no built-in naming pattern fits all {len(places):,d} pictures:\n{fits}\n{nearest}\n"
+        f"no built-in naming pattern fits all {len(places):,d} images:\n{fits}\n{nearest}\n"
         "Rename or move those files, or give --pattern with a regular expression such as "
         r"'(?P<identity>\w+?)_(?P<camera>\d+)_' for the path below the split's folder"
     )

@@ -1,4 +1,4 @@
-"""PK batches as a pure function: P identities x K pictures, drawn from (seed, epoch) alone.
+"""PK batches as a pure function: P identities x K images, drawn from (seed, epoch) alone.
 
 There is no sampler object and no state: every process computes the same matrix and takes its columns, and a
 resumed run computes it again.
@@ -16,22 +16,22 @@ from clipreid.errors import UserError
 def pk_indices(
     labels: torch.Tensor | np.ndarray | Sequence[int], P: int, K: int, seed: int, epoch: int
 ) -> torch.Tensor:
-    """All batches of one epoch, int64 [steps, P*K]: each row is P blocks of K pictures of one identity.
+    """All batches of one epoch, int64 [steps, P*K]: each row is P blocks of K images of one identity.
 
     Source: the identity sampler of CLIP-ReID (arXiv 2211.13977), after Hermans et al. (arXiv 1703.07737),
-    section 3. Every identity's pictures are shuffled and cut into groups of K, the remainder is left out; an
-    identity with fewer than K pictures gives one group drawn with replacement. Rows draw P different
+    section 3. Every identity's images are shuffled and cut into groups of K, the remainder is left out; an
+    identity with fewer than K images gives one group drawn with replacement. Rows draw P different
     identities that have groups left, until fewer than P identities have any.
 
     labels: [N] integers, any numbering. Raises `UserError` for fewer than P identities.
     """
     names, label = np.unique(np.asarray(labels).reshape(-1), return_inverse=True)
     if P < 1 or K < 1:
-        raise UserError(f"P={P} identities x K={K} pictures: both must be at least 1")
+        raise UserError(f"P={P} identities x K={K} images: both must be at least 1")
     if len(names) < P:
         raise UserError(f"{len(names)} identities cannot fill batches of P={P}: choose a P of at most {len(names)}")
     draw = np.random.default_rng(seed_for(seed, epoch))
-    pictures, starts = _groups(label.reshape(-1), len(names), K, draw)
+    images, starts = _groups(label.reshape(-1), len(names), K, draw)
     used, left = starts[:-1].copy(), np.diff(starts)  # next group of each identity, and how many it has left
     available = np.arange(len(names))
     rows = []
@@ -43,7 +43,7 @@ def pk_indices(
         left[chosen] -= 1
         if not left[chosen].all():
             available = np.delete(available, slots[left[chosen] == 0])
-    return torch.from_numpy(pictures[np.stack(rows)].reshape(len(rows), P * K))
+    return torch.from_numpy(images[np.stack(rows)].reshape(len(rows), P * K))
 
 
 def set_shares(identities: Sequence[int], P: int, balance: str) -> list[int]:
@@ -77,7 +77,7 @@ def mixed_pk_indices(
 ) -> torch.Tensor:
     """`pk_indices` over several data sets, each with its share of every batch (`set_shares`): int64 [steps, P*K].
 
-    groups: [N] the data set of each picture, 0..n-1. Each set's batches are drawn by `pk_indices`; an epoch ends
+    groups: [N] the data set of each image, 0..n-1. Each set's batches are drawn by `pk_indices`; an epoch ends
     when the set with the most batches has been passed through, the others begin again, shuffled anew. With one
     set this is `pk_indices` itself. Raises `UserError` as both of these do.
     """
@@ -116,8 +116,8 @@ def process_slice(rows: torch.Tensor, rank: int, world: int, *, K: int) -> torch
 
 
 def _groups(label: np.ndarray, count: int, K: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Groups of K pictures [groups, K], sorted by identity, and where each identity's start [count + 1]."""
-    order = np.lexsort((draw.random(len(label)), label))  # pictures shuffled inside each identity
+    """Groups of K images [groups, K], sorted by identity, and where each identity's start [count + 1]."""
+    order = np.lexsort((draw.random(len(label)), label))  # images shuffled inside each identity
     sizes = np.bincount(label, minlength=count)
     first = np.cumsum(sizes) - sizes  # where each identity begins in order
     groups = np.maximum(sizes // K, 1)

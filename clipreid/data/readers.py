@@ -26,7 +26,7 @@ def load_data(spec: str, pattern: str | None = None, noun: str | None = None, co
     pattern: for `folder:` only, a built-in pattern's name or a regular expression with the groups identity,
     camera, view, clothes (`clipreid.data.patterns`). noun: what an individual is called in prompts; None = the data
     set's own. columns: for `hub:` only, `identity=pid,camera=camid` or a dict (`clipreid.data.hub`, `.mapping`).
-    Nothing is decoded. Raises `UserError` for an unknown name, a missing root, no pictures, and
+    Nothing is decoded. Raises `UserError` for an unknown name, a missing root, no images, and
     wrong contents.
     """
     check_request(spec, pattern, noun, columns)

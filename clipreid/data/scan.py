@@ -1,4 +1,4 @@
-"""One look at every picture of a data set: can it be decoded, what is it, and two fingerprints to compare it by."""
+"""One look at every image of a data set: can it be decoded, what is it, and two fingerprints to compare it by."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from clipreid.data.crops import ReIDData
-from clipreid.data.images import MIN_SIDE, read_picture
+from clipreid.data.images import MIN_SIDE, read_image
 from clipreid.data.parallel import in_blocks
 
 THUMB = (16, 8)  # height, width
@@ -22,7 +22,7 @@ SAME = {("JPEG", "MPO"), ("PPM", "PGM")}  # formats of one family: (by its name,
 
 
 class Seen(NamedTuple):
-    """What decoding one picture has shown. kind: "" when it can be used, else what is wrong with it."""
+    """What decoding one image has shown. kind: "" when it can be used, else what is wrong with it."""
 
     kind: str
     reason: str = ""
@@ -38,17 +38,17 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """Every picture once, whatever splits it is in. U pictures."""
+    """Every image once, whatever splits it is in. U images."""
 
     names: list[str]  # [U] below `root`, or the name of encoded bytes
     root: str  # the folder that holds all files, "" without files
     seen: list[Seen]  # [U]
-    index: dict[str, np.ndarray]  # by split: the number of each row's picture, int64 [N]
-    rows: list[tuple[str, int]]  # [U] a split and row where the picture is
+    index: dict[str, np.ndarray]  # by split: the number of each row's image, int64 [N]
+    rows: list[tuple[str, int]]  # [U] a split and row where the image is
 
 
 def scan(data: ReIDData, threads: int | None = None, progress: Callable[[int, int], None] | None = None) -> Scan:
-    """Decodes every picture of every split once, in threads. progress: called as progress(pictures done, U)."""
+    """Decodes every image of every split once, in threads. progress: called as progress(images done, U)."""
     number: dict[str, int] = {}
     index: dict[str, np.ndarray] = {}
     rows: list[tuple[str, int]] = []
@@ -83,15 +83,15 @@ def inspect_image(image: dict[str, Any]) -> Seen:
     try:
         return _examine(data, image["path"] or "")
     except UnidentifiedImageError:
-        return Seen("not a picture", "not a picture, or of an unknown format")
+        return Seen("not an image", "not an image, or of an unknown format")
     except Exception as error:  # on a broken file Pillow's plugins raise nearly everything
-        return Seen("truncated or damaged picture", str(error) or type(error).__name__)
+        return Seen("truncated or damaged image", str(error) or type(error).__name__)
 
 
 def _examine(data: bytes, path: str) -> Seen:
     with Image.open(io.BytesIO(data)) as image:
         kind, mode = image.format or "", _mode(image)
-        rgb = read_picture(image)
+        rgb = read_image(image)
     suffix = os.path.splitext(path)[1].lower()
     expected = Image.registered_extensions().get(suffix, kind)
     misnamed = "" if expected == kind or (expected, kind) in SAME else f"{kind} named {suffix}"
@@ -119,6 +119,6 @@ def difference_hash(image: Image.Image) -> int:
 
 
 def _mode(image: Image.Image) -> str:
-    """Pillow's mode; "16-bit" also where Pillow halves the bits of colour pictures while it reads them."""
+    """Pillow's mode; "16-bit" also where Pillow halves the bits of colour images while it reads them."""
     raw = [str(part) for tile in getattr(image, "tile", ()) for part in np.ravel(np.array(tile[3], dtype=object))]
     return "16-bit" if image.mode.startswith("I") or any("16" in part for part in raw) else image.mode

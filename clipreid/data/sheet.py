@@ -11,9 +11,9 @@ from clipreid.data.crops import ReIDData, Split
 from clipreid.data.seeds import seed_for
 from clipreid.errors import UserError
 
-CELL = (64, 128)  # width, height in pixels; narrower pictures have a margin
+CELL = (64, 128)  # width, height in pixels; narrower images have a margin
 CAPTION = 14
-COLUMNS, ROWS = 8, 8  # most pictures of an individual, individuals of a split
+COLUMNS, ROWS = 8, 8  # most images of an individual, individuals of a split
 GAP = 12  # between splits
 
 
@@ -24,10 +24,10 @@ def check_sheet(file: Path) -> None:
 
 
 def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
-    """Draws up to ROWS random individuals of every split, those with several pictures first.
+    """Draws up to ROWS random individuals of every split, those with several images first.
 
-    Below each picture stands its camera; a cross marks those that cannot be decoded. A gallery of the query's own
-    pictures is not drawn again. Raises `UserError` when the file cannot be written.
+    Below each image stands its camera; a cross marks those that cannot be decoded. A gallery of the query's own
+    images is not drawn again. Raises `UserError` when the file cannot be written.
     """
     blocks = [(name, split, _chosen(split, seed)) for name, split in data.splits.items() if not _repeats(data, name)]
     widths = [max((len(numbers) for _, numbers in rows), default=1) * CELL[0] + GAP for _, _, rows in blocks]
@@ -73,7 +73,7 @@ def _chosen(split: Split, seed: int) -> list[tuple[str, list[int]]]:
 
 def _cell(split: Split, row: int) -> Image.Image:
     try:
-        return ImageOps.pad(split.picture(row), CELL, color="white")
+        return ImageOps.pad(split.image(row), CELL, color="white")
     except UserError:
         cell = Image.new("RGB", CELL, "lightgrey")
         pen = ImageDraw.Draw(cell)

@@ -52,10 +52,10 @@ def same_queries(reports: Sequence[Report]) -> None:
             raise UserError(f"scored on different queries: {sizes[0]} and {sizes[1]}. Score both on the same data")
         galleries = first.counts["gallery"], other.counts["gallery"]
         if galleries[0] != galleries[1]:
-            raise UserError(f"scored on different galleries, of {galleries[0]} and {galleries[1]} pictures. Use one")
+            raise UserError(f"scored on different galleries, of {galleries[0]} and {galleries[1]} images. Use one")
         if first.protocol != other.protocol:
             raise UserError(f"scored under different protocols: {first.protocol} and {other.protocol}. Choose one")
-        for column, what in (("identity", "query identities"), ("path", "query pictures"), ("n_positives", "matches")):
+        for column, what in (("identity", "query identities"), ("path", "query images"), ("n_positives", "matches")):
             a, b = (report.per_query.get(column) for report in (first, other))
             if a is not None and b is not None and (a != b).any():
                 row = int(np.flatnonzero(a != b)[0])

@@ -21,7 +21,7 @@ from clipreid.evaluation.tables import format_table
 
 @dataclass(frozen=True)
 class CameraPairs:
-    """mAP when only one camera's pictures count as gallery; `print` shows it as a table in percent."""
+    """mAP when only one camera's images count as gallery; `print` shows it as a table in percent."""
 
     query_cameras: list[str]  # A
     gallery_cameras: list[str]  # B
@@ -47,7 +47,7 @@ def camera_pairs(
     similarity: Matrix | None = None,
     chunk: int | None = None,
 ) -> CameraPairs:
-    """The mAP of the queries of camera a against the gallery pictures of camera b alone, for every a and b.
+    """The mAP of the queries of camera a against the gallery images of camera b alone, for every a and b.
 
     Arguments and errors as for `evaluate`; the protocol's junk stays junk. UserError also where no camera is known on
     one side, and for protocols that draw random galleries.

@@ -42,7 +42,7 @@ class Columns(dict[str, Tensor]):
 
 
 def read_table(table: Table, side: str) -> dict[str, np.ndarray]:
-    """Columns of `table` as 1-D arrays: int64, or objects holding text; pictures and matrices are skipped.
+    """Columns of `table` as 1-D arrays: int64, or objects holding text; images and matrices are skipped.
 
     `side` ("query" or "gallery") is named in errors. Raises UserError when the table has no identities,
     holds unknown identities, or has columns of different lengths.
@@ -51,7 +51,7 @@ def read_table(table: Table, side: str) -> dict[str, np.ndarray]:
     columns = {name: _plain(values) for name, values in flat.items() if values is not None}
     if "identity" not in columns:
         have = ", ".join(sorted(columns)) or "none"
-        raise UserError(f"{side} has no 'identity' column (its columns: {have}). Add one value for each picture.")
+        raise UserError(f"{side} has no 'identity' column (its columns: {have}). Add one value for each image.")
     n = len(columns["identity"])
     if n == 0:
         raise UserError(f"{side} is empty: there is nothing to score.")
@@ -61,7 +61,7 @@ def read_table(table: Table, side: str) -> dict[str, np.ndarray]:
     unknown = np.flatnonzero(_unknown(columns["identity"]))
     if len(unknown):
         raise UserError(
-            f"{side}: no identity in {name_rows(unknown)} (-1, empty or missing). Leave those pictures out "
+            f"{side}: no identity in {name_rows(unknown)} (-1, empty or missing). Leave those images out "
             "(Market-1501 marks junk, neither right nor wrong, by -1), or name distractors otherwise."
         )
     return columns
@@ -92,7 +92,7 @@ def name_rows(rows: np.ndarray | list[int], limit: int = 8) -> str:
 def _columns_of(table: Table, side: str) -> dict[str, Any]:
     if callable(getattr(table, "metadata", None)):  # clipreid.data.Split
         table = table.metadata()
-    if hasattr(table, "column_names") and hasattr(table, "features"):  # datasets.Dataset: never decode pictures
+    if hasattr(table, "column_names") and hasattr(table, "features"):  # datasets.Dataset: never decode images
         plain = [n for n, f in table.features.items() if type(f).__name__ in ("Value", "ClassLabel")]
         return dict(table.with_format(None).select_columns(plain)[:])
     if hasattr(table, "columns") and hasattr(table, "iloc"):  # pandas
@@ -106,7 +106,7 @@ def _columns_of(table: Table, side: str) -> dict[str, Any]:
 
 
 def _flat(values: Any) -> np.ndarray | None:
-    """A 1-D array, or None for what is no column of numbers or text (pictures, features)."""
+    """A 1-D array, or None for what is no column of numbers or text (images, features)."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     if hasattr(values, "ndim"):

@@ -60,7 +60,7 @@ class Comparison:
         return [int(row) for row in order if change[row] > 0]
 
     def changed_table(self, n: int = 10) -> str:
-        """Those queries as a table: picture, identity, AP under both models."""
+        """Those queries as a table: image, identity, AP under both models."""
         rows = self.changed(n)
         paths = ["" if self.path is None else str(self.path[row]) for row in rows]
         shown = ["/".join(Path(path).parts[-2:]) for path in paths]

@@ -19,7 +19,7 @@ def parameters(module: nn.Module) -> int:
 
 @torch.no_grad()
 def gflops(forward: Callable[[Tensor], object], size: tuple[int, int], device: torch.device | str = "cpu") -> float:
-    """Thousand millions of multiply-adds for one picture, as the papers' "GFLOPs" count them (OSNet's 0.98).
+    """Thousand millions of multiply-adds for one image, as the papers' "GFLOPs" count them (OSNet's 0.98).
 
     Matrix products and convolutions, those inside the attention too; norms and activations are left out.
 
@@ -40,7 +40,7 @@ def latency(
     device: torch.device | str = "cpu",
     repeats: int = 5,
 ) -> float:
-    """Milliseconds per picture: the median over `repeats` batches of noise, after one that is not counted.
+    """Milliseconds per image: the median over `repeats` batches of noise, after one that is not counted.
 
     Args:
         forward: pixels [B, 3, H, W] -> anything.

@@ -1,11 +1,11 @@
-"""Single-gallery-shot: the gallery is one random picture of each identity, and the figures are means over draws.
+"""Single-gallery-shot: the gallery is one random image of each identity, and the figures are means over draws.
 
-In draw d the whole gallery is shuffled by `numpy.random.default_rng([seed, d])`; of each identity the first picture
+In draw d the whole gallery is shuffled by `numpy.random.default_rng([seed, d])`; of each identity the first image
 that the protocol's rule allows for a query is taken. So a draw depends on the seed and the order of the gallery alone,
 not on queries, chunks or devices. The rule of such a protocol may look at the columns in its `needs` and `uses` only,
 not at identities: queries alike in those share a gallery.
 
-With one match, ranked r-th, AP = INP = 1 / r. A query is not scored in a draw that took its own picture.
+With one match, ranked r-th, AP = INP = 1 / r. A query is not scored in a draw that took its own image.
 """
 
 from __future__ import annotations

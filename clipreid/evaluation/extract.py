@@ -1,4 +1,4 @@
-"""Features of every picture, on one process or several."""
+"""Features of every image, on one process or several."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def extract(
     accelerator: Any = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Run `embed_batch` over all pictures, without gradients: [N, D], or a dict of such, on `device`.
+    """Run `embed_batch` over all images, without gradients: [N, D], or a dict of such, on `device`.
 
     embed_batch: uint8 [B, 3, H, W] on `device` -> [B, D], or a dict of such tensors. Put the model in eval
     mode first.
     pixels: uint8 [N, 3, H, W]; a memory-mapped array is read batch by batch, `ConcatPixels` stay where they are.
-    sides: further values of each picture, [N] each (cameras, views), passed on: embed_batch(pixels, *sides).
-    batch_size: pictures at once in each process; default 128, on a CPU 32 (larger ones leave its caches).
+    sides: further values of each image, [N] each (cameras, views), passed on: embed_batch(pixels, *sides).
+    batch_size: images at once in each process; default 128, on a CPU 32 (larger ones leave its caches).
     device: default the accelerator's, else the CPU.
     accelerator: an `accelerate.Accelerator`; every process calls this function and gets all features. Each
-    takes every num_processes-th picture; features travel with their picture's index (equal shares, padded),
+    takes every num_processes-th image; features travel with their image's index (equal shares, padded),
     so neither the order nor the length depends on how a loader cuts the last batch.
-    progress: called as progress(pictures done, N) after each batch.
+    progress: called as progress(images done, N) after each batch.
 
     Raises UserError for pixels that are not uint8 [N, 3, H, W] or an embed_batch that returns other than B
-    rows, RuntimeError if a picture was not embedded exactly once.
+    rows, RuntimeError if an image was not embedded exactly once.
     """
     device = torch.device(device or (accelerator.device if accelerator is not None else "cpu"))
     batch_size = (32 if device.type == "cpu" else 128) if batch_size is None else batch_size
@@ -60,7 +60,7 @@ def extract(
         real = index >= 0
         filled += torch.bincount(index[real], minlength=n)
         if found and found.keys() != features.keys():
-            raise UserError(f"embed_batch returned {list(features)}, for earlier pictures {list(found)}.")
+            raise UserError(f"embed_batch returned {list(features)}, for earlier images {list(found)}.")
         for name, values in features.items():
             _check_rows(name, values, len(index) // world)
             values = _gather(accelerator, values.to(device).float().contiguous())[real]  # [b, D]
@@ -69,18 +69,18 @@ def extract(
             progress(int((filled > 0).sum()), n)
     if not bool((filled == 1).all()):
         rows = (filled != 1).nonzero()[:5, 0].tolist()
-        raise RuntimeError(f"pictures {rows} (and maybe more) were not embedded exactly once; this is a defect.")
+        raise RuntimeError(f"images {rows} (and maybe more) were not embedded exactly once; this is a defect.")
     return found[""] if plain else found
 
 
 def _shares(n: int, world: int, rank: int, batch_size: int) -> Iterator[Tensor]:
-    """Batches of the pictures rank, rank + world, ...; every process gets the same shapes, padded with -1."""
+    """Batches of the images rank, rank + world, ...; every process gets the same shapes, padded with -1."""
     mine = torch.arange(-(-n // world)) * world + rank
     yield from torch.where(mine < n, mine, -1).split(batch_size)
 
 
 def _read(pixels: Pixels, index: Tensor) -> Tensor:
-    index = index.clamp_min(0)  # padding embeds picture 0 again, and is dropped after the gather
+    index = index.clamp_min(0)  # padding embeds image 0 again, and is dropped after the gather
     if isinstance(pixels, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(pixels[index.numpy()]))
     return pixels.index_select(0, index.to(pixels.device))
@@ -101,4 +101,4 @@ def _check_pixels(pixels: Pixels, batch_size: int) -> None:
 def _check_rows(name: str, values: Tensor, rows: int) -> None:
     if values.ndim != 2 or len(values) != rows:
         what = f"feature {name!r} of embed_batch" if name else "embed_batch"
-        raise UserError(f"{what} has shape {list(values.shape)} for a batch of {rows} pictures; [{rows}, D] is needed.")
+        raise UserError(f"{what} has shape {list(values.shape)} for a batch of {rows} images; [{rows}, D] is needed.")

@@ -39,13 +39,13 @@ def fuse(similarity_a: Tensor, similarity_b: Tensor, weight: float) -> Tensor:
 
 
 def fuse_features(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """Features [N, D] and [N, E] of the same pictures -> [N, D + E], whose cosine is the fused cosine; unit length.
+    """Features [N, D] and [N, E] of the same images -> [N, D + E], whose cosine is the fused cosine; unit length.
 
-    Raises UserError for another number of pictures and a weight outside 0..1.
+    Raises UserError for another number of images and a weight outside 0..1.
     """
     _check(weight)
     if len(a) != len(b):
-        raise UserError(f"features of {len(a)} and {len(b)} pictures cannot be fused: embed the same ones")
+        raise UserError(f"features of {len(a)} and {len(b)} images cannot be fused: embed the same ones")
     return torch.cat([weight**0.5 * F.normalize(a, dim=1), (1 - weight) ** 0.5 * F.normalize(b, dim=1)], dim=1)
 
 

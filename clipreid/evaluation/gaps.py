@@ -30,10 +30,10 @@ def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple
         if off:
             notes.append(
                 f"no {column} is known in {' or '.join(off)}: the junk rule ({protocol.rule}) is off, "
-                f"pictures from every {column} count"
+                f"images from every {column} count"
             )
         elif any(missing.values()):
-            where = " and ".join(f"{n} of {sizes[side]} {side} pictures" for side, n in missing.items() if n)
+            where = " and ".join(f"{n} of {sizes[side]} {side} images" for side, n in missing.items() if n)
             notes.append(f"the {column} of {where} is unknown: the junk rule ({protocol.rule}) spares them")
     return tuple(notes)
 
@@ -41,24 +41,24 @@ def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple
 def check_captions(captions: Sequence[str] | np.ndarray, name: str) -> None:
     """Raises `UserError` where a query lacks its caption, for protocols whose queries are captions.
 
-    captions: of every query picture of the data called `name`, "" = none.
+    captions: of every query image of the data called `name`, "" = none.
     """
     silent = sum(not caption for caption in captions)
     if silent:
         raise UserError(
-            f"{name}: {silent} of {len(captions)} query pictures have no caption, and captions ask here: add them, or "
-            "score pictures against pictures with --protocol market1501"
+            f"{name}: {silent} of {len(captions)} query images have no caption, and captions ask here: add them, or "
+            "score images against images with --protocol market1501"
         )
 
 
 @dataclass(frozen=True)
 class Unscored:
-    """The queries without a valid match, and what became of the gallery pictures of their identity."""
+    """The queries without a valid match, and what became of the gallery images of their identity."""
 
     queries: np.ndarray  # [u] query rows
-    same_identity: np.ndarray  # [u] gallery pictures of the identity
+    same_identity: np.ndarray  # [u] gallery images of the identity
     by_rule: np.ndarray  # [u] of these, removed by the protocol's rule
-    own: np.ndarray  # [u] of these, the query's own picture and not removed by the rule
+    own: np.ndarray  # [u] of these, the query's own image and not removed by the rule
     asked: np.ndarray  # [u] 1 where the protocol asks this query at all, else 0
 
     def explain(self, protocol: Protocol, table: dict[str, np.ndarray], total: int) -> str:
@@ -66,9 +66,9 @@ class Unscored:
         unasked = self.asked == 0
         absent, ruled = ~unasked & (self.same_identity == 0), ~unasked & (self.by_rule > 0)
         itself = (
-            "the query picture itself was drawn every time"
+            "the query image itself was drawn every time"
             if protocol.draws
-            else ("the only match is the query picture itself")
+            else ("the only match is the query image itself")
         )
         kinds = [
             (f"the protocol asks {protocol.asked} only", unasked),
@@ -90,9 +90,9 @@ class Unscored:
             return f"The protocol asks {protocol.asked} only: check the column, or choose another protocol."
         if (self.by_rule[self.asked > 0] > 0).any():
             columns = " and ".join((*protocol.needs, *protocol.uses)) or "metadata"
-            return f"Check the {columns} column; protocol='no-cameras' compares pictures whatever camera took them."
+            return f"Check the {columns} column; protocol='no-cameras' compares images whatever camera took them."
         if (self.own > 0).any():
-            return "The gallery must hold other pictures of the same identities."
+            return "The gallery must hold other images of the same identities."
         return "Check that query and gallery name identities alike."
 
     def _example(self, i: int, protocol: Protocol, table: dict[str, np.ndarray]) -> str:
@@ -104,8 +104,8 @@ class Unscored:
         query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
         if n == 0 or not self.asked[i] or n > ruled + own:  # what is left over was not drawn
             return query
-        reasons = [fill_reason(protocol.reason, values)] * (ruled > 0) + ["the query picture itself"] * (own > 0)
-        subject = "the only picture" if n == 1 else f"all {n} pictures"
+        reasons = [fill_reason(protocol.reason, values)] * (ruled > 0) + ["the query image itself"] * (own > 0)
+        subject = "the only image" if n == 1 else f"all {n} images"
         of = f"of identity {values['identity']} in the gallery {'is' if n == 1 else 'are'}"
         return f"{query}: {subject} {of} {' or '.join(reasons)}"
 

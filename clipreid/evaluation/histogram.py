@@ -1,4 +1,4 @@
-"""How similar pictures of the same and of different identities are: two histograms, counted in chunks."""
+"""How similar images of the same and of different identities are: two histograms, counted in chunks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BINS = 200
 
 @dataclass(frozen=True)
 class Histogram:
-    """Pairs of a query and a gallery picture, without junk, counted by their similarity.
+    """Pairs of a query and a gallery image, without junk, counted by their similarity.
 
     edges:     [n + 1] ascending; bin i holds edges[i] <= similarity < edges[i + 1], the outer two all beyond as well.
     positive:  int64 [n], pairs of the same identity.  negative: int64 [n], of different identities.

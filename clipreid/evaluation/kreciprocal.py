@@ -1,6 +1,6 @@
 """k-reciprocal encoding (Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017).
 
-Every picture p, query or gallery, is encoded by its surroundings V_p, a row with few non-zero entries:
+Every image p, query or gallery, is encoded by its surroundings V_p, a row with few non-zero entries:
 
 1.  N(p, k), the k + 1 nearest of p, itself the first; R(p, k) = those in N(p, k) that have p among theirs (eq. 2).
 2.  R*(p) = R(p, k1), and for each c in it R(c, k1 / 2), where R(p, k1) holds more than two thirds of that (eq. 5).
@@ -144,7 +144,7 @@ def encode(units: Tensor, near: Tensor, lowest: Tensor, k1: int) -> Sparse:
 
 
 def _mutual(near: Tensor) -> Tensor:
-    """bool [N, k]: whether the neighbour has this picture among its own k."""
+    """bool [N, k]: whether the neighbour has this image among its own k."""
     rows = torch.arange(len(near), device=near.device)
     step = max(1, _ENTRIES // near.shape[1] ** 2)
     return torch.cat([(near[near[chunk]] == chunk[:, None, None]).any(2) for chunk in rows.split(step)])
@@ -194,11 +194,11 @@ def average(codes: Sparse, near: Tensor) -> Sparse:
 
 
 def _shared(codes: Sparse, columns: Sparse, rows: range, size: int) -> Tensor:
-    """t of step 5 between these rows and every gallery picture: sums of minima, [r, G]."""
+    """t of step 5 between these rows and every gallery image: sums of minima, [r, G]."""
     out = torch.zeros(len(rows) * size, device=codes.value.device)
     first, last = int(codes.start[rows.start]), int(codes.start[rows.stop])
     row = torch.arange(len(rows), device=out.device).repeat_interleave(codes.start[rows.start : rows.stop + 1].diff())
-    lengths = columns.start.diff()[codes.index[first:last]]  # gallery pictures that share each entry
+    lengths = columns.start.diff()[codes.index[first:last]]  # gallery images that share each entry
     cuts = torch.searchsorted(lengths.cumsum(0), torch.arange(0, int(lengths.sum()), _ENTRIES, device=out.device))
     bounds = [*cuts.tolist(), last - first]
     for a, b in pairwise(bounds):

@@ -28,7 +28,7 @@ def kwf(
     """K-nearest weighted fusion: re-ranked similarities [c, G], the queries in order.
 
     Source: Che et al., "A re-ranking method using k-nearest weighted fusion for person re-identification", ICPRAM 2025,
-    and its authors' code. The most similar gallery pictures of a query are compared with it once more, each by a mean
+    and its authors' code. The most similar gallery images of a query are compared with it once more, each by a mean
     of features: of its nearest neighbours in the gallery (itself among them) that the query's camera did not take. The
     mean is not normalised again. All others keep their cosine; one list is sorted. As dot products are linear,
     no fused feature is ever computed: the new similarity is the same mean of similarities.
@@ -36,11 +36,11 @@ def kwf(
     Args:
         query, gallery: unit rows [Q, D] and [G, D], float32.
         query_cameras, gallery_cameras: int64 [Q] and [G]; unknown (-1) is never the query's camera.
-        candidates: M, pictures that are compared again for each query.
+        candidates: M, images that are compared again for each query.
         neighbours: K, features in a mean; fewer where the other cameras have fewer, none changes nothing.
         weighting: of a neighbour at cosine distance d: "uniform" 1, "inverse-distance" 1 / max(d, epsilon)^2,
             "exponential" exp(-d); divided by their sum.
-        epsilon: keeps the picture itself (d = 0) from having all the weight, which would undo the fusion.
+        epsilon: keeps the image itself (d = 0) from having all the weight, which would undo the fusion.
 
     Raises:
         UserError: a number out of range, or an unknown weighting.
@@ -73,7 +73,7 @@ def check_kwf(candidates: int, neighbours: int, weighting: str, epsilon: float) 
 
 
 def _fusions(gallery: Tensor, cameras: Tensor, asking: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """For each asking camera and gallery picture its nearest from other cameras: rows int32, cosines [C, G, K].
+    """For each asking camera and gallery image its nearest from other cameras: rows int32, cosines [C, G, K].
 
     The nearest of each camera apart are found once; leaving a camera out is then choosing among these. Where there are
     fewer than K, the cosine is -inf.
@@ -112,12 +112,12 @@ def alpha_expansion(query: Tensor, gallery: Tensor, neighbours: int = 5, alpha: 
     """Alpha query expansion: re-ranked similarities [c, G], the queries in order.
 
     Source: Radenovic et al., "Fine-tuning CNN image retrieval with no human annotation", TPAMI 2019, section 5.1. A
-    query becomes its own feature plus those of its nearest gallery pictures, each times its cosine to the power of
+    query becomes its own feature plus those of its nearest gallery images, each times its cosine to the power of
     alpha, normalised; the gallery stays as it is. Negative cosines weigh nothing.
 
     Args:
         query, gallery: unit rows [Q, D] and [G, D], float32.
-        neighbours: pictures that are added (50 in the paper, whose landmarks have more pictures than people here).
+        neighbours: images that are added (50 in the paper, whose landmarks have more images than people here).
         alpha: from 0 (all alike) on.
 
     Raises:

@@ -46,7 +46,7 @@ class Row:
 
 
 def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """One row for the zero-shot of each backbone (the better, where runs prepared pictures differently), then the runs.
+    """One row for the zero-shot of each backbone (the better, where runs prepared images differently), then the runs.
 
     With a line for each folder that is left out because it is no run, or has no figures yet.
 

@@ -7,7 +7,7 @@ the ranks (from 1) of its n matches. Then AP = mean_k(k / r_k), INP = n / r_n, a
 rank-k where r_1 <= k.
 
 Ties are resolved against the query: a mistake as similar as a match stands before it, so r_k = k + (number
-of mistakes at least as similar as the k-th best match). A model that gives every picture the same feature
+of mistakes at least as similar as the k-th best match). A model that gives every image the same feature
 gets the worst figures, not lucky ones. Libraries that sort with `argsort` leave ties to gallery order, or
 to chance.
 """

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours of every picture among all others, by cosine, without ever holding all similarities.
+"""Exact nearest neighbours of every image among all others, by cosine, without ever holding all similarities.
 
 Similarities are computed in square tiles. A tile off the diagonal serves twice, for its rows and, turned over, for its
 columns, so half of the matrix product is saved. Memory: features, one tile and its copies, [N, k] neighbours.
@@ -34,11 +34,11 @@ def product(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def nearest(units: Tensor, n: int, k: int, tile: int = TILE) -> tuple[Tensor, Tensor]:
-    """The k most similar pictures of each, and the similarity of the least similar one.
+    """The k most similar images of each, and the similarity of the least similar one.
 
     Args:
         units: [N padded, D] rows of length 1, then zeros up to a multiple of ALIGN; n of them count.
-        k: neighbours, at most n. Each picture is its own first neighbour; the others are ordered by similarity, equal
+        k: neighbours, at most n. Each image is its own first neighbour; the others are ordered by similarity, equal
             ones by their row.
         tile: rows and columns of similarities at once, a multiple of ALIGN.
 
@@ -66,7 +66,7 @@ def nearest(units: Tensor, n: int, k: int, tile: int = TILE) -> tuple[Tensor, Te
 
 
 def _merge(best: Tensor, index: Tensor, lowest: Tensor, block: Tensor, offset: int) -> None:
-    """Take similarities [r, c] to the pictures offset, offset + 1, ... into the lists of r pictures, in place."""
+    """Take similarities [r, c] to the images offset, offset + 1, ... into the lists of r images, in place."""
     torch.minimum(lowest, block.amin(1), out=lowest)
     values, columns = block.topk(min(best.shape[1], block.shape[1]), dim=1)  # [r, k + 1]
     values, order = torch.cat([best, values], 1).topk(best.shape[1], dim=1)
@@ -75,7 +75,7 @@ def _merge(best: Tensor, index: Tensor, lowest: Tensor, block: Tensor, offset: i
 
 
 def _settle(units: Tensor, n: int, index: Tensor, tied: Tensor) -> None:
-    """Where the k-th and the next are equally similar, choose by row: sort those pictures' whole rows."""
+    """Where the k-th and the next are equally similar, choose by row: sort those images' whole rows."""
     columns = prepare(units)
     for rows in tied.split(max(1, _TIED // len(units))):
         block = torch.nn.functional.pad(units[rows], (0, 0, 0, -len(rows) % ALIGN))

@@ -1,4 +1,4 @@
-"""Every pair of query and gallery picture, in chunks of queries: how similar, and whether a match or a mistake."""
+"""Every pair of query and gallery image, in chunks of queries: how similar, and whether a match or a mistake."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 A protocol is a predicate on the metadata of queries and gallery (see `columns.py`: int64 columns, -1
 unknown). What is left of a query's ranking is a match where the identity is the query's, and a mistake
-elsewhere. In nearly every protocol, a custom one too, the query's own picture (same known "path") is junk
+elsewhere. In nearly every protocol, a custom one too, the query's own image (same known "path") is junk
 as well.
 
     def other_clothes(query, gallery):                    # -> bool [q, G], True = junk
@@ -37,13 +37,13 @@ class Protocol:
     description: str  # one line, for reports and help
     junk: Predicate  # (query rows, gallery) -> bool [q, G]
     rule: str  # completes "junk = ..."
-    reason: str  # completes "all 3 pictures of identity 7 in the gallery are ..."; {camera} is the query's
+    reason: str  # completes "all 3 images of identity 7 in the gallery are ..."; {camera} is the query's
     uses: tuple[str, ...] = ()  # optional columns without which the rule is off
     needs: tuple[str, ...] = ()  # columns that must be known, or the protocol is refused
     asks: Callable[[Columns], Tensor] | None = None  # query rows -> bool [q]: which queries are scored; None = all
     asked: str = ""  # completes "the protocol asks ... only"
-    own_counts: bool = False  # the query's own picture may be a match
-    captions: bool = False  # the queries are the captions of the query pictures
+    own_counts: bool = False  # the query's own image may be a match
+    captions: bool = False  # the queries are the captions of the query images
     draws: int = 0  # single-gallery-shot: mean over so many random galleries (`draws.py`), 0 = the whole gallery
     seed: int = 0  # of the draws
 
@@ -72,8 +72,8 @@ def _leave_one_out(query: Columns, gallery: Columns) -> Tensor:
     strangers = ~torch.isin(query["path"], gallery["path"])
     if strangers.any():
         raise UserError(
-            f"protocol 'leave-one-out': {int(strangers.sum())} query pictures are not in the gallery by their path. "
-            "It asks for every picture among all others: give the same pictures as query and gallery, with paths"
+            f"protocol 'leave-one-out': {int(strangers.sum())} query images are not in the gallery by their path. "
+            "It asks for every image among all others: give the same images as query and gallery, with paths"
         )
     return _nothing(query, gallery)
 
@@ -96,7 +96,7 @@ def _same_view(query: Columns, gallery: Columns) -> Tensor:
 def _market_rule(name: str, of: str) -> Protocol:
     return Protocol(
         name,
-        f"pictures of the query's identity from the query's own camera do not count{of}",
+        f"images of the query's identity from the query's own camera do not count{of}",
         _market,
         "same identity and same camera as the query",
         "from camera {camera}",
@@ -112,9 +112,9 @@ def _direction(ours: str, theirs: str) -> Protocol:
 
     return Protocol(
         f"{ours}-to-{theirs}",
-        f"{ours} queries, {theirs} gallery; the own camera's pictures do not count",
+        f"{ours} queries, {theirs} gallery; the own camera's images do not count",
         junk,
-        f"every gallery picture that is not {theirs}; same identity and same camera as the query",
+        f"every gallery image that is not {theirs}; same identity and same camera as the query",
         f"not {theirs}, or from camera {{camera}}",
         ("camera",),
         ("view",),
@@ -137,37 +137,37 @@ PROTOCOLS: dict[str, Protocol] = {
             "from camera {camera}",
             ("camera",),
         ),
-        Protocol("no-cameras", "every other picture counts", _nothing, "the query picture itself", "junk"),
-        # each picture is a query once, all others are its gallery; common in animal re-identification
+        Protocol("no-cameras", "every other image counts", _nothing, "the query image itself", "junk"),
+        # each image is a query once, all others are its gallery; common in animal re-identification
         Protocol(
             "leave-one-out",
-            "each picture against all others",
+            "each image against all others",
             _leave_one_out,
-            "the query picture itself",
+            "the query image itself",
             "junk",
             needs=("path",),
         ),
         # Zhong et al., "Re-ranking person re-identification with k-reciprocal encoding", CVPR 2017, section 4.1:
         # 767/700 identities and the market rule
         _market_rule("cuhk03-np", " (new protocol)"),
-        # Li et al., "DeepReID", CVPR 2014: single-gallery-shot. Each query is compared with one random picture of
+        # Li et al., "DeepReID", CVPR 2014: single-gallery-shot. Each query is compared with one random image of
         # every identity as the other cameras of the test set saw it. Name cameras by their place in the pair (1, 2)
         Protocol(
             "cuhk03-classic",
-            "one random picture of each identity from the other cameras, mean of 100 draws",
+            "one random image of each identity from the other cameras, mean of 100 draws",
             _cross_camera,
             "same camera as the query",
             "from camera {camera}",
             needs=("camera",),
             draws=100,
         ),
-        # Liu et al., "Deep relative distance learning", CVPR 2016: of each vehicle one random picture is the gallery,
-        # all others are queries. Query and gallery are the same pictures here, and the draw parts them
+        # Liu et al., "Deep relative distance learning", CVPR 2016: of each vehicle one random image is the gallery,
+        # all others are queries. Query and gallery are the same images here, and the draw parts them
         Protocol(
             "vehicleid",
-            "one random picture of each vehicle is the gallery, the others ask; mean of 10 draws",
+            "one random image of each vehicle is the gallery, the others ask; mean of 10 draws",
             _nothing,
-            "the query picture itself",
+            "the query image itself",
             "junk",
             needs=("path",),
             draws=10,
@@ -195,11 +195,11 @@ PROTOCOLS: dict[str, Protocol] = {
             ("camera",),
             ("clothes",),
         ),
-        # Li et al., "Person search with natural language description", CVPR 2017: captions ask, every picture of the
+        # Li et al., "Person search with natural language description", CVPR 2017: captions ask, every image of the
         # identity is a match, the one that was described too
         Protocol(
             "text-to-image",
-            "captions ask, every picture of their identity counts",
+            "captions ask, every image of their identity counts",
             _nothing,
             "none",
             "junk",
@@ -209,7 +209,7 @@ PROTOCOLS: dict[str, Protocol] = {
         # Zhang et al., "View-decoupled transformer", CVPR 2024, section 5 (CARGO, A<->G): views in the place of cameras
         Protocol(
             "aerial-ground",
-            "pictures of the query's identity in the query's own view do not count",
+            "images of the query's identity in the query's own view do not count",
             _same_view,
             "same identity and same view as the query",
             "of view {view}",
@@ -240,7 +240,7 @@ def get_protocol(protocol: str | Protocol | Predicate) -> Protocol:
 
 
 def find_junk(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[Tensor, Tensor]:
-    """(junk by the protocol's rule, the query's own picture), each bool [q, G].
+    """(junk by the protocol's rule, the query's own image), each bool [q, G].
 
     For a query that the protocol does not ask, everything is junk. Raises UserError when a custom predicate
     returns something else than bool [q, G].

@@ -27,7 +27,7 @@ class Report:
     metrics:    "mAP", "mINP", "rank1", "rank5", "rank10", each 0..1, means over the queries with a valid
     match.
     counts:     "queries", "valid_queries", "gallery", "query_identities", "gallery_identities",
-                "distractors" (gallery pictures of identities that no query has).
+                "distractors" (gallery images of identities that no query has).
     per_query:  arrays [Q]: "ap" and "inp" (0..1), "first_rank" (1 is best), "n_positives" (matches that
                 count); the first three are NaN and the last is 0 for queries that are not scored; "identity" and,
                 where known, "path" as in the metadata; under protocols with random galleries also "rank1", "rank5",
@@ -109,7 +109,7 @@ class Report:
         """One self-contained page, also written to `file`.
 
         Alone: table, notes and figures. With query, gallery (splits, or what else has `metadata()` and
-        `picture(i)`), and query_features, gallery_features or similarity=, as `evaluate` took them, also ranked
+        `image(i)`), and query_features, gallery_features or similarity=, as `evaluate` took them, also ranked
         lists, hardest queries, confused identities and camera pairs; with look= where the model looked. Further
         arguments: `clipreid.reports.html.section_of`.
 
@@ -130,8 +130,8 @@ class Report:
         lines += [
             f"queries   {counts['valid_queries']} scored of {counts['queries']}, "
             f"{counts['query_identities']} identities",
-            f"gallery   {counts['gallery']} pictures, {counts['gallery_identities']} identities, "
-            f"{counts['distractors']} pictures are distractors",
+            f"gallery   {counts['gallery']} images, {counts['gallery_identities']} identities, "
+            f"{counts['distractors']} images are distractors",
             f"protocol  {self.protocol}: {self.description}",
         ]
         return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])

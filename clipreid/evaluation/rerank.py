@@ -1,7 +1,7 @@
 """Re-ranking: better similarities from the structure of the test set itself, without labels.
 
-Every method here is *transductive*: what it says about one query and one gallery picture depends on the other test
-pictures. So its figures are to be compared with those of re-rankers only, and a gallery that grows changes them.
+Every method here is *transductive*: what it says about one query and one gallery image depends on the other test
+images. So its figures are to be compared with those of re-rankers only, and a gallery that grows changes them.
 """
 
 from __future__ import annotations

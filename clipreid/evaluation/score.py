@@ -30,7 +30,7 @@ class Scored:
     gallery_features: dict[str, Tensor]  # [G, D]
     query: Split
     gallery: Split
-    bad: int  # pictures left out because they could not be decoded
+    bad: int  # images left out because they could not be decoded
 
     @property
     def feature(self) -> str:
@@ -74,17 +74,17 @@ def score(
         data: with the splits query and gallery.
         embed_parts: uint8 crops [B, 3, H, W] -> {name: [B, D]}, in eval mode.
         size, interpolation: of the crops, H and W in pixels.
-        accelerator: shares the pictures among its processes; every process gets the whole result.
-        skip_bad: leave out pictures that cannot be decoded.
+        accelerator: shares the images among its processes; every process gets the whole result.
+        skip_bad: leave out images that cannot be decoded.
         protocol: instead of the data set's own.
         sides: call embed_parts(crops, cameras, views), with the numbers [B] of the data, the known ones raised by
             these two (`Mixture.offsets`); -1 = unknown.
         embed_text: n sentences -> [n, E], for a protocol whose queries are captions (text-to-image): each caption of
             the query split asks, compared with the gallery's `projection` alone.
-        progress: called as progress("query" or "gallery", pictures done, N) after each batch.
+        progress: called as progress("query" or "gallery", images done, N) after each batch.
 
     Raises:
-        UserError: no query or gallery; undecodable pictures; queries without a caption where captions ask; no query
+        UserError: no query or gallery; undecodable images; queries without a caption where captions ask; no query
             with a valid match.
     """
     missing = [name for name in ("query", "gallery") if name not in data.splits]
@@ -102,7 +102,7 @@ def score(
                 raise UserError(f"{data.name}: protocol {rules.name!r} needs a model with a text tower")
             features[name] = {"projection": embed_text(captions)}
             continue
-        if name == "gallery" and not rules.captions and _same_pictures(split, data.splits["query"]):  # embedded once
+        if name == "gallery" and not rules.captions and _same_images(split, data.splits["query"]):  # embedded once
             features[name], splits[name] = features["query"], splits["query"]
             continue
         cache = pixel_cache(split, size, interpolation=interpolation, skip_bad=skip_bad)
@@ -136,5 +136,5 @@ def _captions(split: Split, name: str) -> tuple[Split, list[str]]:
     return split.select([row for row, _ in rows]), [words for _, words in rows]
 
 
-def _same_pictures(a: Split, b: Split) -> bool:
+def _same_images(a: Split, b: Split) -> bool:
     return len(a) == len(b) and bool((a.paths == b.paths).all()) and "" not in a.paths

@@ -16,7 +16,7 @@ from clipreid.evaluation.columns import name_rows
 Matrix = Any  # a torch tensor, numpy array or nested list of two dimensions
 ALIGN = 64  # matrix products are padded to multiples of this, see `unit_rows`
 _CHUNK_ELEMENTS = 2**24  # similarities in memory at once: 64 MB in float32
-_TILE = 2**13  # gallery pictures multiplied at once: matrix libraries copy what they are given
+_TILE = 2**13  # gallery images multiplied at once: matrix libraries copy what they are given
 
 
 def cosine_similarity(query_features: Matrix, gallery_features: Matrix) -> Tensor:
@@ -68,7 +68,7 @@ def as_features(features: Matrix, name: str) -> Tensor:
     """[N, D] as a tensor without gradient; other shapes are refused."""
     x = torch.as_tensor(features).detach()
     if x.ndim != 2 or not x.shape[1]:
-        raise UserError(f"{name} has shape {list(x.shape)}; features are a matrix [pictures, D].")
+        raise UserError(f"{name} has shape {list(x.shape)}; features are a matrix [images, D].")
     return x
 
 
@@ -122,7 +122,7 @@ def _products(query: Tensor, gallery: Tensor, chunk: int) -> Iterator[Tensor]:
 def unit_rows(features: Tensor, name: str) -> Tensor:
     """[N, D] -> rows of length 1 (all-zero rows stay zero), padded with zeros to a multiple of ALIGN rows.
 
-    Matrix libraries round differently in ragged last rows and columns; with none of these, equal pictures
+    Matrix libraries round differently in ragged last rows and columns; with none of these, equal images
     have equal similarities, wherever they stand and whatever the chunk. Each row is divided by its largest
     component first, so that no square overflows.
     """

@@ -1,4 +1,4 @@
-"""Which queries have no valid match under a protocol, and what became of the pictures of their identity."""
+"""Which queries have no valid match under a protocol, and what became of the images of their identity."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _why(rules: Protocol, values: dict[str, object], here: int, ruled: int) -> s
     if not here:
         return f"{who} is not in the gallery"
     if not ruled:
-        return f"the only picture of {who} in the gallery is the query itself"
+        return f"the only image of {who} in the gallery is the query itself"
     reason = fill_reason(rules.reason, values)
     own = " or the query itself" if ruled < here else ""
-    return f"{here} of {here} pictures of {who} in the gallery are {reason}{own} (junk = {rules.rule})"
+    return f"{here} of {here} images of {who} in the gallery are {reason}{own} (junk = {rules.rule})"

@@ -8,7 +8,7 @@ print(explore.nearest_words(learned, [0]).words)
 from clipreid.explore.ablate import ablation
 from clipreid.explore.bank import interpolate, mean_by, probe, probe_table, retrieve
 from clipreid.explore.browse import browse, hover_map, plane
-from clipreid.explore.crops import few, pictures_of, write_folder
+from clipreid.explore.crops import few, images_of, write_folder
 from clipreid.explore.figures import (
     Row,
     draw_ablation,
@@ -40,6 +40,7 @@ __all__ = [
     "few",
     "fused_precision",
     "hover_map",
+    "images_of",
     "interpolate",
     "learned_prompts",
     "line_of",
@@ -48,7 +49,6 @@ __all__ = [
     "mean_precision",
     "nearest_words",
     "open_prompts",
-    "pictures_of",
     "plane",
     "probe",
     "probe_table",

@@ -1,4 +1,4 @@
-"""What learned tokens are worth: replaced or dropped, how much worse does a text find its own pictures?"""
+"""What learned tokens are worth: replaced or dropped, how much worse does a text find its own images?"""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def ablation(
     """One row for no token, each token alone, and all of them.
 
     Args:
-        features: of pictures, in the text space, [N, E], unit length.
-        identities: whose pictures they are, [N].
+        features: of images, in the text space, [N, E], unit length.
+        identities: whose images they are, [N].
 
     Returns:
         dicts with `without` (which token, counted from 1), `similarity` (mean cosine to the whole prompt's text),
-        `mAP` and `rank1` of text to image: each text asks for its own pictures, all of them count.
+        `mAP` and `rank1` of text to image: each text asks for its own images, all of them count.
     """
     count = learned.tokens.shape[1]
     which: dict[str, list[int]] = {"none": [], **{str(i + 1): [i] for i in range(count)}, "all": list(range(count))}

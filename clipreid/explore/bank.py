@@ -1,6 +1,6 @@
 """What a bank of texts knows: order by attribute, probes of true attributes, and the way from one text to another.
 
-I identities, E embedding, C values of an attribute, S steps, N pictures.
+I identities, E embedding, C values of an attribute, S steps, N images.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def probe_table(
     """`probe` of each attribute in each bank, and its floor.
 
     Args:
-        banks: name -> features [I, E] of the same identities: the learned texts, the captions' own, the pictures'.
+        banks: name -> features [I, E] of the same identities: the learned texts, the captions' own, the images'.
         attributes: name -> value of each identity, [I].
         groups, folds, seed: as for `probe`.
         shuffles: how often the values are dealt out anew to the groups, for the floor.
@@ -166,12 +166,12 @@ def interpolate(learned: Learned, a: int, b: int, steps: int = 5) -> Tensor:
 
 
 def retrieve(texts: Tensor, features: Tensor, top: int = 5) -> np.ndarray:
-    """The pictures nearest to each text, best first: [S, E], [N, E] -> row numbers [S, top]."""
+    """The images nearest to each text, best first: [S, E], [N, E] -> row numbers [S, top]."""
     return (texts @ features.T).topk(min(top, len(features)), dim=1).indices.numpy()
 
 
 def mean_by(features: Tensor, identities: Sequence[str], names: Sequence[str]) -> Tensor:
-    """Features [N, E] of pictures or captions to their mean for each of the names, [I, E], unit length.
+    """Features [N, E] of images or captions to their mean for each of the names, [I, E], unit length.
 
     Raises UserError for a name without any.
     """

@@ -34,7 +34,7 @@ def plane(features: Tensor) -> Tensor:
 
 
 def hover_map(
-    points: Tensor, pictures: Sequence[Image.Image], labels: Sequence[str], colours: Sequence[str], side: int = 96
+    points: Tensor, images: Sequence[Image.Image], labels: Sequence[str], colours: Sequence[str], side: int = 96
 ) -> str:
     """A piece of HTML: a point for each identity, and its crop while the pointer (or the keyboard) is on it.
 
@@ -45,10 +45,10 @@ def hover_map(
     low, high = points.min(0).values, points.max(0).values
     places = ((points - low) / (high - low).clamp_min(1e-9)).tolist()
     dots = []
-    for (x, y), picture, label, colour in zip(places, pictures, labels, colours, strict=True):
+    for (x, y), image, label, colour in zip(places, images, labels, colours, strict=True):
         spot = f"left:{2 + 94 * x:.2f}%;top:{96 - 94 * y:.2f}%;background:{escape(colour)}"
         below = "low" if y > 0.5 else ""
-        shown = f'<img src="{thumbnail(picture, side)}" alt=""><b>{escape(label)}</b>'
+        shown = f'<img src="{thumbnail(image, side)}" alt=""><b>{escape(label)}</b>'
         dots.append(f'<a tabindex="0" style="{spot}" class="{below}"><span>{shown}</span></a>')
     return f'<style>{CSS}</style><div class="clipreid-map">{"".join(dots)}</div>'
 

@@ -1,4 +1,4 @@
-"""Some pictures of a data set: of one individual, a few of everybody, or written out as a folder of files."""
+"""Some images of a data set: of one individual, a few of everybody, or written out as a folder of files."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from clipreid.errors import UserError
 
 
 def rows_of(split: Split, identity: str, most: int | None = None) -> list[int]:
-    """Row numbers of an individual's pictures, one of each camera first. UserError where there is none."""
+    """Row numbers of an individual's images, one of each camera first. UserError where there is none."""
     rows = np.flatnonzero(split.identities == identity)
     if not len(rows):
-        raise UserError(f"no picture of {identity!r} in {split.name}")
+        raise UserError(f"no image of {identity!r} in {split.name}")
     return [int(row) for row in rows[np.argsort(_nth(split.cameras[rows]), kind="stable")][:most]]
 
 
-def pictures_of(split: Split, identity: str, most: int | None = None) -> list[Image.Image]:
-    """An individual's pictures, at most so many, in the order of `rows_of`. UserError where there is none."""
-    return [split.picture(row) for row in rows_of(split, identity, most)]
+def images_of(split: Split, identity: str, most: int | None = None) -> list[Image.Image]:
+    """An individual's images, at most so many, in the order of `rows_of`. UserError where there is none."""
+    return [split.image(row) for row in rows_of(split, identity, most)]
 
 
 def few(split: Split, most: int, identities: int | None = None) -> Split:
-    """At most so many pictures of each individual, of different cameras where they can be; the first so many
+    """At most so many images of each individual, of different cameras where they can be; the first so many
     individuals (default: all), in the order of their names."""
     names = np.unique(split.identities)[:identities]
     return split.select([row for name in names.tolist() for row in rows_of(split, name, most)])
 
 
 def write_folder(splits: Mapping[str, Split], folder: Path) -> int:
-    """Writes pictures as FOLDER/SPLIT/IDENTITY/camCAMERA_NUMBER.png, to be read as `folder:FOLDER`; returns how many.
+    """Writes images as FOLDER/SPLIT/IDENTITY/camCAMERA_NUMBER.png, to be read as `folder:FOLDER`; returns how many.
 
     What could not be the name of a folder is written as in a URL: the identity `street/0001` of a mixture of data sets
     as `street%2F0001`. Where a camera is not known, no name of its split says one. The folder is there when all is
@@ -61,13 +61,13 @@ def _write(split: Split, folder: Path) -> int:
     for row, (identity, camera) in enumerate(zip(split.identities, split.cameras, strict=True)):
         own = folder / _folder_name(identity)
         own.mkdir(parents=True, exist_ok=True)
-        split.picture(row).save(own / f"{f'cam{camera}_' if known else ''}{row:05d}.png")
+        split.image(row).save(own / f"{f'cam{camera}_' if known else ''}{row:05d}.png")
     return len(split)
 
 
 def _folder_name(identity: str) -> str:
     if not identity:
-        raise UserError("a picture of nobody (its identity is empty) has no folder to lie in: leave such pictures out")
+        raise UserError("an image of nobody (its identity is empty) has no folder to lie in: leave such images out")
     name = identity.replace("/", "%2F").replace("\\", "%5C")
     return f"%2E{name[1:]}" if name.startswith(".") else name
 

@@ -46,23 +46,23 @@ def _dressed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of pictures: what stands at its left, the pictures, and what stands above each ("": nothing)."""
+    """A line of images: what stands at its left, the images, and what stands above each ("": nothing)."""
 
     label: str
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     titles: Sequence[str] = ()
 
 
 @_dressed
 def draw_rows(rows: Sequence[Row], height: float = 1.15) -> Figure:
-    """Lines of pictures, `height` inches each. UserError for no row, or a row without pictures."""
-    if not rows or not all(row.pictures for row in rows):
-        raise UserError("nothing to draw: give rows with pictures")
-    first = rows[0].pictures[0]
+    """Lines of images, `height` inches each. UserError for no row, or a row without images."""
+    if not rows or not all(row.images for row in rows):
+        raise UserError("nothing to draw: give rows with images")
+    first = rows[0].images[0]
     width = height * min(max(first.width / first.height, 0.4), 1.6)
     head = 0.05 + 0.14 * max((t.count("\n") + 1 for row in rows for t in row.titles if t), default=0)
     label = 0.25 + 0.068 * max(len(line) for row in rows for line in row.label.split("\n"))
-    most = max(len(row.pictures) for row in rows)
+    most = max(len(row.images) for row in rows)
     size = label + most * (width + 0.08), len(rows) * (height + head + 0.08)
     figure = _figure(size, None)
     for r, row in enumerate(rows):
@@ -70,26 +70,26 @@ def draw_rows(rows: Sequence[Row], height: float = 1.15) -> Figure:
         left, middle = (label - 0.12) / size[0], (bottom + height / 2) / size[1]
         style: dict[str, Any] = {"color": INK, "fontsize": 8.5, "linespacing": 1.4}
         figure.text(left, middle, row.label, ha="right", va="center", **style)
-        for c, picture in enumerate(row.pictures):
+        for c, image in enumerate(row.images):
             place = ((label + c * (width + 0.08)) / size[0], bottom / size[1], width / size[0], height / size[1])
             cell = figure.add_axes(place)
-            cell.imshow(np.asarray(picture.convert("RGB")), interpolation="lanczos", aspect="auto")
+            cell.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos", aspect="auto")
             cell.set_axis_off()
             if c < len(row.titles):
                 cell.set_title(row.titles[c], fontsize=7, color=INK, pad=2, linespacing=1.1)
     return figure
 
 
-def looks(model: ReIDModel, pictures: Sequence[Image.Image]) -> list[Image.Image]:
-    """The pictures, glowing where the model looked (`model.look`: attention rollout).
+def looks(model: ReIDModel, images: Sequence[Image.Image]) -> list[Image.Image]:
+    """The images, glowing where the model looked (`model.look`: attention rollout).
 
-    The brightest patch of each is its most read one: two pictures cannot be compared in brightness. Raises UserError
+    The brightest patch of each is its most read one: two images cannot be compared in brightness. Raises UserError
     for a model that does not tell its attention.
     """
-    maps = model.look(model.crops(pictures))
+    maps = model.look(model.crops(images))
     if maps is None:
         raise UserError("this image tower is wrapped as it is, and does not tell its attention")
-    return [overlay_attention(picture, share.numpy()) for picture, share in zip(pictures, maps, strict=True)]
+    return [overlay_attention(image, share.numpy()) for image, share in zip(images, maps, strict=True)]
 
 
 @_dressed
@@ -177,7 +177,7 @@ def draw_map(points: Tensor, values: Strings, colours: Mapping[str, Any] | None 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind in the picture of a trade-off: metric at home and abroad, 0..1, and what each is called.
+    """Points of one kind in the image of a trade-off: metric at home and abroad, 0..1, and what each is called.
 
     A line of several points is a dial: they are joined in order.
     """

@@ -1,6 +1,6 @@
 """What stage 1 left behind: learned tokens, opened again in front of the text tower that reads them.
 
-I identities, M learned tokens of each, W text width, E embedding, N pictures. All features here have unit length: a
+I identities, M learned tokens of each, W text width, E embedding, N images. All features here have unit length: a
 dot product is a cosine.
 """
 
@@ -79,9 +79,9 @@ class Learned:
         return F.normalize(p.text(torch.cat(parts, dim=1), pool), dim=1)
 
     def features(self, split: Split) -> Tensor:
-        """Pictures [N] to features in the text space [N, E], by the untuned image tower, as stage 1 saw them.
+        """Images [N] to features in the text space [N, E], by the untuned image tower, as stage 1 saw them.
 
-        Raises UserError for pictures that cannot be decoded.
+        Raises UserError for images that cannot be decoded.
         """
         model = self.model
         pixels = pixel_cache(split, model.image_size, interpolation=model.config.interpolation).pixels
@@ -135,7 +135,7 @@ def learned_prompts(
 ) -> Learned:
     """Tokens [I, M, W] of I identities, wherever they come from, to be looked at as those of a run.
 
-    noun: one, or one for each identity.  pixels: mean, std and interpolation of the pictures (default: the backbone's).
+    noun: one, or one for each identity.  pixels: mean, std and interpolation of the images (default: the backbone's).
     """
     if tokens.dim() != 3 or len(tokens) != len(names):
         raise ValueError(f"tokens are {list(tokens.shape)} for {len(names)} names: [{len(names)}, M, W] is needed")
@@ -151,7 +151,7 @@ def learned_prompts(
 
 
 def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
-    """The pictures that a run folder's prompts were learned from, named as the prompts are: one set, `train` only.
+    """The images that a run folder's prompts were learned from, named as the prompts are: one set, `train` only.
 
     data: where they lie now, if not where they were in training.  Several sets become one, as in training: identities
     are "SET/IDENTITY", cameras are renumbered; its name is those of the sets, parted by " + ".
@@ -182,7 +182,7 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
 
 
 def _pixels(backbone: Backbone, values: dict[str, Any]) -> dict[str, Any]:
-    """How stage 1 prepared its pictures, from the values of a run."""
+    """How stage 1 prepared its images, from the values of a run."""
     half = values["pixels"] == "half"
     return {
         "mean": HALF if half else backbone.mean,

@@ -38,7 +38,7 @@ def mean_precision(scored: Mapping[str, Scored]) -> dict[str, float]:
 def fused_precision(a: Mapping[str, Scored], b: Mapping[str, Scored], weight: float) -> dict[str, float]:
     """The mAP at every place of two models' cosines together: weight * a + (1 - weight) * b (`evaluation.fuse`).
 
-    Raises UserError for other pictures in a than in b, and a weight outside 0..1.
+    Raises UserError for other images in a than in b, and a weight outside 0..1.
     """
     found = {}
     for name, first in a.items():

@@ -51,7 +51,7 @@ def declaration(model: ReIDModel) -> dict[str, Any]:
         "channels": "RGB",
         "height": height,
         "width": width,
-        "resize": "the whole picture, aspect ratio not kept, antialiased",
+        "resize": "the whole image, aspect ratio not kept, antialiased",
         "interpolation": model.config.interpolation,
         "scale": 1 / 255,
         "mean": list(model.config.mean),

@@ -22,7 +22,7 @@ NOTE = """\
 # {name}: an image tower for re-identification
 
 Written by `clipreid export --format merged` {version}{strength}: the weights after training, in the layout of
-transformers' `{architecture}`. The whole picture is resized to {height} x {width} pixels (height x width) and
+transformers' `{architecture}`. The whole image is resized to {height} x {width} pixels (height x width) and
 `interpolate_pos_encoding=True` is needed, for the stored position table is square. The feature for retrieval by dot
 product:
 
@@ -56,7 +56,7 @@ def check_merged(config: dict[str, Any]) -> None:
 def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
     """Writes config.json, model.safetensors, preprocessor_config.json and README.md, which shows how to use them.
 
-    The position table is stored for a square picture of the crop's longer side, such that transformers' bicubic
+    The position table is stored for a square image of the crop's longer side, such that transformers' bicubic
     resize back to the crop is exactly the trained one, however it was made. Of side information the mean embedding is
     kept. `CLIPVisionModelWithProjection` (or `CLIPVisionModel`, without the projection) and `SiglipVisionModel` load
     the folder; `final` and `projection` are equal to those of `model.features` up to rounding.
@@ -75,11 +75,11 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     share(folder / "model.safetensors")
-    pictures = preprocessor(
+    images = preprocessor(
         model.family, (height, width), int(INTERPOLATIONS[settings.interpolation]), settings.mean, settings.std
     )
     write_json(folder / "config.json", {"architectures": [architecture], **vision_config(tower.config)})
-    write_json(folder / "preprocessor_config.json", pictures)
+    write_json(folder / "preprocessor_config.json", images)
     lines = merged_lines(model, ".")
     strength = "" if model.strength == 1 else f", strength {model.strength:g} (0 is the backbone, 1 the whole run)"
     note = NOTE.format(

@@ -24,14 +24,14 @@ FOR = """\
 It is for retrieval: given a crop that shows one {noun}, rank a gallery of such crops by how likely they show the same
 {noun}, for research and in collections that you may lawfully search. It is **not** for finding out who somebody is, for
 following people without their knowledge, for decisions about people, or for telling apart anything it was not trained
-on. That two pictures are similar to it is a lead, not a proof: {measured}, and expect worse figures with other cameras,
+on. That two images are similar to it is a lead, not a proof: {measured}, and expect worse figures with other cameras,
 in other places and seasons."""
 PEOPLE = """\
-Re-identification can be used to follow people without their knowledge. Have a legal ground for every picture of people
+Re-identification can be used to follow people without their knowledge. Have a legal ground for every image of people
 that you put into it, tell them where the law asks for it, and keep galleries and features no longer than you need them:
 a feature of a person is personal data. {kept} {crops}"""
 STAND_IN = """\
-**A stand-in: `{backbone}` is a small backbone pretrained on painted pictures, for trying things out. {figures}**"""
+**A stand-in: `{backbone}` is a small backbone pretrained on painted images, for trying things out. {figures}**"""
 PAINTED = """\
 The figures below check mechanisms; they are no evidence about pedestrians, vehicles or animals in photographs."""
 PHOTOGRAPHS = "A backbone that has seen photographs can be expected to do better on them."
@@ -59,7 +59,7 @@ def _title(facts: Facts) -> str:
     what, noun = WHATS[facts.tuning], _either(facts)
     lines = [
         f"# {facts.repository.partition('/')[2]}",
-        f"A {what} that turns a picture of one {noun} into a feature of {facts.width} numbers, so that pictures of "
+        f"A {what} that turns an image of one {noun} into a feature of {facts.width} numbers, so that images of "
         f"the same {noun} lie close together. {_making(facts)}.",
         STAND_IN.format(backbone=facts.backbone, figures=PAINTED if _is_painted(facts) else PHOTOGRAPHS)
         if facts.backbone in TINY
@@ -100,7 +100,7 @@ def _loading(facts: Facts) -> str:
     ]
     if model["sie"] != "none":
         lines.append(
-            f"It was told the {model['sie']} of each picture: `model.embed(pictures, cameras=[...], views=[...])`; "
+            f"It was told the {model['sie']} of each image: `model.embed(images, cameras=[...], views=[...])`; "
             "one that it was not trained with takes the mean."
         )
     if facts.plain:
@@ -108,7 +108,7 @@ def _loading(facts: Facts) -> str:
         where += "; the weights of this backbone lie in the clipreid package" if facts.base in TINY else " alone"
         lines += [
             f"The adapted tower {where}:\n\n{PIP}\n\n```python\n{_tower(facts)}\n```",
-            f"<details><summary>From a picture to the same feature as above, {where}</summary>\n\n"
+            f"<details><summary>From an image to the same feature as above, {where}</summary>\n\n"
             f"```python\n{facts.plain.strip()}\n```\n\n</details>",
         ]
     else:
@@ -145,10 +145,10 @@ def _triple(values: Iterable[float]) -> str:
 def _results(facts: Facts) -> str:
     entries = [(data, model, entry) for data, models in facts.metrics.items() for model, entry in models.items()]
     alt = ALT if entries else {**ALT, CURVES: "Losses"}
-    pictures = [f"![{alt[picture]}]({picture})" for picture in facts.pictures]
+    images = [f"![{alt[image]}]({image})" for image in facts.images]
     if not entries:
         unknown = "It was not scored before it was published: measure it on your own data before you use it."
-        return "\n\n".join(["## Results", unknown, *pictures])
+        return "\n\n".join(["## Results", unknown, *images])
     rows = [[data, _called(model), *(_figure(entry, key) for key in TITLES)] for data, model, entry in entries]
     weaker = "`clipreid.load(..., strength=s)` with s below 1 goes back towards it, with 0 wholly."
     worse = [
@@ -161,7 +161,7 @@ def _results(facts: Facts) -> str:
         _table(["data", "model", *TITLES.values()], rows),
         *[f"**On {' and on '.join(worse)} the untrained backbone has the higher mAP.** {weaker}"] * bool(worse),
         _explained(facts, [entry for _, _, entry in entries]),
-        *pictures,
+        *images,
     ]
     return "\n\n".join(lines)
 
@@ -181,7 +181,7 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         f"Scored: {counts}.": True,
         f"Protocol {rules}.": bool(rules),
         "Re-ranked: the order takes all queries and the whole gallery into account (transductive), which a search for "
-        "one picture cannot.": any("+" in name for name in names),
+        "one image cannot.": any("+" in name for name in names),
     }
     return " ".join(text for text, holds in texts.items() if holds)
 
@@ -219,7 +219,7 @@ def _count(models: Mapping[str, Any]) -> str:
     if not counts:
         return "counts not kept"
     asked, people = f"{counts['valid_queries']:,} queries", f"{counts['query_identities']:,} identities"
-    return f"{asked} of {people} against {counts['gallery']:,} pictures"
+    return f"{asked} of {people} against {counts['gallery']:,} images"
 
 
 def _use(facts: Facts) -> str:
@@ -228,11 +228,11 @@ def _use(facts: Facts) -> str:
         if facts.identities
         else "What belongs to single training identities (prompts, text bank, classifiers) is not in this repository."
     )
-    crops = "The ranked lists show crops." if LISTS in facts.pictures else "No crop of them is in it."
+    crops = "The ranked lists show crops." if LISTS in facts.images else "No crop of them is in it."
     people = PEOPLE.format(kept=kept, crops=crops)
-    measured = "look at the figures above" if facts.metrics else "measure it on pictures like yours"
+    measured = "look at the figures above" if facts.metrics else "measure it on images like yours"
     use = FOR.format(noun=_either(facts), measured=measured)
-    return f"## What it is for, and what not\n\n{use}\n\n## People in pictures\n\n{people}"
+    return f"## What it is for, and what not\n\n{use}\n\n## People in images\n\n{people}"
 
 
 def _data(facts: Facts) -> str:
@@ -246,7 +246,7 @@ def _data(facts: Facts) -> str:
     if rows:
         lines = [
             "## Data",
-            _table(["data", "split", "pictures", "identities", "cameras", "fingerprint"], rows),
+            _table(["data", "split", "images", "identities", "cameras", "fingerprint"], rows),
             "The fingerprint is a hash of file names (without folders), identities, cameras and views: the same where "
             "the data are the same.",
         ]
@@ -280,7 +280,7 @@ def _settings(facts: Facts) -> str:
             f"{values['epochs']} epochs of {values['optimiser']}, {values['schedule']} schedule, rate "
             f"{values['rate'][values['tuning']]:g}, heads {values['head_rate']:g}",
         ],
-        ["batch", f"{values['identities_per_batch']} identities x {values['pictures_per_identity']} pictures"],
+        ["batch", f"{values['identities_per_batch']} identities x {values['pictures_per_identity']} images"],
         [
             "losses",
             f"identity {values['weight_id']:g}, triplet {values['weight_triplet']:g} (margin "

@@ -20,7 +20,7 @@ def check_paths(files: Mapping[str, bytes | Path], run: Path, specs: Iterable[st
     Only whole, absolute paths count: neither `alice/demo` nor the `/root` of `alice/rootnet` is one.
 
     Args:
-        files: what is to be published. Pictures, drawn by this package, are not looked at; of safetensors the header.
+        files: what is to be published. Images, drawn by this package, are not looked at; of safetensors the header.
         specs: names of data and backbone as they were typed (`folder:/data/crops`).
 
     Raises:

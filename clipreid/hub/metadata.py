@@ -28,7 +28,7 @@ class Facts:
     reason: str  # why there is none
     width: int  # D of the test feature
     licence: str | None = None  # given by the user
-    pictures: Sequence[str] = ()  # files to show: curves.png, ranked_lists.png
+    images: Sequence[str] = ()  # files to show: curves.png, ranked_lists.png
     identities: bool = False  # whether per-identity tensors are published
 
     @property

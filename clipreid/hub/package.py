@@ -60,8 +60,8 @@ def package(
     """What `clipreid publish` uploads: card, config, figures, curves, adapter or tower, necks; needs no network.
 
     The adapter lies at the root, so that `PeftModel.from_pretrained(tower, "owner/name")` finds it. Never part of it:
-    checkpoints, the log, the report's page (it names pictures and people), and, unless asked for, the tensors of
-    single identities (then without their names) and pictures of crops.
+    checkpoints, the log, the report's page (it names images and people), and, unless asked for, the tensors of
+    single identities (then without their names) and images of crops.
 
     Args:
         run: the folder of a finished run.
@@ -90,7 +90,7 @@ def package(
     read_settings(run)
     metrics = read_metrics(run)
     names = DataNames(config, metrics)
-    pictures = _crop_pictures(run, config, metrics) if include_crops else {}
+    images = _crop_images(run, config, metrics) if include_crops else {}
     known = config if base_model is None else _rebased(config, base_model)
     public, figures = public_config(known, names, public_backbone(known)), public_metrics(metrics, names)
     model = load(run)
@@ -104,7 +104,7 @@ def package(
     files[HEADS] = _without_notes(run / HEADS)
     if include_identities:
         files[IDENTITIES] = _nameless(run)
-    files |= pictures
+    files |= images
     (base, reason), commit = plain_base(public), public["backbone"].get("revision")
     plain = plain_lines(model, base, repository, revision=commit) if base and not reason else ""
     facts = Facts(
@@ -214,11 +214,11 @@ def _nameless(run: Path) -> bytes:
     return save(tensors, metadata={"names": json.dumps([str(nth) for nth in range(len(names))])})
 
 
-def _crop_pictures(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Files:
-    """The report's picture with crops, where they may be passed on.
+def _crop_images(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Files:
+    """The report's image with crops, where they may be passed on.
 
-    The public sets of persons and vehicles come under terms that forbid passing pictures on, or with none, which is
-    no permission. A copy of one under folder:, csv: or hub: is not known: that, and one's own pictures, are the
+    The public sets of persons and vehicles come under terms that forbid passing images on, or with none, which is
+    no permission. A copy of one under folder:, csv: or hub: is not known: that, and one's own images, are the
     user's to decide.
     """
     flags = config.get("flags", {})
@@ -227,7 +227,7 @@ def _crop_pictures(run: Path, config: Mapping[str, Any], metrics: Mapping[str, A
         if reader in LAYOUTS:
             raise UserError(
                 f"--include-crops: the run was trained or tested on {reader}. The public re-identification sets are "
-                "given out under terms that forbid passing their pictures on, or state none, which is no permission: "
+                "given out under terms that forbid passing their images on, or state none, which is no permission: "
                 "publish without crops"
             )
     file = run / REPORT / LISTS
@@ -236,10 +236,10 @@ def _crop_pictures(run: Path, config: Mapping[str, Any], metrics: Mapping[str, A
             f"--include-crops: there is no {file}: draw it with clipreid evaluate {run} --report {run / REPORT}"
         )
     try:
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"--include-crops: {file} is not a picture ({error}): draw it anew") from error
-    bare = BytesIO()  # without what the file may hold besides the picture
+        raise UserError(f"--include-crops: {file} is not an image ({error}): draw it anew") from error
+    bare = BytesIO()  # without what the file may hold besides the image
     Image.fromarray(pixels).save(bare, "PNG")
     return {LISTS: bare.getvalue()}

@@ -92,14 +92,14 @@ def mark_adapter(folder: Path, config: dict[str, Any], family: str) -> None:
     file.write_text(json.dumps(settings, indent=2, sort_keys=True))
 
 
-def plain_lines(model: ReIDModel, base: str, adapter: str, picture: str = "a.jpg", revision: str | None = None) -> str:
-    """Python that turns a picture into the feature of `model.embed` with peft and transformers only.
+def plain_lines(model: ReIDModel, base: str, adapter: str, image: str = "a.jpg", revision: str | None = None) -> str:
+    """Python that turns an image into the feature of `model.embed` with peft and transformers only.
 
     Args:
         model: of a run without a reason in `plain_base`.
         base: its base from there.
         adapter: the Hub repository, or the folder with `adapter_config.json`.
-        picture: the file that the lines open.
+        image: the file that the lines open.
         revision: the base's commit.
 
     Returns:
@@ -113,7 +113,7 @@ def plain_lines(model: ReIDModel, base: str, adapter: str, picture: str = "a.jpg
         f"tower = PeftModel.from_pretrained(base.vision_model, {json.dumps(adapter)}).eval()",
     ]
     imports = ["from importlib.resources import files"] * tiny + ["from peft import PeftModel"]
-    return _lines(model, imports, whole, load, picture)
+    return _lines(model, imports, whole, load, image)
 
 
 def base_argument(base: str, revision: str | None) -> str:
@@ -123,18 +123,18 @@ def base_argument(base: str, revision: str | None) -> str:
     return json.dumps(base) + (f', revision="{revision}"' if revision else "")
 
 
-def merged_lines(model: ReIDModel, folder: str, picture: str = "a.jpg") -> str:
+def merged_lines(model: ReIDModel, folder: str, image: str = "a.jpg") -> str:
     """The same with transformers only, for a folder of `clipreid export --format merged`."""
     whole = "CLIPVisionModelWithProjection" if model.family == "clip" else "SiglipVisionModel"
     load = [
         f"base = {whole}.from_pretrained({json.dumps(folder)}).eval()",
         f"tower = {'base.vision_model' if model.family == 'clip' else 'base'}",
     ]
-    return _lines(model, [], whole, load, picture)
+    return _lines(model, [], whole, load, image)
 
 
-def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], picture: str) -> str:
-    """What both have in common: the picture, the two parts of the feature, and their concatenation."""
+def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], image: str) -> str:
+    """What both have in common: the image, the two parts of the feature, and their concatenation."""
     is_clip, config, (height, width) = model.family == "clip", model.config, model.image_size
     final = "out.pooler_output" if is_clip else "out.last_hidden_state.mean(1)"
     if is_clip and config.aggregation == "mean":
@@ -155,7 +155,7 @@ def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], pi
         "    transforms.ToTensor(),",
         f"    transforms.Normalize({list(config.mean)}, {list(config.std)}),",
         "])",
-        f'pixels = prepare(Image.open({json.dumps(picture)}).convert("RGB"))[None]',
+        f'pixels = prepare(Image.open({json.dumps(image)}).convert("RGB"))[None]',
         "with torch.no_grad():",
         "    out = tower(pixel_values=pixels, interpolate_pos_encoding=True)",
         f"    final = {final}",

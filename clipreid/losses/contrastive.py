@@ -1,4 +1,4 @@
-"""Losses between pictures and texts, and their logits. B pictures, n texts, E features."""
+"""Losses between images and texts, and their logits. B images, n texts, E features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def image_text_logits(image: Tensor, text: Tensor, scale: float | None) -> Tensor:
-    """How well pictures and texts fit, [B, n].
+    """How well images and texts fit, [B, n].
 
     Args:
         image, text: [B, E], [n, E] raw features.

@@ -1,4 +1,4 @@
-"""Losses on logits over identities. B pictures, C identities."""
+"""Losses on logits over identities. B images, C identities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on distances between features. B pictures, E features."""
+"""Losses on distances between features. B images, E features."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 def triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tensor:
     """Batch-hard triplet loss with Euclidean distances (Hermans et al., arXiv 1703.07737, eq. 5).
 
-    Each picture is an anchor; its positive is the farthest picture of the same identity (possibly itself, at
+    Each image is an anchor; its positive is the farthest image of the same identity (possibly itself, at
     distance 0, when it is alone), its negative the nearest of another. Features are used as they come: CLIP-ReID
     does not normalise them.
 
     Args:
         features: [B, E] float.
-        labels: [B] long; identities may have any number of pictures.
+        labels: [B] long; identities may have any number of images.
         margin: in units of distance.
 
     Raises:
@@ -25,7 +25,7 @@ def triplet_loss(features: Tensor, labels: Tensor, margin: float = 0.3) -> Tenso
     x = features.float()
     same = labels[:, None] == labels[None]  # [B, B]
     if bool(same.all()):
-        raise ValueError("triplet_loss needs at least two identities in a batch: every picture has the same label")
+        raise ValueError("triplet_loss needs at least two identities in a batch: every image has the same label")
     norms = x.square().sum(1)
     squared = norms[:, None] + norms[None] - 2 * x @ x.T  # [B, B]
     distance = squared.clamp_min(1e-12).sqrt()

@@ -19,13 +19,13 @@ from clipreid.evaluation.metrics import Matrix
 from clipreid.evaluation.pairs import Pairs, pair_blocks
 from clipreid.evaluation.protocols import Predicate, Protocol
 from clipreid.evaluation.report import Report
-from clipreid.reports.ranked_lists import Pictures
+from clipreid.reports.ranked_lists import Images
 
 Kind = Literal["right", "wrong", "junk"]
 AttentionMaps = Callable[[list[int]], "np.ndarray | None"]  # query rows -> maps [n, h, w]; None: the model has none
-KINDS: tuple[Kind, ...] = ("wrong", "junk", "right")  # in this order among equally similar pictures
+KINDS: tuple[Kind, ...] = ("wrong", "junk", "right")  # in this order among equally similar images
 AHEAD = 10  # mistakes of a query that count as confusions: the first ones, before its first match
-JUNK = 3  # junk pictures that a list shows at most
+JUNK = 3  # junk images that a list shows at most
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ExampleQuery:
     ap: float
     first_rank: float
     results: tuple[Result, ...]
-    hidden: int  # junk pictures between these that are left out
+    hidden: int  # junk images between these that are left out
     look: np.ndarray | None = None  # [h, w], sums to one
 
 
@@ -62,10 +62,10 @@ class Confused:
 
 @dataclass(frozen=True)
 class Examples:
-    """Queries and pairs to show of one data set, with the splits that hold their pictures."""
+    """Queries and pairs to show of one data set, with the splits that hold their images."""
 
-    query: Pictures
-    gallery: Pictures
+    query: Images
+    gallery: Images
     drawn: tuple[ExampleQuery, ...]
     hardest: tuple[ExampleQuery, ...]
     confused: tuple[Confused, ...]
@@ -79,8 +79,8 @@ class Examples:
 
 def find_examples(
     report: Report,
-    query: Pictures,
-    gallery: Pictures,
+    query: Images,
+    gallery: Images,
     query_features: Matrix | None = None,
     gallery_features: Matrix | None = None,
     *,
@@ -198,6 +198,6 @@ class _Confusions:
 
 
 def facts_of(table: Any, row: int) -> dict[str, str]:
-    """What the metadata knows of one picture, for captions: identity, camera, view."""
+    """What the metadata knows of one image, for captions: identity, camera, view."""
     known = {name: str(values[row]) for name, values in table.items() if name in ("identity", "camera", "view")}
     return {name: value for name, value in known.items() if value not in ("-1", "")}

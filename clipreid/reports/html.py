@@ -1,4 +1,4 @@
-"""The report as one HTML page: nothing is fetched, nothing runs, every picture lies in it.
+"""The report as one HTML page: nothing is fetched, nothing runs, every image lies in it.
 
 Whatever comes from data (names of files, identities, cameras) is escaped. The page's own policy forbids scripts and
 every connection.
@@ -22,7 +22,7 @@ from clipreid.evaluation.tables import TITLES
 from clipreid.reports import figures
 from clipreid.reports.examples import AttentionMaps, Examples, find_examples
 from clipreid.reports.html_lists import confused_cards, queries_of
-from clipreid.reports.ranked_lists import Pictures
+from clipreid.reports.ranked_lists import Images
 from clipreid.reports.style import CSS
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class Section:
 def section_of(
     name: str,
     report: Report,
-    query: Pictures,
-    gallery: Pictures,
+    query: Images,
+    gallery: Images,
     query_features: Matrix | None = None,
     gallery_features: Matrix | None = None,
     *,
@@ -108,12 +108,12 @@ def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:
     links = [f'<a href="#data-{i}">{escape(s.name)}</a>' for i, s in enumerate(sections) if several]
     links += [link for i, s in enumerate(sections) if not several for link in _links(s, i)]
     body = "\n".join(_section(section, f"{i}", several) for i, section in enumerate(sections))
-    pictures = any(section.examples is not None for section in sections)
-    return document(title, subtitle, "".join(links), body, pictures)
+    images = any(section.examples is not None for section in sections)
+    return document(title, subtitle, "".join(links), body, images)
 
 
-def document(title: str, subtitle: str, links: str, body: str, pictures: bool) -> str:
-    """A page in the dress of the report; links and body are HTML. pictures: whether crops are on it."""
+def document(title: str, subtitle: str, links: str, body: str, images: bool) -> str:
+    """A page in the dress of the report; links and body are HTML. images: whether crops are on it."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -133,7 +133,7 @@ def document(title: str, subtitle: str, links: str, body: str, pictures: bool) -
 <main id="main" tabindex="-1">
 {body}
 </main>
-<footer><p class="soft">{f"{PRIVATE}<br>" if pictures else ""}Written by clipreid.</p></footer>
+<footer><p class="soft">{f"{PRIVATE}<br>" if images else ""}Written by clipreid.</p></footer>
 </body>
 </html>
 """
@@ -185,10 +185,10 @@ def _row(name: str, report: Report, kind: str) -> str:
 def _facts(report: Report) -> str:
     counts = report.counts
     scored = f"{counts['valid_queries']:,} scored of {counts['queries']:,}"
-    pictures = f"{counts['gallery']:,} pictures, {counts['gallery_identities']:,} identities"
+    images = f"{counts['gallery']:,} images, {counts['gallery_identities']:,} identities"
     facts = [
         ("queries", f"{scored}, {counts['query_identities']:,} identities"),
-        ("gallery", f"{pictures}, {counts['distractors']:,} pictures are distractors"),
+        ("gallery", f"{images}, {counts['distractors']:,} images are distractors"),
         ("protocol", f"{report.protocol}: {report.description}"),
         *(("note", note) for note in report.notes),
     ]
@@ -209,12 +209,12 @@ def _figures(section: Section) -> dict[str, tuple[Figure, str]]:
     if report.histogram is not None:
         found["similarities"] = (
             figures.plot_similarities(report),
-            "<b>Similarities.</b> Pairs of query and gallery picture without junk, each kind as a share of its number.",
+            "<b>Similarities.</b> Pairs of query and gallery image without junk, each kind as a share of its number.",
         )
     if section.cameras is not None:
         found["cameras"] = (
             figures.plot_cameras(section.cameras),
-            "<b>Camera pairs.</b> mAP in percent with one camera's pictures as gallery; empty: no query has a match.",
+            "<b>Camera pairs.</b> mAP in percent with one camera's images as gallery; empty: no query has a match.",
         )
     return found
 

@@ -1,4 +1,4 @@
-"""The pictures of the report's page: ranked lists, where the model looked, identities that are confused."""
+"""The images of the report's page: ranked lists, where the model looked, identities that are confused."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MARKS: dict[Kind, str] = {"right": "✓", "wrong": "✗", "junk": "∅"}
 SAID: dict[Kind, str] = {"right": "same identity", "wrong": "another identity", "junk": "junk, does not count"}
 LOOKED = (
     "<b>Where the model looked:</b> beside each query, attention rollout over all blocks (Abnar and Zuidema, 2020), up "
-    "to the token that becomes the feature. Brightness is scaled for each picture. It shows where information came "
-    "from, not why two pictures were held to be alike."
+    "to the token that becomes the feature. Brightness is scaled for each image. It shows where information came "
+    "from, not why two images were held to be alike."
 )
 NOT_LOOKED = "Where the model looked is not shown: an image tower that is wrapped as it is does not tell its attention."
 
@@ -63,15 +63,15 @@ def _article(
     steps: list[str],
 ) -> str:
     """One query: its crop, where the model looked, and what was found."""
-    picture, name = examples.query.picture(query.row), f"query-{number}-{query.row}"
+    image, name = examples.query.image(query.row), f"query-{number}-{query.row}"
     facts = facts_of(tables[0], query.row)
-    crops = [crop_cell(thumbnail(picture), f"query: {_facts(facts)}", "query", "")]
+    crops = [crop_cell(thumbnail(image), f"query: {_facts(facts)}", "query", "")]
     if query.look is not None:
-        glow = data_address(overlay_attention(picture, query.look))
+        glow = data_address(overlay_attention(image, query.look))
         crops.append(crop_cell(glow, "where the model looked at this query", "looked at", ""))
     results = "".join(_result(examples, tables[1], result) for result in query.results)
     if query.hidden:
-        results += f'<li class="junk"><span class="tag">and {query.hidden} more<br>junk pictures</span></li>'
+        results += f'<li class="junk"><span class="tag">and {query.hidden} more<br>junk images</span></li>'
     at = steps.index(name)
     around = [(steps[at - 1], "previous")] * (at > 0) + [(s, "next") for s in steps[at + 1 : at + 2]]
     step = " · ".join(f'<a href="#{target}">{word}</a>' for target, word in around)
@@ -90,12 +90,12 @@ def _result(examples: Examples, table: Mapping[str, Any], result: Result) -> str
     place = "junk" if result.rank is None else f"rank {result.rank}"
     said = f"{place}, {SAID[result.kind]}: {_facts(facts)}"
     under = "<br>".join([escape(facts["identity"]), *_facts(facts, "identity").split(", "), f"{result.similarity:.2f}"])
-    crop = crop_cell(thumbnail(examples.gallery.picture(result.row)), said, mark, under)
+    crop = crop_cell(thumbnail(examples.gallery.image(result.row)), said, mark, under)
     return f'<li class="{result.kind}">{crop}</li>'
 
 
 def crop_cell(address: str, said: str, above: str, under: str) -> str:
-    """One picture with what stands above and under it; all texts are HTML."""
+    """One image with what stands above and under it; all texts are HTML."""
     below = f'<span class="tag under">{under}</span>' if under else ""
     image = f'<img src="{address}" alt="{said}" decoding="async">'
     return f'<div><span class="tag">{above}</span><div class="crop">{image}</div>{below}</div>'
@@ -107,10 +107,10 @@ def _facts(facts: Mapping[str, str], *without: str) -> str:
 
 
 def confused_cards(examples: Examples, number: str) -> str:
-    """Pairs of identities, each with the two pictures that were most alike."""
+    """Pairs of identities, each with the two images that were most alike."""
     about = (
-        "Two identities are confused in a query of either one where a picture of the other stands before the first "
-        "match. Shown are the two pictures most alike."
+        "Two identities are confused in a query of either one where an image of the other stands before the first "
+        "match. Shown are the two images most alike."
     )
     cards = "".join(_card(examples, pair) for pair in examples.confused)
     body = f'<ul class="pairs">{cards}</ul>' if cards else "<p>None: every scored query has a match at rank 1.</p>"
@@ -123,7 +123,7 @@ def _card(examples: Examples, pair: Confused) -> str:
     crops = []
     for split, row, what in sides:
         facts = facts_of(dict(split.metadata()), row)
-        crop = thumbnail(split.picture(row))
+        crop = thumbnail(split.image(row))
         crops.append(crop_cell(crop, f"{what}: {_facts(facts)}", escape(facts["identity"]), what))
     noun = "query" if pair.total == 1 else "queries"
     count = f'<p class="tag under">{pair.queries} of their {pair.total} {noun}</p>'

@@ -1,4 +1,4 @@
-"""Ranked lists as a picture: what each model puts first for some queries, right or wrong by colour, mark."""
+"""Ranked lists as an image: what each model puts first for some queries, right or wrong by colour, mark."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ CAPTIONS = {
 }
 
 
-class Pictures(Protocol):
-    """What is needed of a split: its metadata and its pictures (`clipreid.data.Split` has both)."""
+class Images(Protocol):
+    """What is needed of a split: its metadata and its images (`clipreid.data.Split` has both)."""
 
     def metadata(self) -> Mapping[str, Any]:
         """Columns "identity" and, where known, "camera" and "path"."""
 
-    def picture(self, i: int) -> Image.Image:
-        """Picture i, RGB."""
+    def image(self, i: int) -> Image.Image:
+        """Image i, RGB."""
 
 
 def ranked_lists(
     path_out: str | Path,
-    query_split: Pictures,
-    gallery_split: Pictures,
+    query_split: Images,
+    gallery_split: Images,
     similarities: Mapping[str, Tensor],
     protocol: str | Rules | Predicate = "market1501",
     n_queries: int = 5,
@@ -51,10 +51,10 @@ def ranked_lists(
     seed: int = 0,
     choose: Choice = "changed",
 ) -> list[int]:
-    """Draw the ranked lists of some queries into a picture file; return which queries.
+    """Draw the ranked lists of some queries into an image file; return which queries.
 
     similarities: model name -> [Q, G], larger is closer, in the order in which the rows are drawn. Each row
-    shows the `top` best gallery pictures of one query under one model, without junk, and the query's AP at
+    shows the `top` best gallery images of one query under one model, without junk, and the query's AP at
     the left.
     choose: "changed" = the queries whose AP differs most between the first and the last model, for better
     or worse; "hardest" = the lowest AP under the last model; "random"; or the rows of the queries to show.
@@ -73,19 +73,19 @@ def ranked_lists(
         report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, similarity=similarity)
         ap[model] = report.per_query["ap"]
     chosen = _choose(choose, list(ap.values()), query["identity"].numpy(), n_queries, seed)
-    figure, axes = _sheet(len(chosen), list(similarities), top, query_split.picture(chosen[0]))
+    figure, axes = _sheet(len(chosen), list(similarities), top, query_split.image(chosen[0]))
     lines = iter(axes)
     for row in chosen:
         for model, similarity in similarities.items():
             cells = next(lines)
-            _picture(cells[0], query_split.picture(row), QUERY, "query")
+            _image(cells[0], query_split.image(row), QUERY, "query")
             label = f"{model}\nAP {100 * ap[model][row]:.0f}%"
             cells[0].set_ylabel(label, rotation=0, ha="right", va="center")
             best = _best(similarity[row], query.rows(row, row + 1), gallery, rules)
             for cell, result in zip(cells[1:], best, strict=False):
                 right = bool(gallery["identity"][result] == query["identity"][row])
                 colour, mark = (RIGHT, "✓") if right else (WRONG, "✗")
-                _picture(cell, gallery_split.picture(result), colour, mark)
+                _image(cell, gallery_split.image(result), colour, mark)
     how = CAPTIONS[choose] if isinstance(choose, str) else "queries chosen by hand"
     _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision")
     path_out = Path(path_out)
@@ -114,7 +114,7 @@ def _choose(choose: Choice, ap: list[np.ndarray], identities: np.ndarray, n: int
 
 
 def _best(similarity: Any, query: Columns, gallery: Columns, rules: Rules) -> list[int]:
-    """Gallery pictures, best first, without junk; ties against the query, as in the figures."""
+    """Gallery images, best first, without junk; ties against the query, as in the figures."""
     junk, own = find_junk(rules, query, gallery)  # [1, G]
     kept = (~(junk | own))[0].nonzero()[:, 0]
     values = torch.as_tensor(similarity).detach().cpu().double()[kept]
@@ -127,7 +127,7 @@ def _sheet(queries: int, models: list[str], top: int, sample: Image.Image) -> tu
     from matplotlib.figure import Figure  # only here: its first import on a machine builds a font cache
     from matplotlib.lines import Line2D
 
-    height, gap, title, between = 1.25, 0.10, 0.28, 0.18  # inches: picture, right of it, above it, of queries
+    height, gap, title, between = 1.25, 0.10, 0.28, 0.18  # inches: image, right of it, above it, of queries
     width = height * min(max(sample.width / sample.height, 0.4), 1.6)
     label = 0.3 + 0.085 * max(len(name) for name in [*models, "AP 100%"])
     lines = queries * len(models)
@@ -140,7 +140,7 @@ def _sheet(queries: int, models: list[str], top: int, sample: Image.Image) -> tu
         lefts = [label + column * (width + gap) + (3 * gap if column else 0) for column in range(top + 1)]
         axes.append([figure.add_axes((x / right, y / full, width / right, height / full)) for x in lefts])
         for cell in axes[-1]:
-            cell.set_axis_off()  # until a picture is drawn into it
+            cell.set_axis_off()  # until an image is drawn into it
         if line and line % len(models) == 0:
             rule = (y + height + title + between / 2) / full
             figure.add_artist(Line2D([0.01, 0.99], [rule, rule], color="#d0d7de", linewidth=1))
@@ -154,9 +154,9 @@ def _legend(figure: Figure, x: float, note: str) -> None:
     figure.text(x, 0.12 / height, note, color=QUERY, fontsize=8.5)
 
 
-def _picture(cell: Axes, picture: Image.Image, colour: str, title: str) -> None:
+def _image(cell: Axes, image: Image.Image, colour: str, title: str) -> None:
     cell.set_axis_on()
-    cell.imshow(np.asarray(picture.convert("RGB")), interpolation="lanczos")
+    cell.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
     cell.set(xticks=[], yticks=[])
     cell.set_title(title, color=colour, fontsize=12, weight="bold", pad=4)
     for side in cell.spines.values():

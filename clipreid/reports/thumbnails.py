@@ -1,4 +1,4 @@
-"""Small pictures for a page, each inside it as a data address, and where a model looked, laid over the crop."""
+"""Small images for a page, each inside it as a data address, and where a model looked, laid over the crop."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from PIL import Image
 SIDE = 192  # pixels of the longer side, at most: sharp at 96 on fine screens
 
 
-def thumbnail(picture: Image.Image, side: int = SIDE) -> str:
+def thumbnail(image: Image.Image, side: int = SIDE) -> str:
     """A JPEG of at most `side` pixels, never enlarged, as a data address."""
-    small = picture.convert("RGB")
+    small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return data_address(small)
 
 
-def overlay_attention(picture: Image.Image, share: np.ndarray, side: int = SIDE) -> Image.Image:
-    """The picture, dim where the map `share` [h, w] (of the whole picture, any scale) is low, glowing where it is high.
+def overlay_attention(image: Image.Image, share: np.ndarray, side: int = SIDE) -> Image.Image:
+    """The image, dim where the map `share` [h, w] (of the whole image, any scale) is low, glowing where it is high.
 
-    The highest of the map is the brightest, whatever its value: pictures cannot be compared in brightness.
+    The highest of the map is the brightest, whatever its value: images cannot be compared in brightness.
     """
     from matplotlib import colormaps
 
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    large = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    scale = side / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    large = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     crop = np.asarray(large, dtype=np.float32) / 255  # [H, W, 3]
     heat = np.asarray(Image.fromarray((share / share.max()).astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
     heat = heat.clip(0, 1)[..., None]  # [H, W, 1]
@@ -37,8 +37,8 @@ def overlay_attention(picture: Image.Image, share: np.ndarray, side: int = SIDE)
     return Image.fromarray((255 * mixed.clip(0, 1)).astype(np.uint8))
 
 
-def data_address(picture: Image.Image) -> str:
+def data_address(image: Image.Image) -> str:
     """data:image/jpeg;base64,..."""
     file = io.BytesIO()
-    picture.save(file, format="JPEG", quality=84, optimize=True)
+    image.save(file, format="JPEG", quality=84, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

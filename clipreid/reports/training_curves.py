@@ -1,4 +1,4 @@
-"""The picture of a model card: how training went and what it changed, drawn from a run folder's own figures.
+"""The image of a model card: how training went and what it changed, drawn from a run folder's own figures.
 
 There is no crop in it, and no name.
 """

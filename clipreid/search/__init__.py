@@ -1,12 +1,12 @@
-"""Finding individuals in one's own pictures: features of many pictures in one file, and exact search in it.
+"""Finding individuals in one's own images: features of many images in one file, and exact search in it.
 
-`embed` writes a gallery, `Gallery` opens and searches it, `find_pictures` reads what a user names on the command line.
+`embed` writes a gallery, `Gallery` opens and searches it, `find_images` reads what a user names on the command line.
 """
 
 from clipreid.search.embedding import Embedded, embed
-from clipreid.search.find import find_pictures
+from clipreid.search.find import find_images
 from clipreid.search.format import model_print
 from clipreid.search.gallery import Gallery, Hit, mark_itself
 from clipreid.search.page import write_page
 
-__all__ = ["Embedded", "Gallery", "Hit", "embed", "find_pictures", "mark_itself", "model_print", "write_page"]
+__all__ = ["Embedded", "Gallery", "Hit", "embed", "find_images", "mark_itself", "model_print", "write_page"]

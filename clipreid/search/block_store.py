@@ -1,4 +1,4 @@
-"""Where `embed` keeps what is done: one small parquet file for each block of pictures, joined into one at the end."""
+"""Where `embed` keeps what is done: one small parquet file for each block of images, joined into one at the end."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from clipreid.hub.package import shown_size
 from clipreid.search.format import FEATURE, schema_of, writer
 
 GROUP = 32  # blocks that become one row group of the gallery
-BAD = "bad"  # in a block's metadata: the pictures left out
+BAD = "bad"  # in a block's metadata: the images left out
 AT_WORK = ".at-work"  # ends the name of a file that a process holds locked while it uses the folder
 
 
-def contents(pictures: Split, about: Mapping[str, Any], size: int) -> list[str]:
-    """A hash for each block of `size` pictures: of the model (in `about`) and of the pictures' names and states."""
+def contents(images: Split, about: Mapping[str, Any], size: int) -> list[str]:
+    """A hash for each block of `size` images: of the model (in `about`) and of the images' names and states."""
     found: list[str] = []
     start = 0
     model = json.dumps([about[key] for key in ("gallery", "model", "dimension")]).encode()
-    identities, cameras = pictures.identities, pictures.cameras
-    for images in pictures.images(size):
+    identities, cameras = images.identities, images.cameras
+    for batch in images.encoded_batches(size):
         digest = hashlib.sha256(model)
-        for row, image in enumerate(images, start):
+        for row, image in enumerate(batch, start):
             known = [image["path"], str(identities[row]), int(cameras[row])]
             data = image["bytes"]
             state = file_state(image["path"]) if data is None else hashlib.sha256(data).digest()
             digest.update(json.dumps(known).encode() + state)
         found.append(digest.hexdigest())
-        start += len(images)
+        start += len(batch)
     return found
 
 
-def to_table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.Table:
+def to_table(images: Split, kept: dict[int, str], features: np.ndarray) -> pa.Table:
     """Rows of a gallery: what is unknown is null. kept: row of the split -> path."""
     rows = list(kept)
-    cameras = pictures.cameras[rows]
+    cameras = images.cameras[rows]
     lists = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
     return pa.table(
         {
             "path": pa.array(kept.values(), pa.string()),
-            "identity": pa.array([name or None for name in pictures.identities[rows].tolist()], pa.string()),
+            "identity": pa.array([name or None for name in images.identities[rows].tolist()], pa.string()),
             "camera": pa.array(cameras, pa.int32(), mask=cameras < 0),
             FEATURE: lists,
         }
@@ -66,7 +66,7 @@ def to_table(pictures: Split, kept: dict[int, str], features: np.ndarray) -> pa.
 class BlockStore:
     """A folder of finished blocks, by name; a file appears at once and whole, or not at all.
 
-    Jobs for the same output share the folder, even those of other pictures: the last one at work removes it.
+    Jobs for the same output share the folder, even those of other images: the last one at work removes it.
     """
 
     folder: Path
@@ -119,7 +119,7 @@ class BlockStore:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def write(self, name: str, table: pa.Table, bad: Sequence[tuple[str, str]]) -> None:
-        """Keeps a block: its rows, and (path, reason) of its pictures that cannot be used."""
+        """Keeps a block: its rows, and (path, reason) of its images that cannot be used."""
         scratch = self.folder / f"{name}.{os.getpid()}"
         with writer(scratch, self.about) as out:
             out.write_table(table.cast(schema_of(self.about)))
@@ -127,7 +127,7 @@ class BlockStore:
         scratch.replace(self.file(name))
 
     def bad(self, names: Sequence[str]) -> list[tuple[str, str]]:
-        """(path, reason) of all pictures that cannot be used."""
+        """(path, reason) of all images that cannot be used."""
         found: list[tuple[str, str]] = []
         for name in names:
             with self._intact(name) as file:
@@ -159,12 +159,12 @@ class BlockStore:
             raise UserError(f"{file} was damaged ({error}) and is removed: repeat the command") from error
 
 
-def check_space(folder: Path, pictures: int, needed: int) -> None:
-    """Refuses, with `UserError`, to embed so many pictures where the bytes that are needed for them are not free."""
+def check_space(folder: Path, images: int, needed: int) -> None:
+    """Refuses, with `UserError`, to embed so many images where the bytes that are needed for them are not free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"embedding {pictures:,} pictures needs {shown_size(needed)} in {folder}, where "
+            f"embedding {images:,} images needs {shown_size(needed)} in {folder}, where "
             f"{shown_size(free)} are free: make room"
         )
 

@@ -1,8 +1,8 @@
-"""Pictures to a gallery, block by block: a killed process goes on where it was, several share the work.
+"""Images to a gallery, block by block: a killed process goes on where it was, several share the work.
 
-Each block of pictures becomes a file in a hidden folder beside the output, named for what is in it: which model, which
-pictures, their state (size and time, or the bytes themselves), and the size of batches. So a block is done exactly
-where its file lies there, and a picture that changes makes its block a new one. Processes claim blocks by file locks,
+Each block of images becomes a file in a hidden folder beside the output, named for what is in it: which model, which
+images, their state (size and time, or the bytes themselves), and the size of batches. So a block is done exactly
+where its file lies there, and an image that changes makes its block a new one. Processes claim blocks by file locks,
 which the system releases when a process dies; whoever finds all blocks done joins them, in order, into the output.
 """
 
@@ -31,9 +31,9 @@ from clipreid.search.block_store import BlockStore, check_space, contents, to_ta
 from clipreid.search.find import absolute_entry
 from clipreid.search.format import describe, read_about
 
-BLOCK = 256  # pictures: what a killed process loses at most
+BLOCK = 256  # images: what a killed process loses at most
 LARGEST = 256  # batch; a block is not embedded across its end
-PASSES = 5  # over pictures that change meanwhile
+PASSES = 5  # over images that change meanwhile
 PAUSE = 0.2  # seconds between looks at what other processes have done
 Progress = Callable[[int, int], None]
 
@@ -42,17 +42,17 @@ Progress = Callable[[int, int], None]
 class Embedded:
     """What `embed` has done."""
 
-    pictures: int  # in the gallery
-    bad: int  # pictures left out because they could not be decoded
+    images: int  # in the gallery
+    bad: int  # images left out because they could not be decoded
     listing: Path  # names them, with the reasons; not there where there are none
-    found: int = 0  # pictures that were done already, by an earlier attempt
-    stale: int = 0  # pictures done earlier that count no more: they, or others of their block, have changed since
-    complete: bool = False  # the output was there already, made by this model of these pictures
+    found: int = 0  # images that were done already, by an earlier attempt
+    stale: int = 0  # images done earlier that count no more: they, or others of their block, have changed since
+    complete: bool = False  # the output was there already, made by this model of these images
 
 
 def embed(
     model: ReIDModel,
-    pictures: Split,
+    images: Split,
     output: str | Path,
     *,
     run: str = "",
@@ -64,36 +64,36 @@ def embed(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
-    """Writes the features of N pictures, on the model's device, into a gallery (`clipreid.search.format`).
+    """Writes the features of N images, on the model's device, into a gallery (`clipreid.search.format`).
 
-    Pictures that cannot be decoded are left out and listed in OUTPUT.unusable.txt; when some of them can be later on,
+    Images that cannot be decoded are left out and listed in OUTPUT.unusable.txt; when some of them can be later on,
     `overwrite` makes the gallery anew. Repeated after it was killed it goes on where it was, and the file is the same,
-    bit for bit, on the same machine; several processes that make the same call share the work; those for other pictures
-    leave it alone. Memory: a block of pictures, and some 1.5 kB a picture for paths and names.
+    bit for bit, on the same machine; several processes that make the same call share the work; those for other images
+    leave it alone. Memory: a block of images, and some 1.5 kB an image for paths and names.
 
     Args:
         run: kept in the file, for people.
-        sources, pattern, columns: what `find_pictures` was given; kept, to find pictures that are no files again.
-        batch_size: pictures at a time, up to `LARGEST`. An output that is there may have been made with another.
-        overwrite: replace an output made by another model, of other pictures, or without some that can be decoded now.
+        sources, pattern, columns: what `find_images` was given; kept, to find images that are no files again.
+        batch_size: images at a time, up to `LARGEST`. An output that is there may have been made with another.
+        overwrite: replace an output made by another model, of other images, or without some that can be decoded now.
         threads: that decode; default all cores.
-        progress: called as progress(pictures done, N), those of all processes.
+        progress: called as progress(images done, N), those of all processes.
 
     Returns:
         In every process the same, but for what it found.
 
     Raises:
-        UserError: no picture can be decoded; an output that is in the way, lacks pictures that can be decoded by now,
-            or cannot be written; pictures that keep changing.
+        UserError: no image can be decoded; an output that is in the way, lacks images that can be decoded by now,
+            or cannot be written; images that keep changing.
     """
     output = Path(os.path.abspath(Path(output).expanduser()))
     if not 1 <= batch_size <= LARGEST:
         raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
-    about = describe(model, run) | {"sources": [absolute_entry(entry) for entry in sources], "split": pictures.name}
+    about = describe(model, run) | {"sources": [absolute_entry(entry) for entry in sources], "split": images.name}
     about |= {"pattern": pattern, "columns": columns}
-    job = _Job(model.eval(), pictures, output, about, batch_size, overwrite, threads, progress)
+    job = _Job(model.eval(), images, output, about, batch_size, overwrite, threads, progress)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         return job.run()
@@ -104,7 +104,7 @@ class _Job:
     """One process's view of the work."""
 
     model: ReIDModel
-    pictures: Split
+    images: Split
     output: Path
     about: dict[str, Any]
     batch_size: int
@@ -112,7 +112,7 @@ class _Job:
     threads: int | None
     progress: Progress | None
     names: list[str] = field(default_factory=list)  # of the blocks, in order
-    key: str = ""  # of the gallery: this model, these pictures
+    key: str = ""  # of the gallery: this model, these images
     outdated: int | None = None  # inode of an output that is made anew
 
     @property
@@ -133,8 +133,8 @@ class _Job:
         left = set() if self.blocks.busy() else done - set(self.names)  # what others are at was not left behind
         stale = {name[:7] for name in left} & {name[:7] for name in set(self.names) - done}
         found = sum(self._size(number) for number, name in enumerate(self.names) if name in done)
-        left_to_do = len(self.pictures) - found
-        check_space(self.output.parent, left_to_do, 4 * self.about["dimension"] * (left_to_do + len(self.pictures)))
+        left_to_do = len(self.images) - found
+        check_space(self.output.parent, left_to_do, 4 * self.about["dimension"] * (left_to_do + len(self.images)))
         try:
             with self.blocks.used():
                 self._make()
@@ -147,40 +147,40 @@ class _Job:
     def _check_output(self) -> None:
         if self.output.exists() and not self.overwrite:
             raise UserError(
-                f"--output {self.output} is there already, made by another model or of other pictures: "
+                f"--output {self.output} is there already, made by another model or of other images: "
                 "--overwrite, or another name"
             )
 
     def _mended(self) -> bool:
-        """Whether the finished output lacks pictures that can be decoded now: then this very file counts no more."""
+        """Whether the finished output lacks images that can be decoded now: then this very file counts no more."""
         lines = self.listing.read_text().splitlines() if self.listing.is_file() else []
         mended = self._usable([line.partition("\t")[0] for line in lines])
         if mended and not self.overwrite:
             raise UserError(
-                f"--output {self.output} was made without {mended:,} pictures that can be decoded by now: "
+                f"--output {self.output} was made without {mended:,} images that can be decoded by now: "
                 "--overwrite makes it anew with them"
             )
         self.outdated = self.output.stat().st_ino if mended else None
         return mended > 0
 
     def _forget_mended(self) -> None:
-        """Removes blocks that were done without pictures that can be decoded now, unless others are at work."""
+        """Removes blocks that were done without images that can be decoded now, unless others are at work."""
         for name in set() if self.blocks.busy() else self.blocks.done() & set(self.names):
             if self._usable([path for path, _ in self.blocks.bad([name])]):
                 self.blocks.file(name).unlink()
 
     def _usable(self, paths: Sequence[str]) -> int:
-        """How many of these pictures can be decoded."""
+        """How many of these images can be decoded."""
         if not paths:
             return 0
         size, interpolation = self.model.image_size, self.model.config.interpolation
-        rows = np.flatnonzero(np.isin(self.pictures.paths, paths))
-        images = (image for block in self.pictures.select(rows).images(BLOCK) for image in block)
+        rows = np.flatnonzero(np.isin(self.images.paths, paths))
+        images = (image for block in self.images.select(rows).encoded_batches(BLOCK) for image in block)
         return sum(not isinstance(decode(image, size, interpolation), str) for image in images)
 
     def _look(self) -> None:
-        """At the pictures: names the blocks, by number and hash."""
-        found = contents(self.pictures, self.about, BLOCK)
+        """At the images: names the blocks, by number and hash."""
+        found = contents(self.images, self.about, BLOCK)
         self.key = hashlib.sha256("".join(found).encode()).hexdigest()[:24]
         hashes = [hashlib.sha256(f"{each} {self.batch_size}".encode()).hexdigest()[:24] for each in found]
         self.names = [f"{number:07d}-{each}" for number, each in enumerate(hashes)]
@@ -190,12 +190,12 @@ class _Job:
         while True:
             self._do_all()
             names = self.names
-            self._look()  # pictures may have changed meanwhile
+            self._look()  # images may have changed meanwhile
             if names == self.names:
                 if self._join():
                     return
             elif (changed := changed + 1) == PASSES:
-                raise UserError("the pictures keep changing while they are embedded: wait until they are all there")
+                raise UserError("the images keep changing while they are embedded: wait until they are all there")
 
     def _join(self) -> bool:
         """Whether the output is made now."""
@@ -204,21 +204,21 @@ class _Job:
                 return True
             if self._missing():
                 return False
-            self._check_output()  # a job for other pictures may have been faster
+            self._check_output()  # a job for other images may have been faster
             bad = self.blocks.bad(self.names)
-            usable = len(self.pictures) - len(bad)
+            usable = len(self.images) - len(bad)
             self.listing.unlink(missing_ok=True)
             if bad:
                 lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in bad]
                 self.listing.write_text("".join(lines))
             if not usable:
-                raise UserError(f"none of the {len(self.pictures):,} pictures can be decoded: see {self.listing}")
-            about = self.about | {"key": self.key, "bad": len(bad), "pictures": usable}
+                raise UserError(f"none of the {len(self.images):,} images can be decoded: see {self.listing}")
+            about = self.about | {"key": self.key, "bad": len(bad), "images": usable}
             self.blocks.join(self.names, self.output, about)
             return True
 
     def _size(self, number: int) -> int:
-        return max(0, min(BLOCK, len(self.pictures) - number * BLOCK))
+        return max(0, min(BLOCK, len(self.images) - number * BLOCK))
 
     def _finished(self) -> bool:
         """Whether the output is what this job is to make: another process may have joined the blocks."""
@@ -226,13 +226,13 @@ class _Job:
             if not self.output.exists() or self.output.stat().st_ino == self.outdated:
                 return False
             about = read_about(self.output)
-            return about.get("key") == self.key and pq.read_metadata(self.output).num_rows == about["pictures"]
+            return about.get("key") == self.key and pq.read_metadata(self.output).num_rows == _count(about)
         except UserError:
             return False
 
     def _result(self, complete: bool = False, found: int = 0, stale: int = 0) -> Embedded:
         about = read_about(self.output)
-        return Embedded(about["pictures"], about["bad"], self.listing, found, stale, complete)
+        return Embedded(_count(about), about["bad"], self.listing, found, stale, complete)
 
     def _do_all(self) -> None:
         """Until every block is done, by this process or by another."""
@@ -246,12 +246,12 @@ class _Job:
     def _missing(self) -> list[int]:
         done = self.blocks.done()
         missing = [number for number, name in enumerate(self.names) if name not in done]
-        self._tell(len(self.pictures) - sum(map(self._size, missing)))
+        self._tell(len(self.images) - sum(map(self._size, missing)))
         return missing
 
     def _tell(self, done: int) -> None:
         if self.progress is not None:
-            self.progress(done, len(self.pictures))
+            self.progress(done, len(self.images))
 
     def _claim(self, number: int) -> bool:
         """Does one block, unless another process has done it or is at it."""
@@ -270,7 +270,7 @@ class _Job:
         return True
 
     def _embed_block(self, number: int, done: int) -> tuple[pa.Table, list[tuple[str, str]]]:
-        """The rows of one block, and (path, reason) of its bad pictures; `done` pictures were done before."""
+        """The rows of one block, and (path, reason) of its bad images; `done` images were done before."""
         rows = np.arange(number * BLOCK, number * BLOCK + self._size(number))
         size, interpolation = self.model.image_size, self.model.config.interpolation
 
@@ -281,12 +281,12 @@ class _Job:
         bad: list[tuple[str, str]] = []
         features = [np.empty((0, self.about["dimension"]), np.float32)]
         waiting: list[np.ndarray] = []
-        found = (each for block in in_blocks(self.pictures.select(rows), work, self.threads) for each in block)
+        found = (each for block in in_blocks(self.images.select(rows), work, self.threads) for each in block)
         for row, (path, pixels) in zip(rows.tolist(), found, strict=True):
             if isinstance(pixels, str):
-                bad.append((path or f"picture {row}", pixels))
+                bad.append((path or f"image {row}", pixels))
                 continue
-            kept[row] = path or f"picture {row}"
+            kept[row] = path or f"image {row}"
             waiting.append(pixels)
             if len(waiting) == self.batch_size:
                 features.append(self._features(waiting))
@@ -295,10 +295,15 @@ class _Job:
         if waiting:
             features.append(self._features(waiting))
         self._tell(done + len(rows))
-        return to_table(self.pictures, kept, np.concatenate(features)), bad
+        return to_table(self.images, kept, np.concatenate(features)), bad
 
     def _features(self, pixels: list[np.ndarray]) -> np.ndarray:
         found = self.model.embed_parts(torch.from_numpy(np.stack(pixels)))["concat"].cpu().numpy()
         if not np.isfinite(found).all():
             raise UserError("the model gives features that are not finite: its weights are damaged")
         return found
+
+
+def _count(about: dict[str, Any]) -> int:
+    """How many images a gallery says that it has; clipreid 0.1.0 wrote this under another key."""
+    return int(about["images"] if "images" in about else about["pictures"])

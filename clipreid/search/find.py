@@ -1,4 +1,4 @@
-"""From what a user names (folders, files, globs, data sets) to pictures with identity and camera where known."""
+"""From what a user names (folders, files, globs, data sets) to images with identity and camera where known."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import datasets
 
 from clipreid.data import Split, load_data
-from clipreid.data.folders import list_pictures
+from clipreid.data.folders import list_images
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.patterns import Crop, Place, fitting, named_pattern, read_paths
 from clipreid.data.readers import VALID
@@ -19,10 +19,10 @@ from clipreid.errors import UserError
 READERS = frozenset({*(name.partition(":")[0] for name in VALID), *LAYOUTS})
 
 
-def find_pictures(
+def find_images(
     images: Sequence[str], *, split: str = "gallery", pattern: str | None = None, columns: str | None = None
 ) -> Split:
-    """The pictures that are named, in that order, each file once; nothing is decoded.
+    """The images that are named, in that order, each file once; nothing is decoded.
 
     images: folders (everything below them), files, globs (`crops/**/*.jpg`), or names of data sets (`synthetic`,
         `market1501:ROOT`), of which `split` is taken. What exists as a file or folder is never taken for anything else.
@@ -31,7 +31,7 @@ def find_pictures(
     columns: as for `load_data`.
 
     Raises:
-        UserError: nothing is named; no such thing; no pictures; a pattern that does not fit; no such split.
+        UserError: nothing is named; no such thing; no images; a pattern that does not fit; no such split.
     """
     if not images:
         raise UserError("name what to embed: folders, files, globs, or a data set such as synthetic")
@@ -55,14 +55,14 @@ def find_pictures(
 
 
 def _check_names(parts: Mapping[str, Split]) -> None:
-    """Refuses data sets that call different pictures the same: nobody could tell which one was found."""
+    """Refuses data sets that call different images the same: nobody could tell which one was found."""
     known: dict[str, str] = {}  # name -> data set
     for spec, part in parts.items():
         names = set(part.paths.tolist()) - {""}
         if both := names & known.keys():
             name = min(both)
             raise UserError(
-                f"{known[name]} and {spec} both have a picture {name!r} ({len(both):,} such names), and what is found "
+                f"{known[name]} and {spec} both have an image {name!r} ({len(both):,} such names), and what is found "
                 "is told by its name: embed them into two galleries"
             )
         known |= dict.fromkeys(names, spec)
@@ -74,7 +74,7 @@ def is_data(entry: str) -> bool:
 
 
 def absolute_entry(entry: str) -> str:
-    """The same name of pictures, to be understood in any working folder."""
+    """The same name of images, to be understood in any working folder."""
     reader, _, root = entry.partition(":") if is_data(entry) else ("", "", entry)
     path = os.path.abspath(Path(root).expanduser())
     if not reader:
@@ -92,12 +92,12 @@ def split_of_data(spec: str, split: str, pattern: str | None, columns: str | Non
 
 
 def _of_files(entry: str) -> list[tuple[str, Place]]:
-    """(absolute path, what a pattern reads) of every picture of one folder, file or glob; a glob names files, and
+    """(absolute path, what a pattern reads) of every image of one folder, file or glob; a glob names files, and
     folders unless it goes down into all of them (`**`)."""
     path = Path(entry).expanduser()
     if path.is_dir():
         home = os.path.abspath(path)
-        below = list_pictures(path)
+        below = list_images(path)
         return [(_readable(os.path.join(home, *name.split("/"))), Place(str(path), name)) for name in below]
     if path.exists():
         return [(_readable(os.path.abspath(path)), Place("", str(path).replace(os.sep, "/")))]
@@ -123,7 +123,7 @@ def _split(places: dict[str, Place], pattern: str | None) -> Split:
         chosen = named_pattern(pattern)
         crops = read_paths(chosen, fitting(chosen, list(places.values())))
     return Split.from_columns(
-        "pictures",
+        "images",
         image=[{"path": path} for path in places],
         identity=[crop.identity for crop in crops],
         camera=[crop.camera for crop in crops],

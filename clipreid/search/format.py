@@ -85,7 +85,7 @@ def read_about(file: Path) -> dict[str, Any]:
     try:
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{file} is no parquet file, or damaged ({error}): embed the pictures again") from error
+        raise UserError(f"{file} is no parquet file, or damaged ({error}): embed the images again") from error
     try:
         about = json.loads((schema.metadata or {})[KEY])
         version = about["gallery"]

@@ -22,7 +22,7 @@ from clipreid.model import ReIDModel
 from clipreid.search.exact import Nearest
 from clipreid.search.format import FEATURE, model_print, read_about
 
-TOP = 10  # pictures found for each query, where the gallery has as many
+TOP = 10  # images found for each query, where the gallery has as many
 CHUNK = 2**13  # rows compared at a time; `embed` writes as many into a row group
 QUERIES = 256  # searched for in one walk through the file
 CHECKED = 4  # row groups whose checksums are verified when a gallery is opened (all of them in small ones)
@@ -30,7 +30,7 @@ CHECKED = 4  # row groups whose checksums are verified when a gallery is opened 
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture that was found."""
+    """One image that was found."""
 
     rank: int  # from 1
     similarity: float  # cosine
@@ -48,7 +48,7 @@ def mark_itself(hits: Sequence[Hit], query: str | Path) -> list[Hit]:
 
 
 class Gallery:
-    """Features of G pictures, opened for search. Use `Gallery.open`.
+    """Features of G images, opened for search. Use `Gallery.open`.
 
     Example:
         >>> gallery = Gallery.open("gallery.parquet")
@@ -57,7 +57,7 @@ class Gallery:
         >>> hits = gallery.search(model.embed(["query.jpg"]), top=5)[0]
         >>> hits = gallery.search(model.embed_text(["a person with a red backpack"]), part="projection")[0]
 
-    Memory: the features of `CHUNK` pictures at a time, 4 bytes a picture when cameras are asked for, and the paths of a
+    Memory: the features of `CHUNK` images at a time, 4 bytes an image when cameras are asked for, and the paths of a
     row group in which something was found. `embed` writes row groups of 2^13; another program may write larger ones.
     """
 
@@ -79,9 +79,9 @@ class Gallery:
             gallery = cls(file, about)
             gallery._check_pages()
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise UserError(f"{file} is damaged ({error}): embed the pictures again") from error
+            raise UserError(f"{file} is damaged ({error}): embed the images again") from error
         if not len(gallery):
-            raise UserError(f"{file} holds no pictures")
+            raise UserError(f"{file} holds no images")
         return gallery
 
     def __len__(self) -> int:
@@ -98,7 +98,7 @@ class Gallery:
         why = "; ".join(differ) or "other weights"
         raise UserError(
             f"{self.file} was made by another model ({made['run']}; {why}): "
-            "search with that one, or embed the pictures again"
+            "search with that one, or embed the images again"
         )
 
     @cached_property
@@ -152,7 +152,7 @@ class Gallery:
             features: float [Q, D]; for a part [Q, width of the part]. Of any length but zero.
             top: how many; default `TOP`, or all where the gallery has fewer.
             part: compare with this part of the features only, made unit length again: "projection" for text.
-            cameras, not_cameras: only pictures of these cameras; none of these (unknown cameras stay).
+            cameras, not_cameras: only images of these cameras; none of these (unknown cameras stay).
 
         Raises:
             UserError: another width than the gallery's; no finite numbers, or nothing but zeros; top under 1 or over G;
@@ -172,7 +172,7 @@ class Gallery:
         return np.concatenate([similarity for similarity, _ in found]), np.concatenate([rows for _, rows in found])
 
     def search(self, features: Tensor | np.ndarray, top: int | None = None, **how: Any) -> list[list[Hit]]:
-        """As `nearest`, with what is known of the pictures: a list of hits for each query."""
+        """As `nearest`, with what is known of the images: a list of hits for each query."""
         similarity, rows = self.nearest(features, top, **how)
         known = dict(zip(rows[rows >= 0].tolist(), self.rows(rows[rows >= 0]), strict=True))
         return [
@@ -196,7 +196,7 @@ class Gallery:
             try:
                 best.add(block[:, columns], numbers)
             except UserError as error:
-                raise UserError(f"{self.file} is damaged: {error}; embed the pictures again") from error
+                raise UserError(f"{self.file} is damaged: {error}; embed the images again") from error
         return best.similarity, best.rows
 
     def _columns(self, part: str | None) -> slice:
@@ -212,9 +212,9 @@ class Gallery:
     def allowed(
         self, top: int | None, cameras: Sequence[int] | None = None, not_cameras: Sequence[int] | None = None
     ) -> np.ndarray | None:
-        """Which pictures pass a filter, bool [G], None = all; raises the `UserError` that `nearest` would."""
+        """Which images pass a filter, bool [G], None = all; raises the `UserError` that `nearest` would."""
         if top is not None and not 1 <= top <= len(self):
-            raise UserError(f"--top {top}: give 1 to {len(self):,}, the number of pictures in {self.file}")
+            raise UserError(f"--top {top}: give 1 to {len(self):,}, the number of images in {self.file}")
         if not cameras and not not_cameras:
             return None
         have = sorted(set(self.cameras.tolist()) - {-1})
@@ -226,7 +226,7 @@ class Gallery:
         allowed = np.isin(self.cameras, list(cameras)) if cameras else np.ones(len(self), dtype=bool)
         allowed &= ~np.isin(self.cameras, list(not_cameras or ()))
         if not allowed.any():
-            raise UserError(f"no picture of {self.file} passes the camera filter")
+            raise UserError(f"no image of {self.file} passes the camera filter")
         return allowed
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What was found, as one HTML page in the dress of the report: nothing is fetched, and every picture lies in it."""
+"""What was found, as one HTML page in the dress of the report: nothing is fetched, and every image lies in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from clipreid.data import Split
-from clipreid.data.images import read_picture
+from clipreid.data.images import read_image
 from clipreid.errors import UserError
 from clipreid.reports.html import document, write
 from clipreid.reports.html_lists import crop_cell
@@ -19,13 +19,13 @@ from clipreid.reports.thumbnails import thumbnail
 from clipreid.search.find import is_data, split_of_data
 from clipreid.search.gallery import Gallery, Hit
 
-GONE = '<span class="tag">the picture cannot<br>be found or read</span>'
+GONE = '<span class="tag">the image cannot<br>be found or read</span>'
 
 
 def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Path], found: Sequence[list[Hit]]) -> Path:
-    """Writes index.html; queries: the picture (a Path) or the text (str) that asked. Returns the file.
+    """Writes index.html; queries: the image (a Path) or the text (str) that asked. Returns the file.
 
-    Pictures that cannot be found are named only. Raises UserError where the page cannot be written.
+    Images that cannot be found are named only. Raises UserError where the page cannot be written.
     """
     album = Album(gallery)
     names = [query.name if isinstance(query, Path) else f"“{query}”" for query in queries]
@@ -34,28 +34,28 @@ def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Pat
         _article(album, f"query-{i}", name, query, hits)
         for i, (name, query, hits) in enumerate(zip(names, queries, found, strict=True))
     ]
-    about = f"{len(gallery):,} pictures, embedded by {gallery.about['run']} ({gallery.about['backbone']})"
+    about = f"{len(gallery):,} images, embedded by {gallery.about['run']} ({gallery.about['backbone']})"
     file = Path(folder) / "index.html"
-    page = document(f"Found in {gallery.file.name}", about, links, "\n".join(articles), pictures=True)
+    page = document(f"Found in {gallery.file.name}", about, links, "\n".join(articles), images=True)
     write({file: page.encode(errors="replace")})  # a file's name need not be UTF-8
     return file
 
 
 class Album:
-    """The pictures of a gallery: files, or those of the data set that was embedded."""
+    """The images of a gallery: files, or those of the data set that was embedded."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.about = gallery.about
 
-    def picture(self, path: str) -> Image.Image | None:
+    def image(self, path: str) -> Image.Image | None:
         """RGB; None where it cannot be found or read."""
         try:
             if os.path.isabs(path) and os.path.isfile(path):  # other names mean something in the data set only
-                return read_picture(path)
+                return read_image(path)
             for split in self._splits():
                 rows = (split.paths == path).nonzero()[0]
                 if len(rows):
-                    return split.picture(int(rows[0]))
+                    return split.image(int(rows[0]))
         except Exception:  # on a broken or enormous file Pillow's plugins raise nearly everything
             return None
         return None
@@ -77,7 +77,7 @@ def _article(album: Album, name: str, title: str, query: str | Path, hits: list[
     """One query and what was found for it."""
     asked = ""
     if isinstance(query, Path):
-        asked = f'<div class="asked">{crop_cell(thumbnail(read_picture(query)), "query", "query", "")}</div>'
+        asked = f'<div class="asked">{crop_cell(thumbnail(read_image(query)), "query", "query", "")}</div>'
     results = "".join(_result(album, hit) for hit in hits)
     return f"""<article id="{name}" aria-label="{escape(title)}" tabindex="-1">
 <div class="head"><h4>{escape(title)}</h4></div>
@@ -89,11 +89,11 @@ def _result(album: Album, hit: Hit) -> str:
     facts = [f"{name} {escape(str(value))}" for name, value in known.items() if value is not None]
     said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.3f}"])
     under = "<br>".join([f"{hit.similarity:.3f}", *facts, f'<span title="{escape(hit.path)}">{_end(hit.path)}</span>'])
-    picture = album.picture(hit.path)
+    image = album.image(hit.path)
     mark = f"{hit.rank}{' · the query itself' if hit.itself else ''}"
-    if picture is None:
+    if image is None:
         return f'<li><span class="tag">{mark}</span>{GONE}<span class="tag under">{under}</span></li>'
-    return f"<li>{crop_cell(thumbnail(picture), said, mark, under)}</li>"
+    return f"<li>{crop_cell(thumbnail(image), said, mark, under)}</li>"
 
 
 def _end(path: str) -> str:

@@ -77,13 +77,13 @@ def test_version_4_with_config_dicts(clip_folder: Folder, short: Any) -> None:
 
 
 def test_processor_of_version_5(clip_folder: Folder) -> None:
-    """Version 5 keeps the picture's mean and std inside processor_config.json."""
+    """Version 5 keeps the image's mean and std inside processor_config.json."""
     from transformers import CLIPImageProcessor, CLIPProcessor, CLIPTokenizer
 
     folder, _ = clip_folder
     (folder / "preprocessor_config.json").unlink()
-    pictures = CLIPImageProcessor(image_mean=[0.6, 0.5, 0.4], image_std=[0.3, 0.2, 0.1])
-    CLIPProcessor(image_processor=pictures, tokenizer=CLIPTokenizer()).save_pretrained(folder / "processor")
+    images = CLIPImageProcessor(image_mean=[0.6, 0.5, 0.4], image_std=[0.3, 0.2, 0.1])
+    CLIPProcessor(image_processor=images, tokenizer=CLIPTokenizer()).save_pretrained(folder / "processor")
     assert not (folder / "processor" / "preprocessor_config.json").exists()
     (folder / "processor" / "processor_config.json").rename(folder / "processor_config.json")
     backbone = load_backbone(f"hf:{folder}")
@@ -93,7 +93,7 @@ def test_processor_of_version_5(clip_folder: Folder) -> None:
 
 
 @pytest.mark.parametrize(("resample", "word"), [(2, "bilinear"), (3, "bicubic"), (None, "bicubic")])
-def test_pictures_are_resized_as_the_folder_says(clip_folder: Folder, resample: int | None, word: str) -> None:
+def test_images_are_resized_as_the_folder_says(clip_folder: Folder, resample: int | None, word: str) -> None:
     folder, _ = clip_folder
     settings = {} if resample is None else {"resample": resample}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))

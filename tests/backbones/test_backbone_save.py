@@ -76,7 +76,7 @@ def test_transformers_and_we_read_it_alike(family: str, dtype: torch.dtype, tmp_
 def test_tower_trained_on_a_tall_grid_is_saved_square(family: str, tmp_path: Path) -> None:
     """The tiny backbones' way: trained at 16x8 patches, published at 16x16, read back at 16x8."""
     trained = tiny_backbone(family, (128, 64))
-    with pytest.raises(ValueError, match=r"square pictures .* has 128x64, stride 8: pass it through square_back"):
+    with pytest.raises(ValueError, match=r"square images .* has 128x64, stride 8: pass it through square_back"):
         save_backbone(trained, tmp_path / "no")
     assert not (tmp_path / "no").exists()
     save_backbone(square_backbone(trained, 128), tmp_path / "out", image_size=(128, 64))

@@ -35,14 +35,14 @@ def make(family: str, depth: int = 3) -> VisionTower:
     return tower.eval()
 
 
-def pictures(count: int = 3) -> Tensor:
+def images(count: int = 3) -> Tensor:
     return torch.randn(count, 3, 16, 8, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
-def slow_rollout(tower: VisionTower, picture: Tensor) -> Tensor:
+def slow_rollout(tower: VisionTower, image: Tensor) -> Tensor:
     """[3, H, W] -> [h, w]: the blocks one by one, head by head, token by token."""
-    x = tower.embeddings(picture[None])
+    x = tower.embeddings(image[None])
     x = tower.pre_layrnorm(x) if tower.has_cls else x
     rolled = torch.eye(x.shape[1])
     for block in tower.encoder.layers:
@@ -62,10 +62,10 @@ def slow_rollout(tower: VisionTower, picture: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_a_rollout_by_hand_and_leaves_the_tower_alone(family: str) -> None:
-    tower, pixels = make(family), pictures()
+    tower, pixels = make(family), images()
     before = tower(pixels).pooled
     maps = attention_rollout(tower, pixels)
-    torch.testing.assert_close(maps, torch.stack([slow_rollout(tower, picture) for picture in pixels]))
+    torch.testing.assert_close(maps, torch.stack([slow_rollout(tower, image) for image in pixels]))
     assert maps.shape == (3, 4, 2)
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(3))
     assert maps.std((1, 2)).min() > 0.005  # not the same everywhere, or equality would say little
@@ -86,13 +86,13 @@ def test_attention_forced_onto_one_patch_shows_that_patch(family: str, patch: in
                 projection.bias.zero_()
             block.self_attn.q_proj.bias.fill_(50.0)
             block.self_attn.k_proj.weight[:, 0] = 1.0
-    for picture in attention_rollout(tower, pictures()):
-        assert picture.argmax() == patch
-        assert picture.flatten()[patch] > (0.99 if family == "clip" else 0.6)  # SigLIP's probe looks at others, too
+    for image in attention_rollout(tower, images()):
+        assert image.argmax() == patch
+        assert image.flatten()[patch] > (0.99 if family == "clip" else 0.6)  # SigLIP's probe looks at others, too
 
 
 def test_a_hook_may_change_tokens_but_not_their_number() -> None:
-    tower, pixels = make("clip"), pictures()
+    tower, pixels = make("clip"), images()
     plain = attention_rollout(tower, pixels)
     changed = attention_rollout(tower, pixels, {0: lambda x: x + torch.arange(16.0)})
     assert not torch.allclose(plain, changed)

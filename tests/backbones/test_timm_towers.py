@@ -29,7 +29,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`weights(name)` -> (file, timm's own model with all weights but another picture size)."""
+    """`weights(name)` -> (file, timm's own model with all weights but another image size)."""
     folder, made = tmp_path_factory.mktemp("timm"), {}
 
     def make(name: str) -> tuple[Path, nn.Module]:

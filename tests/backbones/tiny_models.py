@@ -41,7 +41,7 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def tiny_hf_model(family: str, **vision: Any) -> nn.Module:
-    """A random CLIPModel or SiglipModel: 3 and 2 layers, width 32, 64x64 pictures, patch 8."""
+    """A random CLIPModel or SiglipModel: 3 and 2 layers, width 32, 64x64 images, patch 8."""
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}

@@ -150,7 +150,7 @@ def test_figures_are_those_of_the_loaded_model(run: Path, crops: Path, capsys: C
     found = metrics(run)
     data = load_data(f"folder:{crops}")
     split = data.splits["query"]  # the gallery as well
-    features, table = clipreid.load(run).embed([split.picture(i) for i in range(len(split))]), split.metadata()
+    features, table = clipreid.load(run).embed([split.image(i) for i in range(len(split))]), split.metadata()
     expected = clipreid.evaluate(features, features, table, table, protocol=data.protocol).metrics
     entry = found[f"folder:{crops}"]["stage2"]
     assert {key: entry[key] for key in KEYS} == pytest.approx(expected, abs=1e-6)
@@ -186,15 +186,15 @@ def test_another_protocol_has_its_own_row_and_names_lone_queries(run: Path, crop
     assert found == own
 
 
-def test_bad_pictures_are_named_or_counted(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_bad_images_are_named_or_counted(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(crops, broken)
-    (broken / "test" / "0101_c1s1_000001_00.jpg").write_bytes(b"not a picture")
+    (broken / "test" / "0101_c1s1_000001_00.jpg").write_bytes(b"not an image")
     said = refused(capsys, "evaluate", run, "--data", f"folder:{broken}")
     assert "0101_c1s1_000001_00.jpg" in said
     assert "--skip-bad" in said
     main(["evaluate", str(run), "--data", f"folder:{broken}", "--skip-bad"])
-    assert "1 pictures could not be decoded" in capsys.readouterr().out
+    assert "1 images could not be decoded" in capsys.readouterr().out
     assert metrics(run)[f"folder:{broken}"]["stage2"]["counts"]["queries"] == 23
 
 
@@ -222,22 +222,22 @@ def test_the_report_sets_the_run_against_its_untouched_backbone(
     untouched = ReIDModel(backbone, ModelConfig("head", mean=backbone.mean, std=backbone.std)).eval()
     data = load_data(f"folder:{crops}")
     split, rules = data.splits["query"], data.protocol
-    parts = untouched.embed_parts(untouched.crops([split.picture(i) for i in range(len(split))]))
+    parts = untouched.embed_parts(untouched.crops([split.image(i) for i in range(len(split))]))
     table = split.metadata()
     usable = [parts["concat"], parts["projection"]]
     scored = [clipreid.evaluate(x, x, table, table, protocol=rules).metrics["mAP"] for x in usable]
     assert found["zero-shot"]["mAP"] == pytest.approx(max(scored), abs=1e-6)
     assert found["zero-shot"]["mAP"] != found["stage2"]["mAP"]
-    with Image.open(tmp_path / "report" / "ranked_lists.png") as picture:
-        assert min(picture.size) > 300
-        assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 50  # not an empty sheet
+    with Image.open(tmp_path / "report" / "ranked_lists.png") as image:
+        assert min(image.size) > 300
+        assert len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 50  # not an empty sheet
     page = (tmp_path / "report" / "index.html").read_text()
     for model in ("zero-shot", "stage2"):
         assert f"<td>{100 * found[model]['mAP']:.1f}" in page
     assert "Where the model looked:" in page
     assert page.count("<article") == 20
-    pictures = {"ranked_lists.png", "cmc.png", "similarities.png", "cameras.png"}
-    assert {file.name for file in (tmp_path / "report").iterdir()} == {"index.html", *pictures}
+    images = {"ranked_lists.png", "cmc.png", "similarities.png", "cameras.png"}
+    assert {file.name for file in (tmp_path / "report").iterdir()} == {"index.html", *images}
 
 
 def test_captions_ask_where_the_protocol_says_so(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -249,7 +249,7 @@ def test_captions_ask_where_the_protocol_says_so(run: Path, crops: Path, tmp_pat
     (tmp_path / "said.csv").write_text("\n".join(rows))
     spec = f"csv:{tmp_path / 'said.csv'}"
     asked = ("evaluate", str(run), "--data", spec, "--protocol", "text-to-image")
-    assert "leave it out, or score pictures" in refused(capsys, *asked, "--report", tmp_path / "report")
+    assert "leave it out, or score images" in refused(capsys, *asked, "--report", tmp_path / "report")
     main([*asked, "--zero-shot"])
     found = metrics(run)[f"{spec} (text-to-image)"]
     assert found["stage2"]["feature"] == found["zero-shot"]["feature"] == "projection"

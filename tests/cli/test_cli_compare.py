@@ -22,7 +22,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> tuple[Path, Path, str]:
-    """Two runs and a data set with query, gallery and val, all with the pictures of a painted street."""
+    """Two runs and a data set with query, gallery and val, all with the images of a painted street."""
     from launching import paint_street
 
     place = tmp_path_factory.mktemp("compared")
@@ -73,8 +73,8 @@ def test_figures_are_those_of_evaluate_and_files_hold_every_query(
         rows = list(csv.DictReader(handle))
     assert len(rows) == 12
     assert sum(float(row["ap b"]) for row in rows) / 12 == pytest.approx(entries[1]["mAP"])
-    with Image.open(tmp_path / "report" / "changed.png") as picture:
-        assert min(picture.size) > 300
+    with Image.open(tmp_path / "report" / "changed.png") as image:
+        assert min(image.size) > 300
     assert {"tpr@0.01", "tpr@0.001", "eer"} < set(entries[0]["open_set"])
     for word in ("camera  ", "mAP by camera pair", "equal error rate"):
         assert word in evaluated
@@ -85,7 +85,7 @@ def test_a_weight_chosen_on_one_data_set_serves_those_without_val(
 ) -> None:
     a, b, data = runs
     source = Path(data.removeprefix("csv:"))
-    plain = source.with_name("plain.csv")  # beside the pictures
+    plain = source.with_name("plain.csv")  # beside the images
     plain.write_text("\n".join(line for line in source.read_text().splitlines() if not line.endswith(",val")))
     report = tmp_path / "report"
     main(["compare", str(a), str(b), "--data", f"csv:{plain}", "--data", data, "--fuse", "--report", str(report)])

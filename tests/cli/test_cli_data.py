@@ -84,19 +84,19 @@ def plant(street: Path) -> dict[str, tuple[str, str]]:
     (train / "locked").mkdir()
     os.symlink(train, train / "again")
     return {
-        "truncated JPEG": ("fault: truncated or damaged picture", "train/0001_c1s1_000110_00.jpg"),
+        "truncated JPEG": ("fault: truncated or damaged image", "train/0001_c1s1_000110_00.jpg"),
         "zero-byte file": ("fault: zero-byte file", "train/0001_c2s1_000120_00.jpg"),
         "PNG named .jpg": ("note: PNG named .jpg", "train/0001_c1s1_000001_00.jpg"),
-        "CMYK": ("note: CMYK picture", "train/0001_c1s1_000002_00.jpg"),
-        "16 bit": ("note: 16-bit picture", "train/0001_c1s1_000003_00.png"),
-        "palette": ("note: palette picture", "train/0001_c1s1_000004_00.png"),
+        "CMYK": ("note: CMYK image", "train/0001_c1s1_000002_00.jpg"),
+        "16 bit": ("note: 16-bit image", "train/0001_c1s1_000003_00.png"),
+        "palette": ("note: palette image", "train/0001_c1s1_000004_00.png"),
         "duplicate across splits": (
             "fault: duplicate across train and test",
             "train/0002_c1s1_000210_00.jpg (train) = gallery/0009_c1s1_000005_00.jpg (gallery)",
         ),
         "query without match": (
             "fault: query without a match",
-            "\n    query/0008_c1s1_000006_00.jpg: 1 of 1 pictures of identity 0008 in the gallery are from camera 1",
+            "\n    query/0008_c1s1_000006_00.jpg: 1 of 1 images of identity 0008 in the gallery are from camera 1",
         ),
         "identity in train and test": (
             "fault: identity in train and test",
@@ -134,8 +134,8 @@ def test_what_was_published_so_is_no_fault(street: Path, monkeypatch: pytest.Mon
     (street / "gallery" / "0004_c2s1_000420_00.jpg").unlink()  # query 0004_c1 finds nothing now
     folders = {"train": "train", "query": "query", "gallery": "gallery"}
     counts = {"train": (6, 3, 2), "query": (4, 2, 2), "gallery": (3, 2, None)}
-    for pictures, status, severity in ((3, 0, "note"), (4, 1, "fault")):
-        official = {**counts, "gallery": (pictures, 2, None)}
+    for images, status, severity in ((3, 0, "note"), (4, 1, "fault")):
+        official = {**counts, "gallery": (images, 2, None)}
         monkeypatch.setitem(LAYOUTS, "mini", Layout("mini", folders, MARKET, "market1501", official=official))
         assert checked(f"mini:{street}") == status
         assert f"{severity}: query without a match (1): 1 of 4 queries" in capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_what_evaluate_refuses_is_no_fit(street: Path, monkeypatch: pytest.Monke
     folders = {"train": "train", "query": "query", "gallery": "gallery"}
     for protocol, why in (
         ("aerial-ground", "needs the column 'view', and none is known in query or gallery: add it, or choose another"),
-        ("text-to-image", "4 of 4 query pictures have no caption, and captions ask here: add them"),
+        ("text-to-image", "4 of 4 query images have no caption, and captions ask here: add them"),
     ):
         monkeypatch.setitem(LAYOUTS, "mini", Layout("mini", folders, MARKET, protocol))
         assert checked(f"mini:{street}") == 1
@@ -225,7 +225,7 @@ def test_columns_reach_the_reader(tmp_path: Path, capsys: Capture) -> None:
     assert "--columns identity=pid" in capsys.readouterr().out
     assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=pid") == 1
     said = capsys.readouterr().out
-    assert "1 pictures       1 identities" in said
+    assert "1 images       1 identities" in said
     assert "fault: nothing to test on: no query and no gallery, so no protocol was checked" in said
 
 

@@ -31,7 +31,7 @@ def test_reranked_figures_get_their_own_row(run: Path, crops: Path, capsys: Capt
 
     model, data = clipreid.load(str(run)).eval(), load_data(f"folder:{crops}")
     query, gallery = data.splits["query"], data.splits["gallery"]
-    features = [model.embed([split.picture(i) for i in range(len(split))]) for split in (query, gallery)]
+    features = [model.embed([split.image(i) for i in range(len(split))]) for split in (query, gallery)]
     for found, options in ((name, {"k1": 4, "k2": 2}), ("stage2+kwf", {})):
         method = after[found]["rerank"]["method"]
         cameras = {"query_cameras": query.cameras, "gallery_cameras": gallery.cameras}

@@ -1,4 +1,4 @@
-"""`clipreid evaluate --strength`: a table, a picture, and figures that are those of the models themselves."""
+"""`clipreid evaluate --strength`: a table, an image, and figures that are those of the models themselves."""
 
 import json
 import shutil
@@ -26,8 +26,8 @@ def abroad(crops: Path, tmp_path: Path) -> Path:  # noqa: F811
     """The same street through tinted glass."""
     shutil.copytree(crops, tmp_path / "abroad")
     for file in (tmp_path / "abroad").rglob("*.jpg"):
-        with Image.open(file) as picture:
-            seen = picture.convert("RGB").point([v * 2 // 3 for v in range(256)] * 2 + list(range(256)))
+        with Image.open(file) as image:
+            seen = image.convert("RGB").point([v * 2 // 3 for v in range(256)] * 2 + list(range(256)))
         seen.save(file)
     return tmp_path / "abroad"
 
@@ -59,15 +59,15 @@ def test_every_strength_is_scored_and_kept(
     assert [row[1] for row in rows] == ["0", "0.5", "1"]
     assert rows[2][2] == f"{found[f'folder:{crops}']['stage2']['mAP']:.1%}"
     assert f"home (trained on): {crops.name}" in said
-    with Image.open(run / "strength.png") as picture:
-        assert picture.width > 1.8 * picture.height  # two panels
+    with Image.open(run / "strength.png") as image:
+        assert image.width > 1.8 * image.height  # two panels
 
 
-def test_with_a_report_folder_the_picture_goes_there(
+def test_with_a_report_folder_the_image_goes_there(
     run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     main(["evaluate", str(run), "--strength", "0.5", "--report", str(tmp_path / "seen")])
-    assert not (tmp_path / "seen").exists()  # one point is no picture
+    assert not (tmp_path / "seen").exists()  # one point is no image
     capsys.readouterr()
     drawn: list[list[float]] = []
 

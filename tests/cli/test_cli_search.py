@@ -23,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Callable[[str], Path]) -> Path:
-    """run/, crops/ with 12 pictures of 4 people at 3 cameras, and a gallery of them."""
+    """run/, crops/ with 12 images of 4 people at 3 cameras, and a gallery of them."""
     home = tmp_path_factory.mktemp("home")
     make_run(tiny_folder("clip"), home / "run")
     rng = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def ask(capsys: Capture, *args: object) -> list[dict]:
 # embed ------------------------------------------------------------------------------------------------------------
 
 
-def test_folders_files_and_globs_each_picture_once(there: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_folders_files_and_globs_each_image_once(there: Path, tmp_path: Path, capsys: Capture) -> None:
     run(
         "embed",
         "run",
@@ -83,7 +83,7 @@ def test_folders_files_and_globs_each_picture_once(there: Path, tmp_path: Path, 
         "person2/cam1_6.png",
         "person3/cam1_9.png",
     ]
-    assert "6 pictures" in capsys.readouterr().out
+    assert "6 images" in capsys.readouterr().out
 
 
 def test_identity_and_camera_come_from_the_pattern(there: Path) -> None:
@@ -113,7 +113,7 @@ def test_repeated_it_says_that_there_is_nothing_to_do(there: Path, capsys: Captu
     run("embed", "run", "crops", "--output", "g.parquet", "--pattern", "identity/cam")
     said = capsys.readouterr().out
     assert "nothing left to do" in said
-    assert "there: g.parquet, 12 pictures" in said
+    assert "there: g.parquet, 12 images" in said
     assert "written" not in said
 
 
@@ -122,12 +122,12 @@ def test_where_stderr_is_no_terminal_progress_is_lines(
 ) -> None:
     embed = ("embed", "run", "crops", "--batch-size", 5, "--output")
     run(*embed, tmp_path / "g.parquet")
-    assert "pictures" not in capsys.readouterr().err  # done within a minute
+    assert "images" not in capsys.readouterr().err  # done within a minute
     monkeypatch.setattr("clipreid.cli.search.EVERY", 0.0)
     run(*embed, tmp_path / "h.parquet")
-    lines = [line for line in capsys.readouterr().err.splitlines() if "pictures" in line]
-    assert re.fullmatch(r"  5 of 12 pictures, [\d.,]+ a second, 0:00:\d\d left", lines[1])
-    assert lines[-1].startswith("  12 of 12 pictures")
+    lines = [line for line in capsys.readouterr().err.splitlines() if "images" in line]
+    assert re.fullmatch(r"  5 of 12 images, [\d.,]+ a second, 0:00:\d\d left", lines[1])
+    assert lines[-1].startswith("  12 of 12 images")
 
 
 def test_the_help_says_what_is_required(capsys: Capture) -> None:
@@ -141,7 +141,7 @@ def test_mistakes_of_embed_are_named(there: Path, tmp_path: Path, capsys: Captur
     output = ("--output", tmp_path / "g.parquet")
     assert "no such file or folder, and it is no data set" in refused(capsys, "embed", "run", "cops", *output)
     assert "the glob finds nothing" in refused(capsys, "embed", "run", "crops/*.jpg", *output)
-    assert "no pictures below" in refused(capsys, "embed", "run", "run", *output)
+    assert "no images below" in refused(capsys, "embed", "run", "run", *output)
     assert "do not fit the pattern" in refused(capsys, "embed", "run", "crops", *output, "--pattern", "market1501")
     assert "no group (?P<identity>" in refused(capsys, "embed", "run", "crops", *output, "--pattern", "x")
     assert "works with hub: only" in refused(capsys, "embed", "run", "crops", *output, "--columns", "identity=pid")
@@ -177,8 +177,8 @@ def test_text_is_compared_with_the_projection(there: Path, capsys: Capture) -> N
     (entry,) = ask(capsys, "--text", "a person with a red backpack", "--top", 12)
     model = clipreid.load("run")
     paths = sorted(str(path) for path in (there / "crops").rglob("*.png"))
-    pictures = model.embed_parts(model.crops(paths))["projection"]
-    true = (pictures @ model.embed_text(["a person with a red backpack"]).T)[:, 0].numpy()
+    images = model.embed_parts(model.crops(paths))["projection"]
+    true = (images @ model.embed_text(["a person with a red backpack"]).T)[:, 0].numpy()
     assert entry["text"] == "a person with a red backpack"
     assert [hit["path"] for hit in entry["results"]] == [paths[i] for i in np.argsort(-true, kind="stable")]
     np.testing.assert_allclose([hit["similarity"] for hit in entry["results"]], -np.sort(-true), atol=1e-5)
@@ -253,14 +253,14 @@ def test_the_page_holds_everything_and_believes_nothing(there: Path, tmp_path: P
 def test_mistakes_of_search_are_named(there: Path, tmp_path: Path, capsys: Capture) -> None:
     search, image = ("search", "run", "--gallery"), ("--image", "crops/person0/cam1_0.png")
     assert "give one of them, not both" in refused(capsys, *search, "g.parquet", *image, "--text", "x")
-    assert "give pictures or sentences" in refused(capsys, *search, "g.parquet")
+    assert "give images or sentences" in refused(capsys, *search, "g.parquet")
     assert "is empty" in refused(capsys, *search, "g.parquet", "--text", " ")
     assert "is no file: make a gallery" in refused(capsys, *search, "h.parquet", *image)
     assert "--top 13: give 1 to 12" in refused(capsys, *search, "g.parquet", *image, "--top", 13)
     assert "no camera 4" in refused(capsys, *search, "g.parquet", *image, "--camera", 4)
-    assert "--image crops: is a folder: name pictures" in refused(capsys, *search, "g.parquet", "--image", "crops")
+    assert "--image crops: is a folder: name images" in refused(capsys, *search, "g.parquet", "--image", "crops")
     assert "--image nowhere.png: no such file" in refused(capsys, *search, "g.parquet", "--image", "nowhere.png")
-    (tmp_path / "bad.png").write_text("no picture")
+    (tmp_path / "bad.png").write_text("no image")
     assert "cannot be used" in refused(capsys, *search, "g.parquet", "--image", tmp_path / "bad.png")
     said = refused(capsys, *search, "g.parquet", *image, "--strength", "0.25")
     assert "was made by another model (" in said
@@ -293,7 +293,7 @@ def test_under_torchrun_the_processes_share_the_work(there: Path, tmp_path: Path
     ]
     done = subprocess.run([*launch, *embed], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    told = [line.partition(":")[0] for line in done.stdout.splitlines() if line.endswith("g.parquet, 12 pictures")]
+    told = [line.partition(":")[0] for line in done.stdout.splitlines() if line.endswith("g.parquet, 12 images")]
     assert told in (["written"], ["there"])  # by the first process only; the other may have done it all before
     one, both = Gallery.open("g.parquet"), Gallery.open(tmp_path / "g.parquet")
     assert both.rows(range(12)) == one.rows(range(12))

@@ -1,4 +1,4 @@
-"""Batched augmentation against simple references, picture by picture."""
+"""Batched augmentation against simple references, image by image."""
 
 import math
 import random
@@ -25,7 +25,7 @@ def run(batch: Tensor, seed: int = 0, **options: Any) -> Tensor:
 
 
 def boxes(before: Tensor, after: Tensor) -> list[tuple[int, int, int, int] | None]:
-    """(top, left, height, width) of what differs in each picture, a full rectangle."""
+    """(top, left, height, width) of what differs in each image, a full rectangle."""
     found: list[tuple[int, int, int, int] | None] = []
     for changed in (before != after).all(1):
         rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
@@ -66,9 +66,9 @@ def test_pad_and_crop_give_every_offset_with_black_borders(flip: float) -> None:
     result = run(batch, pad=pad, flip=flip)
     source = batch.flip(3) if flip else batch
     seen = set()
-    for one, picture in zip(result, source, strict=True):
+    for one, image in zip(result, source, strict=True):
         canvas = torch.zeros(3, 9 + 2 * pad, 7 + 2 * pad, dtype=torch.uint8)
-        canvas[:, pad:-pad, pad:-pad] = picture
+        canvas[:, pad:-pad, pad:-pad] = image
         for top in range(2 * pad + 1):
             for left in range(2 * pad + 1):
                 window = normalise(canvas[None, :, top : top + 9, left : left + 7], MEAN, STD)[0]
@@ -79,7 +79,7 @@ def test_pad_and_crop_give_every_offset_with_black_borders(flip: float) -> None:
                 continue
             break
         else:
-            pytest.fail("not a crop of the padded picture")
+            pytest.fail("not a crop of the padded image")
     assert len(seen) == 25  # all of them
 
 

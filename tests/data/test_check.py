@@ -19,7 +19,7 @@ from clipreid.errors import UserError
 
 
 def noise(seed: int, size: tuple[int, int] = (32, 64)) -> Image.Image:
-    """A picture like no other, smooth enough to survive compression."""
+    """An image like no other, smooth enough to survive compression."""
     small = np.random.default_rng(seed).integers(0, 255, (8, 6, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 
@@ -77,15 +77,15 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     whole = (root / "0001_c1s1_000110_00.jpg").read_bytes()
     (root / "0001_c1s1_000110_00.jpg").write_bytes(whole[: len(whole) * 9 // 10])
     (root / "0001_c2s1_000120_00.jpg").write_bytes(b"")
-    (root / "0002_c1s1_000210_00.jpg").write_text("this is no picture")
+    (root / "0002_c1s1_000210_00.jpg").write_text("this is no image")
     save(root / "0002_c2s1_000220_00.jpg", 1, (64, 5))
     os.symlink("nowhere", root / "0003_c9s1_000310_00.jpg")
     report = run(tmp_path)
     assert not report.fit
-    truncated = one(report, "truncated or damaged picture", "fault")
+    truncated = one(report, "truncated or damaged image", "fault")
     assert truncated.startswith("train/0001_c1s1_000110_00.jpg: image file is truncated")
     assert one(report, "zero-byte file", "fault") == "train/0001_c2s1_000120_00.jpg: nothing in it"
-    assert "0002_c1s1_000210_00.jpg: not a picture, or of an unknown" in one(report, "not a picture", "fault")
+    assert "0002_c1s1_000210_00.jpg: not an image, or of an unknown" in one(report, "not an image", "fault")
     assert one(report, "too small", "fault").endswith("64x5 pixels, each side needs 8")
     assert one(report, "unreadable file", "fault").endswith("0003_c9s1_000310_00.jpg: No such file or directory")
 
@@ -95,11 +95,11 @@ def test_every_truncation_is_noticed(tmp_path: Path, suffix: str) -> None:
     data = save(tmp_path / f"a.{suffix}", 1).read_bytes()
     for keep in (0.2, 0.5, 0.9, 0.97):
         seen = inspect_image({"path": f"a.{suffix}", "bytes": data[: int(len(data) * keep)]})
-        assert seen.kind in ("truncated or damaged picture", "not a picture"), (keep, seen)
+        assert seen.kind in ("truncated or damaged image", "not an image"), (keep, seen)
     assert inspect_image({"path": f"a.{suffix}", "bytes": data}).kind == ""
 
 
-def test_pictures_that_are_other_than_they_look(tmp_path: Path) -> None:
+def test_images_that_are_other_than_they_look(tmp_path: Path) -> None:
     root = street(tmp_path) / "train"
     noise(1).save(root / "0001_c1s1_000001_00.jpg", "PNG")
     noise(2).convert("CMYK").save(root / "0001_c1s1_000002_00.jpg")
@@ -112,11 +112,11 @@ def test_pictures_that_are_other_than_they_look(tmp_path: Path) -> None:
     report = run(tmp_path)
     assert report.fit
     assert one(report, "PNG named .jpg", "note") == "train/0001_c1s1_000001_00.jpg"
-    assert one(report, "CMYK picture", "note") == "train/0001_c1s1_000002_00.jpg"
-    assert one(report, "palette picture", "note") == "train/0001_c1s1_000003_00.png"
-    assert [item[-6:] for item in found(report)["16-bit picture"].items] == ["00.png", "00.png"]
-    assert one(report, "tiny picture", "note") == "train/0001_c1s1_000006_00.png: 16x24"
-    assert one(report, "blank picture", "note") == "train/0001_c1s1_000007_00.jpg"
+    assert one(report, "CMYK image", "note") == "train/0001_c1s1_000002_00.jpg"
+    assert one(report, "palette image", "note") == "train/0001_c1s1_000003_00.png"
+    assert [item[-6:] for item in found(report)["16-bit image"].items] == ["00.png", "00.png"]
+    assert one(report, "tiny image", "note") == "train/0001_c1s1_000006_00.png: 16x24"
+    assert one(report, "blank image", "note") == "train/0001_c1s1_000007_00.jpg"
 
 
 def deep_png(seed: int) -> bytes:
@@ -191,7 +191,7 @@ def test_a_whole_part_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
-def test_pictures_that_a_list_names_and_nobody_has(tmp_path: Path) -> None:
+def test_images_that_a_list_names_and_nobody_has(tmp_path: Path) -> None:
     lists = tmp_path / "train_test_split"
     lists.mkdir()
     for part, numbers in (("train_list", (1, 2)), ("test_list_800", (3, 4, 5))):
@@ -279,7 +279,7 @@ def test_lines_of_a_table_and_entries_of_lists(tmp_path: Path) -> None:
     finding = found(report)["unusable line"]
     assert finding.severity == "fault"
     assert [item.split("t.csv, ")[1][:24] for item in finding.items] == [
-        "line 3: no such picture:",
+        "line 3: no such image:",
         "line 4: identity is empt",
     ]
 
@@ -292,8 +292,8 @@ def test_official_counts(tmp_path: Path) -> None:
     report, _ = read_and_check(f"market1501:{tmp_path}")
     finding = found(report)["not the official data set"]
     assert finding.severity == "fault"
-    assert "train has 6 pictures, 3 identities" in finding.items[0]
-    assert "officially 12,936 pictures, 751 identities" in finding.items[0]
+    assert "train has 6 images, 3 identities" in finding.items[0]
+    assert "officially 12,936 images, 751 identities" in finding.items[0]
     assert sum("officially" in f.explanation for f in report.findings) == 0  # said once
 
 
@@ -408,7 +408,7 @@ def test_people_in_train_and_test_and_lonely_ones(tmp_path: Path) -> None:
     shared = one(report, "identity in train and test", "fault")
     assert shared == "0004: train/0004_c1s1_000001_00.jpg, query/0004_c1s1_000411_00.jpg"
     assert one(report, "identity seen by one camera only, in train", "note") == "0004: camera 1"
-    assert one(report, "identity with one picture, in train", "note") == "0006"
+    assert one(report, "identity with one image, in train", "note") == "0006"
     assert not any("in train and in the test set" in f.explanation for f in report.findings)  # said once
 
 
@@ -416,12 +416,12 @@ def test_tables_in_memory_are_checked_as_well() -> None:
     images = [{"path": None, "bytes": b"nothing"}, {"path": None, "bytes": b""}]
     data = ReIDData("mine", {"train": Split.from_columns("train", images, ["1", "2"])}, "no-cameras")
     report = check(data)
-    assert one(report, "not a picture", "fault").startswith("train 0: ")
+    assert one(report, "not an image", "fault").startswith("train 0: ")
     assert one(report, "zero-byte file", "fault").startswith("train 1: ")
     assert report.root == ""
 
 
-def test_progress_and_every_picture_is_decoded_once(tmp_path: Path) -> None:
+def test_progress_and_every_image_is_decoded_once(tmp_path: Path) -> None:
     for n in range(70):
         save(tmp_path / "test" / f"{n % 7 + 1:04d}_c{n % 2}s1_{n:06d}_00.jpg", n, (16, 32))
     told: list[tuple[int, int]] = []

@@ -36,7 +36,7 @@ def draw(*paths: Path) -> None:
 
 @pytest.fixture
 def crops(tmp_path: Path) -> Path:
-    """Two people, the same file names in every folder; one picture that is none."""
+    """Two people, the same file names in every folder; one image that is none."""
     root = tmp_path / "crops"
     draw(
         *(
@@ -52,7 +52,7 @@ def crops(tmp_path: Path) -> Path:
 
 def encoded(split: Split) -> list[tuple[str, bytes]]:
     found = []
-    for batch in split.images(3):
+    for batch in split.encoded_batches(3):
         for image in batch:
             data = Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"]
             found.append((image["path"], data))
@@ -98,7 +98,7 @@ def test_every_column_order_and_byte_comes_back(crops: Path, tmp_path: Path) -> 
     assert set(back.notes) == {note.replace(f"{crops}/", "") for note in data.notes}
 
 
-def test_pictures_in_memory_and_every_kind_of_value(tmp_path: Path) -> None:
+def test_images_in_memory_and_every_kind_of_value(tmp_path: Path) -> None:
     def split(name: str, count: int) -> Split:
         images = []
         for n in range(count):
@@ -189,7 +189,7 @@ def test_what_is_there_is_not_overwritten(crops: Path, tmp_path: Path) -> None:
     assert "cannot be written (" in refused(data, tmp_path / "file" / "below")
 
 
-def test_missing_pictures_leave_the_old_set_alone(crops: Path, tmp_path: Path) -> None:
+def test_missing_images_leave_the_old_set_alone(crops: Path, tmp_path: Path) -> None:
     data, out = load_data(f"folder:{crops}"), tmp_path / "out"
     convert(data, out, progress=False)
     (crops / "test" / "ben" / "x1_cam1.jpg").unlink()

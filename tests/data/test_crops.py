@@ -28,7 +28,7 @@ def small(count: int = 5, plain: bool = True) -> Split:
     )
 
 
-def test_split_columns_and_pictures() -> None:
+def test_split_columns_and_images() -> None:
     split = small()
     assert split.table.features == SCHEMA
     assert len(split) == 5
@@ -38,7 +38,7 @@ def test_split_columns_and_pictures() -> None:
     assert split.views.tolist() == [-1] * 5
     assert split.path(0) == ""
     assert split.path(3) == "3.png"
-    assert split.picture(3).getpixel((0, 0)) == (30, 0, 0)
+    assert split.image(3).getpixel((0, 0)) == (30, 0, 0)
     assert split.clothes.tolist() == [""] * 5
     assert split.metadata().keys() == {"identity", "camera", "view", "clothes", "path"}
     assert split.metadata()["path"].tolist() == ["", "1.png", "2.png", "3.png", "4.png"]
@@ -52,8 +52,8 @@ def test_select_keeps_the_given_order_everywhere(indices: list[int]) -> None:
     assert part.cameras.tolist() == [4, 1]
     assert part.captions.tolist() == ["caption 4", "caption 1"]
     assert part.paths.tolist() == ["4.png", "1.png"]
-    assert [image["path"] for batch in part.images(1) for image in batch] == ["4.png", "1.png"]
-    assert part.select([1]).picture(0).getpixel((0, 0)) == (10, 0, 0)
+    assert [image["path"] for batch in part.encoded_batches(1) for image in batch] == ["4.png", "1.png"]
+    assert part.select([1]).image(0).getpixel((0, 0)) == (10, 0, 0)
 
 
 def test_clothes_are_metadata() -> None:
@@ -65,14 +65,14 @@ def test_empty_split() -> None:
     empty = small().select([])
     assert len(empty) == 0
     assert empty.identities.shape == empty.cameras.shape == empty.paths.shape == (0,)
-    assert list(empty.images(4)) == []
+    assert list(empty.encoded_batches(4)) == []
 
 
-def test_reading_labels_never_touches_pictures() -> None:
+def test_reading_labels_never_touches_images() -> None:
     split = Split.from_columns("train", image=[{"path": "/no/such.jpg"}], identity=["a"])
     assert split.metadata()["identity"].tolist() == ["a"]
     with pytest.raises(UserError, match=r"/no/such.jpg cannot be decoded"):
-        split.picture(0)
+        split.image(0)
 
 
 def test_relabel_strings_and_gaps() -> None:
@@ -104,7 +104,7 @@ def test_check_trainable() -> None:
 def test_summary() -> None:
     text = ReIDData("mine", {"train": small()}, "no-cameras", "tiger", ("beware",)).summary()
     assert "mine: protocol no-cameras, noun 'tiger'" in text
-    assert "5 pictures      3 identities    5 cameras" in text
+    assert "5 images      3 identities    5 cameras" in text
     assert "note: beware" in text
 
 

@@ -1,4 +1,4 @@
-"""Tables of the Hugging Face kind: columns, splits, names of pictures, and every error a user can run into."""
+"""Tables of the Hugging Face kind: columns, splits, names of images, and every error a user can run into."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ def encoded(shade: int) -> bytes:
     return buffer.getvalue()
 
 
-def picture(shade: int, name: str | None = None) -> dict[str, Any]:
+def image(shade: int, name: str | None = None) -> dict[str, Any]:
     return {"bytes": encoded(shade), "path": name}
 
 
@@ -52,7 +52,7 @@ TYPED = {
 
 def typed(*pids: int, cameras: int = 2) -> Rows:
     return [
-        {"photo": picture(10 * pid + c, f"{pid}_{c}.png"), "pid": pid, "camid": c, "colour": "red"}
+        {"photo": image(10 * pid + c, f"{pid}_{c}.png"), "pid": pid, "camid": c, "colour": "red"}
         for pid in pids
         for c in range(cameras)
     ]
@@ -69,7 +69,7 @@ def rows(split: Split) -> list[tuple[str, int]]:
 
 
 def images(split: Split) -> Rows:
-    return [image for batch in split.images(2) for image in batch]
+    return [image for batch in split.encoded_batches(2) for image in batch]
 
 
 # ---- parquet -----------------------------------------------------------------------------------------------
@@ -78,7 +78,7 @@ def images(split: Split) -> Rows:
 def test_mapped_columns_of_a_parquet_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parquet(tmp_path, typed(7, 8), TYPED)
     spec = parquet(tmp_path, typed(1, 2), TYPED, "data/test-00000-of-00001.parquet")
-    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image was decoded"))
     data = load_data(spec, columns="identity=pid, camera=camid")
     assert list(data.splits) == ["train", "query", "gallery"]
     assert rows(data.splits["train"]) == [("7", 0), ("7", 1), ("8", 0), ("8", 1)]
@@ -113,7 +113,7 @@ def test_without_the_mapping_the_error_shows_it(tmp_path: Path) -> None:
         ("person=pid", "cannot read 'person'; write FIELD=COLUMN,FIELD=COLUMN"),
         ("identity", "cannot read 'identity'"),
         ("identity=pid,identity=camid", "a field is given twice"),
-        ("identity=pid,image=colour", "column colour (string) holds no pictures"),
+        ("identity=pid,image=colour", "column colour (string) holds no images"),
     ],
 )
 def test_mappings_that_cannot_be(tmp_path: Path, columns: str, message: str) -> None:
@@ -137,7 +137,7 @@ LABELLED = {
 
 def labelled(*values: tuple[int, str, int, str]) -> Rows:
     return [
-        {"image": picture(n), "identity": who, "camera": camera, "view": view, "caption": ["a man", "red"], "split": s}
+        {"image": image(n), "identity": who, "camera": camera, "view": view, "caption": ["a man", "red"], "split": s}
         for n, (who, camera, view, s) in enumerate(values)
     ]
 
@@ -175,23 +175,23 @@ def test_class_labels_named_cameras_lists_of_captions_and_a_split_column(tmp_pat
 
 def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
     plain = {"image": datasets.Image(), "identity": datasets.Value("float64"), "camera": datasets.Value("float64")}
-    spec = parquet(tmp_path / "a", [{"image": picture(1), "identity": 1.5, "camera": 1.0}], plain)
+    spec = parquet(tmp_path / "a", [{"image": image(1), "identity": 1.5, "camera": 1.0}], plain)
     assert "the identity in row 0 of train (column 'identity') is 1.5" in fails(spec)
     plain["identity"] = datasets.Value("string")
-    cells = [{"image": picture(n), "identity": who, "camera": 1.0} for n, who in enumerate(("x", None))]
+    cells = [{"image": image(n), "identity": who, "camera": 1.0} for n, who in enumerate(("x", None))]
     assert "the identity in row 1 of train (column 'identity') is empty" in fails(parquet(tmp_path / "b", cells, plain))
-    cells = [{"image": picture(1), "identity": "x", "camera": 1.5}]
+    cells = [{"image": image(1), "identity": "x", "camera": 1.5}]
     assert "says camera 1.5: whole numbers or names are needed" in fails(parquet(tmp_path / "c", cells, plain))
-    cells = [{"image": picture(n), "identity": "x", "camera": c} for n, c in enumerate((2.0, None, float("nan"), -1.0))]
+    cells = [{"image": image(n), "identity": "x", "camera": c} for n, c in enumerate((2.0, None, float("nan"), -1.0))]
     assert load_data(parquet(tmp_path / "d", cells, plain)).splits["train"].cameras.tolist() == [2, -1, -1, -1]
-    cells = [{"image": picture(1), "identity": "x", "camera": 1}, {"image": None, "identity": "x", "camera": 1}]
-    assert "row 1 of train has no picture" in fails(parquet(tmp_path / "e", cells, plain))
+    cells = [{"image": image(1), "identity": "x", "camera": 1}, {"image": None, "identity": "x", "camera": 1}]
+    assert "row 1 of train has no image" in fails(parquet(tmp_path / "e", cells, plain))
 
 
 def test_junk_is_left_out_and_said(tmp_path: Path) -> None:
     data = load_data(parquet(tmp_path, typed(-1, 3), TYPED), columns="identity=pid,camera=camid")
     assert rows(data.splits["train"]) == [("3", 0), ("3", 1)]
-    assert "2 pictures of identity -1 left out (junk)" in data.notes
+    assert "2 images of identity -1 left out (junk)" in data.notes
 
 
 def test_files_are_assigned_to_splits_by_their_names(tmp_path: Path) -> None:
@@ -207,17 +207,17 @@ def test_files_are_assigned_to_splits_by_their_names(tmp_path: Path) -> None:
     assert "not read: unnamed" in data.notes
 
 
-def test_every_picture_has_a_name_of_its_own(tmp_path: Path) -> None:
-    """Evaluation leaves out a gallery picture of the query's name, so names must not be shared by chance."""
+def test_every_image_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """Evaluation leaves out a gallery image of the query's name, so names must not be shared by chance."""
     features = {"image": datasets.Image(), "identity": datasets.Value("string")}
     cells = [("0001.png", 1), ("0002.png", 2), (None, 3)], [("0001.png", 7), ("0002.png", 2), (None, 3)]
     for name, given in zip(("query", "gallery"), cells, strict=True):
-        made = [{"image": picture(shade, file), "identity": "x"} for file, shade in given]
+        made = [{"image": image(shade, file), "identity": "x"} for file, shade in given]
         parquet(tmp_path, made, features, f"{name}.parquet")
     data = load_data(f"hub:{tmp_path}")
     query, gallery = (data.splits[name].paths.tolist() for name in ("query", "gallery"))
     assert query[0] != gallery[0]  # other bytes
-    assert query[1] == gallery[1]  # the same picture
+    assert query[1] == gallery[1]  # the same image
     assert query[1].startswith("0002.png#")
     assert (query[2], gallery[2]) == ("query/000002", "gallery/000002")
 
@@ -227,7 +227,7 @@ def test_damaged_parquet_is_named(tmp_path: Path) -> None:
     assert f"{tmp_path / 'train.parquet'} is no parquet file, or damaged" in fails(f"hub:{tmp_path}")
 
 
-# ---- metadata beside pictures ------------------------------------------------------------------------------
+# ---- metadata beside images ------------------------------------------------------------------------------
 
 
 def draw(folder: Path, *names: str) -> None:
@@ -250,7 +250,7 @@ def test_metadata_csv_keeps_leading_zeros_and_finds_splits_in_paths(tmp_path: Pa
     }
     assert data.splits["train"].path(0) == str(tmp_path / "train/a.jpg")
     assert data.splits["train"].captions.tolist() == ["x"]
-    assert data.splits["train"].picture(0).size == (16, 32)
+    assert data.splits["train"].image(0).size == (16, 32)
 
 
 def test_metadata_jsonl_in_the_folders_of_the_splits(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def test_values_of_several_kinds_in_jsonl(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("file_name,identity\na.jpg,1\na.jpg,1,2\n", "metadata.csv, line 3 has more cells than the header: put quotes"),
-        ("file_name,identity\nno.jpg,1\n", "line 2: no such picture: "),
+        ("file_name,identity\nno.jpg,1\n", "line 2: no such image: "),
         ("name,identity\na.jpg,1\n", "line 2: no file_name; found: name, identity"),
         ("file_name,identity\n", "the metadata has no lines"),
         ("file_name,pid\na.jpg,1\n", "no column 'identity'. Columns found: pid (string), image (Image)"),
@@ -309,7 +309,7 @@ def test_broken_jsonl(tmp_path: Path) -> None:
 def test_other_folders_say_what_is_expected(tmp_path: Path) -> None:
     draw(tmp_path, "train/anna/1.jpg")
     message = fails(f"hub:{tmp_path}")
-    assert "holds neither parquet files nor a metadata.csv or metadata.jsonl beside pictures. Found: train/" in message
+    assert "holds neither parquet files nor a metadata.csv or metadata.jsonl beside images. Found: train/" in message
     assert "a folder for each identity (train/anna/1.jpg, test/ben/1.jpg)" in message
     assert f"read by folder:{tmp_path}" in message
     draw(tmp_path, "test/ben/1.jpg")
@@ -419,8 +419,8 @@ def test_no_known_split(online: Callable[..., list[tuple[Any, ...]]]) -> None:
 def test_a_converted_set_from_the_hub_remembers(
     online: Callable[..., list[tuple[Any, ...]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    split = Split.from_columns("query", [picture(1, "a/1.png"), picture(2, "b/1.png")], ["7", "8"], [1, 2])
-    gallery = Split.from_columns("gallery", [picture(1, "a/1.png")], ["7"], [1])
+    split = Split.from_columns("query", [image(1, "a/1.png"), image(2, "b/1.png")], ["7", "8"], [1, 2])
+    gallery = Split.from_columns("gallery", [image(1, "a/1.png")], ["7"], [1])
     record = {"protocol": "cuhk03-np", "noun": "elk", "notes": ["beware"], "splits": {"query": {}, "gallery": {}}}
     (tmp_path / "record.json").write_text(json.dumps(record))
     online({}, tmp_path / "record.json")

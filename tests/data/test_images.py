@@ -1,4 +1,4 @@
-"""Any picture becomes upright 8-bit RGB, resized whole."""
+"""Any image becomes upright 8-bit RGB, resized whole."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipreid.data import read_picture, to_pixels
+from clipreid.data import read_image, to_pixels
 from clipreid.errors import UserError
 
 
@@ -17,11 +17,11 @@ def encode(image: Image.Image, format: str, **options: object) -> bytes:
     return buffer.getvalue()
 
 
-def test_path_bytes_and_open_picture_are_the_same(tmp_path: Path) -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 20, 3), dtype=np.uint8))
-    picture.save(tmp_path / "a.png")
-    wanted = np.asarray(picture.resize((16, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
-    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), picture):
+def test_path_bytes_and_open_image_are_the_same(tmp_path: Path) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 20, 3), dtype=np.uint8))
+    image.save(tmp_path / "a.png")
+    wanted = np.asarray(image.resize((16, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+    for source in (tmp_path / "a.png", str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes(), image):
         pixels = to_pixels(source, (32, 16))
         assert pixels.dtype == np.uint8
         assert pixels.flags["C_CONTIGUOUS"]
@@ -48,30 +48,30 @@ def test_the_whole_crop_is_kept() -> None:
     ids=["palette", "cmyk", "rgba", "gif", "webp"],
 )
 def test_modes_become_rgb(data: bytes) -> None:
-    picture = read_picture(data)
-    assert picture.mode == "RGB"
-    np.testing.assert_allclose(picture.getpixel((8, 8)), (200, 40, 40), atol=6)
+    image = read_image(data)
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(image.getpixel((8, 8)), (200, 40, 40), atol=6)
 
 
 @pytest.mark.parametrize("value", [0, 255, 25600, 65535])
 def test_sixteen_bit_grey_keeps_its_brightness(value: int) -> None:
     data = encode(Image.fromarray(np.full((16, 16), value, np.uint16)), "PNG")
-    assert read_picture(data).getpixel((3, 3)) == (value >> 8,) * 3
+    assert read_image(data).getpixel((3, 3)) == (value >> 8,) * 3
 
 
 def test_transparency_is_laid_on_black() -> None:
     data = encode(Image.new("RGBA", (16, 16), (255, 255, 255, 0)), "PNG")
-    assert read_picture(data).getpixel((3, 3)) == (0, 0, 0)
+    assert read_image(data).getpixel((3, 3)) == (0, 0, 0)
     half = encode(Image.new("LA", (16, 16), (200, 128)), "PNG")
-    np.testing.assert_allclose(read_picture(half).getpixel((3, 3)), (100, 100, 100), atol=1)
+    np.testing.assert_allclose(read_image(half).getpixel((3, 3)), (100, 100, 100), atol=1)
 
 
-def test_exif_orientation_turns_the_picture_upright() -> None:
+def test_exif_orientation_turns_the_image_upright() -> None:
     image = Image.new("RGB", (40, 20), "black")
     image.paste("white", (0, 0, 10, 20))  # left edge
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise by a quarter: the left edge comes to the top
-    upright = read_picture(encode(image, "PNG", exif=exif))
+    upright = read_image(encode(image, "PNG", exif=exif))
     assert upright.size == (20, 40)
     assert upright.getpixel((10, 2)) == (255, 255, 255)
     assert upright.getpixel((10, 30)) == (0, 0, 0)

@@ -1,4 +1,4 @@
-"""The official layouts, built with tiny pictures under the official names and read back."""
+"""The official layouts, built with tiny images under the official names and read back."""
 
 import io
 import json
@@ -31,15 +31,15 @@ def encoded(format: str) -> bytes:
     return buffer.getvalue()
 
 
-PICTURES = {".jpg": encoded("JPEG"), ".png": encoded("PNG"), ".tif": encoded("TIFF")}
+IMAGES = {".jpg": encoded("JPEG"), ".png": encoded("PNG"), ".tif": encoded("TIFF")}
 
 
-def build(root: Path, *pictures: str, **files: Any) -> None:
-    """Pictures under these names, and files given as name=text or name=JSON (dots and slashes as __ and ___)."""
-    for name in pictures:
+def build(root: Path, *images: str, **files: Any) -> None:
+    """Images under these names, and files given as name=text or name=JSON (dots and slashes as __ and ___)."""
+    for name in images:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(PICTURES[path.suffix])
+        path.write_bytes(IMAGES[path.suffix])
     for name, content in files.items():
         path = root / name.replace("___", "/").replace("__", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def build(root: Path, *pictures: str, **files: Any) -> None:
 
 
 def rows(data: ReIDData, *columns: str) -> dict[str, list[Row]]:
-    """split -> (identity, camera, and the columns asked for) of each picture."""
+    """split -> (identity, camera, and the columns asked for) of each image."""
     table = {name: split.metadata() | {"caption": split.captions} for name, split in data.splits.items()}
     chosen = ("identity", "camera", *columns)
     return {
@@ -96,7 +96,7 @@ def test_differences_name_only_what_is_published() -> None:
         declared = Layout("x", layout.folders, layout.pattern, "market1501", official={"train": official})
         assert bool(differences(declared, {"train": split})) == wrong
     assert differences(declared, {"train": split}) == [
-        "x: train has 3 pictures, 2 identities, 2 cameras; officially 4 pictures, 2 identities: "
+        "x: train has 3 images, 2 identities, 2 cameras; officially 4 images, 2 identities: "
         "figures will not compare with published ones"
     ]
 
@@ -130,7 +130,7 @@ def test_market_like(tmp_path: Path, name: str, folder: str) -> None:
     assert not any("left out" in note for note in data.notes)  # neither junk nor distractors by number
     assert data.protocol == ("cuhk03-np" if folder else "market1501")
     official = LAYOUTS[name].official["gallery"][0]
-    assert any(f"gallery has 2 pictures, 2 identities, 2 cameras; officially {official:,d}" in n for n in data.notes)
+    assert any(f"gallery has 2 images, 2 identities, 2 cameras; officially {official:,d}" in n for n in data.notes)
     if folder:  # the inner folder will do as well
         inner = load_data(f"{name}:{tmp_path}/{folder}")
         assert rows(inner) == rows(data)
@@ -167,8 +167,8 @@ def test_occluded_reid_has_no_train(tmp_path: Path) -> None:
     data = load_data(f"occluded-reid:{tmp_path}")
     assert rows(data) == {"query": [("001", -1)], "gallery": [("001", -1), ("002", -1)]}
     assert data.protocol == "no-cameras"
-    assert data.splits["query"].picture(0).size == (16, 8)
-    assert any("officially 1,000 pictures, 200 identities: " in note for note in data.notes)
+    assert data.splits["query"].image(0).size == (16, 8)
+    assert any("officially 1,000 images, 200 identities: " in note for note in data.notes)
 
 
 def test_veri(tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_aerial_ground_views(tmp_path: Path) -> None:
     assert cargo.protocol == agreid.protocol == "aerial-ground"
 
 
-# ---- sets with lists of pictures ---------------------------------------------------------------------------
+# ---- sets with lists of images ---------------------------------------------------------------------------
 
 
 def msmt17(root: Path, train: str = "train", test: str = "test") -> None:
@@ -269,7 +269,7 @@ def test_msmt17(tmp_path: Path, name: str, folders: tuple[str, ...]) -> None:
         "gallery": [("0", 15)],
     }
     assert data.protocol == "market1501"
-    assert any("officially 32,621 pictures, 1,041 identities, 15 cameras" in note for note in data.notes)
+    assert any("officially 32,621 images, 1,041 identities, 15 cameras" in note for note in data.notes)
     assert any("blurred faces" in note for note in data.notes) == (name == "msmt17-v2")
     assert data.splits["train"].path(0).endswith("/0000/0000_000_01_0303morning_0015_0.jpg")
     other = "msmt17-v2" if name == "msmt17" else "msmt17"
@@ -291,7 +291,7 @@ def test_vehicleid(tmp_path: Path, name: str, size: int) -> None:
     assert rows(data) == {"train": [("10", -1), ("11", -1)], "query": test, "gallery": test}
     assert (data.protocol, data.noun) == ("vehicleid", "vehicle")
     official = {800: "6,493", 1600: "13,377"}[size]
-    assert any(f"officially {official} pictures, {size:,d} identities:" in note for note in data.notes)
+    assert any(f"officially {official} images, {size:,d} identities:" in note for note in data.notes)
     assert "lacks train_test_split/test_list_2400.txt" in fails(f"vehicleid-2400:{tmp_path}")
 
 
@@ -301,13 +301,13 @@ def test_lists_that_do_not_agree_with_the_folder(tmp_path: Path) -> None:
     gone = tmp_path / "test" / "0000" / "0000_001_15_0303noon_0016_1.jpg"
     gone.unlink()
     message = fails(spec)
-    assert f"1 of 1 pictures that {tmp_path}/list_gallery.txt names are not there" in message
-    assert f"list_gallery.txt, line 1: no picture {gone}" in message
+    assert f"1 of 1 images that {tmp_path}/list_gallery.txt names are not there" in message
+    assert f"list_gallery.txt, line 1: no image {gone}" in message
 
     (tmp_path / "list_gallery.txt").write_text("\n".join(f"0000/x{n}.jpg 0" for n in range(12)))
     assert "... and 2 more" in fails(spec)
     (tmp_path / "list_gallery.txt").write_text("\n \n")
-    assert f"{tmp_path}/list_gallery.txt names no pictures" in fails(spec)
+    assert f"{tmp_path}/list_gallery.txt names no images" in fails(spec)
     (tmp_path / "list_gallery.txt").write_bytes(b"\xff\xfe0")
     assert f"{tmp_path}/list_gallery.txt is not UTF-8 text" in fails(spec)
     (tmp_path / "list_gallery.txt").unlink()
@@ -320,7 +320,7 @@ def test_a_line_that_does_not_fit_is_named(tmp_path: Path) -> None:
     msmt17(tmp_path)
     (tmp_path / "list_query.txt").write_text("0000/0000_000_01_0303morning_0015_0.jpg\n")
     message = fails(f"msmt17:{tmp_path}")
-    assert "1 of 1 pictures do not fit the pattern 'msmt17'" in message
+    assert "1 of 1 images do not fit the pattern 'msmt17'" in message
     assert "list_query.txt, line 1: 0000/0000_000_01_0303morning_0015_0.jpg" in message
 
 
@@ -342,7 +342,7 @@ def test_cuhk03_classic(tmp_path: Path) -> None:
     assert "holds 2 splits: there is no number 20" in fails(f"cuhk03-classic-labeled-20:{tmp_path}")
     assert "lacks images_detected/, splits_classic_detected.json" in fails(f"cuhk03-classic-detected:{tmp_path}")
     build(tmp_path, splits_classic_labeled__json=[{"train": splits[0]["train"], "query": [[]], "gallery": []}])
-    assert "split 1 has no list of pictures 'query'" in fails(f"cuhk03-classic-labeled:{tmp_path}")
+    assert "split 1 has no list of images 'query'" in fails(f"cuhk03-classic-labeled:{tmp_path}")
 
 
 # ---- sets with captions ------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_rstpreid(tmp_path: Path) -> None:
         ([record("train", 1, "a.jpg", "x"), {"id": 3}], "record 2 lacks split, file_path, captions; needed: split,"),
         ([record("train", 1, "a.jpg")], "record 1: captions must be a list of sentences, not []"),
         ([record("train", 1, "a.jpg", "x", " ")], "record 1: captions must be a list of sentences"),
-        ([record("train", 1, "b.jpg", "x")], "reid_raw.json, record 1: no picture "),
+        ([record("train", 1, "b.jpg", "x")], "reid_raw.json, record 1: no image "),
         ([record("train", 1, "a.jpg", "x")], "no record has the split 'val'; found: 'train'"),
         ([], "no record has the split 'train'; found: no records"),
     ],
@@ -452,7 +452,7 @@ def test_junk_and_distractors(tmp_path: Path, name: str, query: str, valid: list
 
 # ---- round trips -------------------------------------------------------------------------------------------
 
-NAMES = {  # (identity, camera, nth picture) -> path below the split's folder, as the official names are
+NAMES = {  # (identity, camera, nth image) -> path below the split's folder, as the official names are
     "market1501": lambda i, c, n: f"{i:04d}_c{c}s1_{n:06d}_00.jpg",
     "veri": lambda i, c, n: f"{i:04d}_c{c:03d}_{n:08d}_0.jpg",
     "p-dukemtmc": lambda i, c, n: f"{i:04d}/{i:04d}_{c}_{n:07d}.jpg",
@@ -520,7 +520,7 @@ def test_the_example_of_a_new_reader_works(tmp_path: Path) -> None:
         "gallery": [("zebra07", 1, 1)],
     }
     assert namespace["data"].noun == "zebra"
-    assert any("officially 2,240 pictures, 131 identities" in note for note in namespace["data"].notes)
+    assert any("officially 2,240 images, 131 identities" in note for note in namespace["data"].notes)
 
 
 FAMILIES = [

@@ -1,4 +1,4 @@
-"""Several data sets together: nothing collides, every set has its share, pictures are read where they lie."""
+"""Several data sets together: nothing collides, every set has its share, images are read where they lie."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -76,7 +76,7 @@ def test_the_summary_says_who_gives_how_much(mixture: Mixture) -> None:
     assert last == "2 data sets together; identities in a batch: 2 x market1501 (person), 3 x veri (vehicle)"
 
 
-def test_left_out_pictures_leave_their_set(mixture: Mixture) -> None:
+def test_left_out_images_leave_their_set(mixture: Mixture) -> None:
     whole = PixelCache(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3), [])
     holed = PixelCache(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 3]), [("b/2.jpg", "broken")])
     kept = mixture.keep([whole, holed])
@@ -84,7 +84,7 @@ def test_left_out_pictures_leave_their_set(mixture: Mixture) -> None:
     assert len(join_pixels([whole, holed])) == 6
 
 
-# pictures -------------------------------------------------------------------------------------------------
+# images -------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 1000))
@@ -115,7 +115,7 @@ def test_one_cache_is_handed_through() -> None:
 
 # batches --------------------------------------------------------------------------------------------------
 
-SETS = st.lists(st.tuples(st.integers(2, 12), st.integers(1, 9)), min_size=2, max_size=4)  # identities x pictures
+SETS = st.lists(st.tuples(st.integers(2, 12), st.integers(1, 9)), min_size=2, max_size=4)  # identities x images
 
 
 @settings(deadline=None, max_examples=60)
@@ -153,11 +153,11 @@ def test_shares_follow_the_identities_or_are_equal() -> None:
 
 
 def test_a_small_set_begins_again_until_the_large_one_is_through() -> None:
-    label = np.repeat(np.arange(44), 4)  # 40 identities and 4, four pictures each
+    label = np.repeat(np.arange(44), 4)  # 40 identities and 4, four images each
     rows = mixed_pk_indices(label, label >= 40, 8, 4, 0, 0, "equal")
     assert len(rows) == 10  # 40 identities / 4 a batch
     large = rows[:, :16]
-    assert len(large.unique()) == 160  # every picture once
+    assert len(large.unique()) == 160  # every image once
     assert torch.equal(rows[:, 16:].sort(1).values, torch.arange(160, 176).expand(10, -1))  # all four, in every batch
     assert len({tuple(row) for row in rows[:, 16:].tolist()}) > 5  # in another order each time
 

@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The pictures that were decoded so far."""
+    """The images that were decoded so far."""
     seen: list[str] = []
 
     def counting(source: str | bytes, *rest: object) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_size_interpolation_and_selection_have_their_own_caches(tmp_path: Path, 
     part = split.select([5, 69, 2])
     assert_right(pixel_cache(part, SIZE), part)
     assert len(folders(home)) == 4
-    query = Split("query", split.table)  # the same pictures under another name share the file
+    query = Split("query", split.table)  # the same images under another name share the file
     pixel_cache(query, SIZE)
     assert len(folders(home)) == 4
 
@@ -117,7 +117,7 @@ def test_bytes_count_by_content(home: Path, decoded: list[str]) -> None:
     assert len(decoded) == 2
     assert pixel_cache(of([10, 30]), SIZE).pixels[:, 0, 0, 0].tolist() == [10, 30]
     pixel_cache(of([10, 20]), SIZE)
-    assert len(decoded) == 4  # other bytes are other pictures, not a newer version of these
+    assert len(decoded) == 4  # other bytes are other images, not a newer version of these
 
 
 def flip_a_byte(folder: Path) -> None:
@@ -162,31 +162,31 @@ def test_writing_into_the_tensor_does_not_reach_the_file(tmp_path: Path, home: P
 
 
 def spoil(folder: Path) -> list[str]:
-    """Six pictures that cannot be used, of six kinds, and what is said about each."""
+    """Six images that cannot be used, of six kinds, and what is said about each."""
     data = (folder / "001.png").read_bytes()
     (folder / "001.png").write_bytes(data[: len(data) // 2])
     (folder / "003.png").write_bytes(b"")
-    (folder / "005.png").write_text("this is no picture")
+    (folder / "005.png").write_text("this is no image")
     (folder / "007.png").unlink()
     Image.new("RGB", (1, 1)).save(folder / "009.png")
     Image.new("RGB", (300, 5)).save(folder / "011.png")
     return [
         "001.png: ",
-        "003.png: not a picture, or of an unknown format",
-        "005.png: not a picture, or of an unknown format",
+        "003.png: not an image, or of an unknown format",
+        "005.png: not an image, or of an unknown format",
         "007.png: No such file or directory",
         "009.png: 1x1 pixels, too small (each side needs 8)",
         "011.png: 300x5 pixels, too small (each side needs 8)",
     ]
 
 
-def test_bad_pictures_are_named_unless_skipped(tmp_path: Path, home: Path, decoded: list[str]) -> None:
+def test_bad_images_are_named_unless_skipped(tmp_path: Path, home: Path, decoded: list[str]) -> None:
     split = split_of(tmp_path / "p", 140)
     reasons = spoil(tmp_path / "p")
     with pytest.raises(UserError) as caught:
         pixel_cache(split, SIZE)
     message = str(caught.value)
-    assert "6 of 140 pictures of the split 'train' cannot be used" in message
+    assert "6 of 140 images of the split 'train' cannot be used" in message
     assert "continue without them: --skip-bad" in message
     for reason in reasons:
         assert f"{tmp_path / 'p'}/{reason}" in message
@@ -202,7 +202,7 @@ def test_bad_pictures_are_named_unless_skipped(tmp_path: Path, home: Path, decod
         np.testing.assert_array_equal(built.pixels[row], to_pixels(kept.path(row), SIZE))
 
 
-def test_many_bad_pictures_are_counted(tmp_path: Path, home: Path) -> None:
+def test_many_bad_images_are_counted(tmp_path: Path, home: Path) -> None:
     split = split_of(tmp_path / "p", 20)
     for i in range(5, 20):
         (tmp_path / "p" / f"{i:03d}.png").write_bytes(b"")
@@ -212,17 +212,17 @@ def test_many_bad_pictures_are_counted(tmp_path: Path, home: Path) -> None:
     assert "... and 5 more" in str(caught.value)
 
 
-def test_no_picture_left_is_an_error_even_when_skipping(tmp_path: Path, home: Path) -> None:
+def test_no_image_left_is_an_error_even_when_skipping(tmp_path: Path, home: Path) -> None:
     split = split_of(tmp_path / "p", 2)
     for path in (tmp_path / "p").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"2 of 2 pictures of the split 'train' cannot be used(.|\n)*None is left"):
+    with pytest.raises(UserError, match=r"2 of 2 images of the split 'train' cannot be used(.|\n)*None is left"):
         pixel_cache(split, SIZE, skip_bad=True)
-    with pytest.raises(UserError, match="the split 'train' has no pictures"):
+    with pytest.raises(UserError, match="the split 'train' has no images"):
         pixel_cache(split.select([]), SIZE)
 
 
-def test_a_mended_picture_is_noticed_even_with_the_old_time(tmp_path: Path, home: Path) -> None:
+def test_a_mended_image_is_noticed_even_with_the_old_time(tmp_path: Path, home: Path) -> None:
     split = split_of(tmp_path / "p", 3)
     good = (tmp_path / "p" / "001.png").read_bytes()
     os.utime(tmp_path / "p" / "001.png", ns=(5, 5))
@@ -278,7 +278,7 @@ print("done", pixel_cache(split, (32, 16), progress=False).pixels.sum().item())
 
 
 def start_other(folder: Path, count: int, pause: float) -> subprocess.Popen[str]:
-    """Another process that is in the midst of decoding the same pictures, slowly."""
+    """Another process that is in the midst of decoding the same images, slowly."""
     command = [sys.executable, "-c", OTHER_PROCESS, str(folder), str(count), str(pause)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -299,7 +299,7 @@ def test_of_two_processes_one_decodes(
     built = pixel_cache(split, SIZE)
     assert decoded == []
     assert_right(built, split)
-    assert "waiting for another process that decodes the same pictures" in capsys.readouterr().err
+    assert "waiting for another process that decodes the same images" in capsys.readouterr().err
     output, _ = other.communicate(timeout=60)
     assert output.splitlines()[-1] == f"done {built.pixels.sum().item()}"
 
@@ -336,7 +336,7 @@ def assert_all_right(built: PixelCache, split: Split) -> None:
 
 @pytest.fixture
 def interrupted(tmp_path: Path, home: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[Split, Path]:
-    """A build of 200 pictures, 7 and 70 of them bad, that was stopped (Ctrl-C) behind its third block of 64."""
+    """A build of 200 images, 7 and 70 of them bad, that was stopped (Ctrl-C) behind its third block of 64."""
     split = split_of(tmp_path / "p", 200)
     for row in (7, 70):
         (tmp_path / "p" / f"{row:03d}.png").write_bytes(b"spoilt")
@@ -392,12 +392,12 @@ def test_of_an_interrupted_build_only_whole_blocks_are_kept(
     split, folder = interrupted
     damage(folder)
     built = pixel_cache(split, SIZE, skip_bad=True)
-    assert len(set(decoded)) == 200 - 64 + 1  # one block is left; its one bad picture is tried again
+    assert len(set(decoded)) == 200 - 64 + 1  # one block is left; its one bad image is tried again
     whole = pixel_cache(split, SIZE, skip_bad=True, cache_dir=tmp_path / "other")
     assert torch.equal(built.pixels, whole.pixels)
 
 
-def test_a_picture_mended_during_the_interruption_is_noticed(
+def test_an_image_mended_during_the_interruption_is_noticed(
     interrupted: tuple[Split, Path], tmp_path: Path, decoded: list[str]
 ) -> None:
     split, _ = interrupted
@@ -411,7 +411,7 @@ def test_a_picture_mended_during_the_interruption_is_noticed(
     assert [path for path, _ in again.bad] == [str(tmp_path / "p" / "007.png")]
 
 
-def test_a_picture_changed_during_the_interruption_starts_anew(
+def test_an_image_changed_during_the_interruption_starts_anew(
     interrupted: tuple[Split, Path], home: Path, tmp_path: Path, decoded: list[str]
 ) -> None:
     split, _ = interrupted

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from clipreid.data import pk_indices, process_slice
 from clipreid.errors import UserError
 
-PICTURES = st.lists(st.integers(1, 11), min_size=4, max_size=20)  # how many pictures each identity has
+IMAGES = st.lists(st.integers(1, 11), min_size=4, max_size=20)  # how many images each identity has
 
 
 def shuffled_labels(sizes: list[int], seed: int) -> np.ndarray:
@@ -21,7 +21,7 @@ def shuffled_labels(sizes: list[int], seed: int) -> np.ndarray:
 
 
 @settings(deadline=None, max_examples=80)
-@given(PICTURES, st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**40), st.integers(0, 100))
+@given(IMAGES, st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**40), st.integers(0, 100))
 def test_every_row_is_p_identities_times_k(sizes: list[int], P: int, K: int, seed: int, epoch: int) -> None:
     labels = shuffled_labels(sizes, seed)
     rows = pk_indices(labels, P, K, seed, epoch)
@@ -40,7 +40,7 @@ def test_every_row_is_p_identities_times_k(sizes: list[int], P: int, K: int, see
         if count[owner] >= K:
             assert len(set(block.tolist())) == K
             seen.update(block.tolist())
-    assert max(seen.values(), default=1) == 1  # no picture twice in an epoch, unless its identity has fewer than K
+    assert max(seen.values(), default=1) == 1  # no image twice in an epoch, unless its identity has fewer than K
     left = {name: max(n // K, 1) - used[name] for name, n in count.items()}
     assert min(left.values()) >= 0
     assert sum(n > 0 for n in left.values()) < P  # went on until fewer than P identities had groups
@@ -49,7 +49,7 @@ def test_every_row_is_p_identities_times_k(sizes: list[int], P: int, K: int, see
 
 
 @settings(deadline=None, max_examples=40)
-@given(PICTURES, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1000))
+@given(IMAGES, st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 1000))
 def test_slices_partition_rows_by_identity(sizes: list[int], world: int, each: int, K: int, seed: int) -> None:
     P = world * each
     labels = shuffled_labels(sizes * 3, seed)
@@ -68,7 +68,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 
 def test_draws_are_fair() -> None:
-    """Over many epochs the pictures of an identity come equally often, a group of K per identity here."""
+    """Over many epochs the images of an identity come equally often, a group of K per identity here."""
     labels = np.array([0] * 6 + [1] * 5 + [2] * 3 + [3] * 4)  # with K=4: 1, 1, 1 (resampled), 1 groups
     times = np.zeros(len(labels))
     for epoch in range(2000):
@@ -79,7 +79,7 @@ def test_draws_are_fair() -> None:
 
 def test_resampling_draws_with_replacement() -> None:
     rows = torch.cat([pk_indices([0, 0, 1, 1], 2, 2, 0, epoch) for epoch in range(50)])
-    assert all(len(set(block.tolist())) == 2 for block in rows.view(-1, 2))  # exactly K pictures: never resampled
+    assert all(len(set(block.tolist())) == 2 for block in rows.view(-1, 2))  # exactly K images: never resampled
     rows = torch.cat([pk_indices([0, 0, 1, 1], 2, 3, 0, epoch) for epoch in range(50)])
     assert {len(set(block.tolist())) for block in rows.view(-1, 3)} == {1, 2}
 
@@ -87,7 +87,7 @@ def test_resampling_draws_with_replacement() -> None:
 def test_errors() -> None:
     with pytest.raises(UserError, match="3 identities cannot fill batches of P=4: choose a P of at most 3"):
         pk_indices([1, 2, 3], 4, 2, 0, 0)
-    with pytest.raises(UserError, match="P=2 identities x K=0 pictures: both must be at least 1"):
+    with pytest.raises(UserError, match="P=2 identities x K=0 images: both must be at least 1"):
         pk_indices([1, 2, 3], 2, 0, 0, 0)
     with pytest.raises(UserError, match="P=10 identities cannot be shared equally by 4 processes: choose P=8 or"):
         process_slice(torch.zeros(3, 40), 0, 4, K=4)

@@ -42,7 +42,7 @@ def test_folder_class_cam_is_query_and_gallery_across_cameras(tmp_path: Path) ->
     notes = " ".join(data.notes)
     assert "'class-cam': train/car_0001_cam1.jpg is identity 'car_0001', camera 1" in notes
     assert "prompts say 'vehicle' (guessed from the identities" in notes
-    assert "every test picture is query and gallery" in notes
+    assert "every test image is query and gallery" in notes
     assert data.splits["query"].path(0) == str(tmp_path / "test" / "big-truck_0002_cam1.jpg")
     assert data.splits["query"].table[0]["split"] == "query"
 
@@ -54,7 +54,7 @@ def test_folder_market_names_drop_junk_and_never_ask_for_distractors(tmp_path: P
     data = load_data(f"folder:{tmp_path}")
     assert rows(data.splits["gallery"]) == [("0000", 2), ("0002", 1), ("0002", 6)]
     assert rows(data.splits["query"]) == [("0002", 1), ("0002", 6)]
-    assert "gallery: 1 pictures left out (junk)" in data.notes
+    assert "gallery: 1 images left out (junk)" in data.notes
     assert data.noun == "person"
 
 
@@ -81,7 +81,7 @@ def test_built_in_patterns(
 ) -> None:
     draw(tmp_path / "train" / name)
     if pattern is None:
-        assert "no built-in naming pattern fits all 1 pictures" in fails(f"folder:{tmp_path}")
+        assert "no built-in naming pattern fits all 1 images" in fails(f"folder:{tmp_path}")
         return
     data = load_data(f"folder:{tmp_path}")
     assert rows(data.splits["train"]) == [(identity, camera)]
@@ -104,7 +104,7 @@ def test_folder_with_one_test_camera_cannot_use_the_junk_rule(tmp_path: Path) ->
     draw(*(tmp_path / "test" / f"{who}/{n}-cam1.jpg" for who in "ab" for n in (1, 2)))
     data = load_data(f"folder:{tmp_path}")
     assert data.protocol == "no-cameras"
-    assert any("all test pictures come from camera 1" in note for note in data.notes)
+    assert any("all test images come from camera 1" in note for note in data.notes)
 
 
 @pytest.mark.parametrize("home", ["", "test/"])
@@ -134,7 +134,7 @@ def test_folder_query_and_gallery_without_cameras_has_no_junk_rule(tmp_path: Pat
 
 def test_folder_only_train_and_shared_identities_are_noted(tmp_path: Path) -> None:
     draw(tmp_path / "train" / "anna" / "1.jpg")
-    assert "no test pictures: there is nothing to evaluate on" in load_data(f"folder:{tmp_path}").notes
+    assert "no test images: there is nothing to evaluate on" in load_data(f"folder:{tmp_path}").notes
     draw(tmp_path / "test" / "anna" / "2.jpg")
     assert "1 identities are in train and in the test set (such as 'anna')" in load_data(f"folder:{tmp_path}").notes
 
@@ -169,7 +169,7 @@ def test_user_pattern(tmp_path: Path) -> None:
     assert lettered.clothes.tolist() == ["front", "front"]
 
     misfit = fails(spec, pattern=r"(?P<identity>ann)")
-    assert "1 of 2 pictures do not fit" in misfit
+    assert "1 of 2 images do not fit" in misfit
     assert "train/shop/ben--front1.jpg" in misfit
     assert "anna-2" not in misfit
     message = fails(spec, pattern=r"(?P<identity>[a-z]+)-(?P<camera>[^/]+)")
@@ -182,11 +182,11 @@ def test_user_pattern(tmp_path: Path) -> None:
     assert "works with folder:ROOT only" in fails("synthetic", pattern="identity/")
 
 
-def test_pattern_must_fit_every_picture(tmp_path: Path) -> None:
+def test_pattern_must_fit_every_image(tmp_path: Path) -> None:
     draw(*(tmp_path / "train" / f"car_{n:04d}_cam1.jpg" for n in range(20)))
     draw(*(tmp_path / "test" / f"stray{n:02d}.jpg" for n in range(12)))
     message = fails(f"folder:{tmp_path}")
-    assert "no built-in naming pattern fits all 32 pictures" in message
+    assert "no built-in naming pattern fits all 32 images" in message
     assert "class-cam" in message
     assert "fits 20" in message
     assert "The nearest is 'class-cam'; these do not fit it:\n  test/stray00.jpg" in message
@@ -216,12 +216,12 @@ def test_names_and_folders_that_agree_are_fine(tmp_path: Path) -> None:
         assert sorted(set(load_data(f"folder:{tmp_path}/{part}").splits["train"].identities)) == names
 
 
-def test_folder_of_loose_pictures_explains_the_layout(tmp_path: Path) -> None:
+def test_folder_of_loose_images_explains_the_layout(tmp_path: Path) -> None:
     draw(tmp_path / "a.jpg", tmp_path / "b.jpg")
     (tmp_path / "notes.txt").write_text("x")
     message = fails(f"folder:{tmp_path}")
     assert f"{tmp_path} holds no train/, test/, or query/ and gallery/" in message
-    assert "Found: notes.txt, 2 pictures, such as a.jpg" in message
+    assert "Found: notes.txt, 2 images, such as a.jpg" in message
     assert "train/car_0001_cam2.jpg" in message
     assert "(pattern 'identity/camera/')" in message
 
@@ -232,14 +232,14 @@ def test_folder_errors(tmp_path: Path) -> None:
     draw(tmp_path / "one" / "test" / "anna" / "1.jpg")
     assert "has test/ beside query/ or gallery/" in fails(f"folder:{tmp_path}/one")
     (tmp_path / "two" / "train" / "anna").mkdir(parents=True)
-    assert "no pictures below" in fails(f"folder:{tmp_path}/two")
+    assert "no images below" in fails(f"folder:{tmp_path}/two")
     (tmp_path / "two" / "train" / "list.txt").write_text("")
     (tmp_path / "two" / "train" / ".hidden.jpg").write_text("")
     assert "other files there: list.txt" in fails(f"folder:{tmp_path}/two")
     (tmp_path / "three" / "bounding_box_train").mkdir(parents=True)
     assert f"read it with market1501:{tmp_path}/three" in fails(f"folder:{tmp_path}/three")
     draw(tmp_path / "four" / "train" / "-1_c1s1_000401_03.jpg")
-    assert "holds only pictures that the pattern 'market1501' leaves out" in fails(f"folder:{tmp_path}/four")
+    assert "holds only images that the pattern 'market1501' leaves out" in fails(f"folder:{tmp_path}/four")
     draw(tmp_path / "five" / "inside" / "train" / "anna" / "1.jpg")
     assert f"Do you mean folder:{tmp_path}/five/inside?" in fails(f"folder:{tmp_path}/five")
 
@@ -290,7 +290,7 @@ def test_csv(tmp_path: Path) -> None:
     assert (data.splits["train"].clothes.tolist(), data.splits["query"].clothes.tolist()) == (["coat"], ["", "shirt"])
     assert data.protocol == "cross-camera"
     assert "columns not read: colour" in data.notes
-    assert data.splits["train"].picture(0).size == (16, 32)
+    assert data.splits["train"].image(0).size == (16, 32)
 
 
 def test_csv_without_split_and_partly_without_cameras(tmp_path: Path) -> None:
@@ -299,7 +299,7 @@ def test_csv_without_split_and_partly_without_cameras(tmp_path: Path) -> None:
     assert data.noun == "vehicle"
     data = load_data(table(tmp_path, "image,identity,camera,split\np/a.jpg,x,1,query\np/b.jpg,x,,gallery\n"))
     assert data.protocol == "no-cameras"
-    assert any("1 of 2 test pictures have no camera" in note for note in data.notes)
+    assert any("1 of 2 test images have no camera" in note for note in data.notes)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_csv_without_split_and_partly_without_cameras(tmp_path: Path) -> None:
         ("image,identity\n", "has no lines below its header"),
         ("image,identity\np/a.jpg,1\n,2\n", "line 3: image is empty"),
         ("image,identity\np/a.jpg,\n", "line 2: identity is empty"),
-        ("image,identity\n\np/no.jpg,1\n", "line 3: no such picture: "),
+        ("image,identity\n\np/no.jpg,1\n", "line 3: no such image: "),
         ("image,identity,camera\np/a.jpg,1,north\n", "line 2: camera 'north' is not a whole number"),
         ("image,identity,view\np/a.jpg,1,1.5\n", "line 2: view '1.5' is not a whole number"),
         ("image,identity,split\np/a.jpg,1,dev\n", "unknown split 'dev'; choose one of train, val, query"),
@@ -347,16 +347,15 @@ def test_market1501(tmp_path: Path) -> None:
         differing = [note for note in data.notes if "officially" in note]
         assert len(differing) == 3
         assert (
-            "train has 1 pictures, 1 identities, 1 cameras; officially 12,936 pictures, 751 identities, 6"
-            in differing[0]
+            "train has 1 images, 1 identities, 1 cameras; officially 12,936 images, 751 identities, 6" in differing[0]
         )
-        assert "officially 15,913 pictures, 751 identities, 6 cameras" in differing[2]
+        assert "officially 15,913 images, 751 identities, 6 cameras" in differing[2]
     assert "read from Market-1501-v15.09.15/ below" in data.notes[0]
     assert load_data(f"market1501:{root}", noun="pedestrian").noun == "pedestrian"
 
     draw(root / "query" / "portrait.jpg")
     message = fails(f"market1501:{root}")
-    assert "1 of 2 pictures do not fit the pattern 'market1501' (such as 0002_c1s1_000451_03.jpg)" in message
+    assert "1 of 2 images do not fit the pattern 'market1501' (such as 0002_c1s1_000451_03.jpg)" in message
     assert "query/portrait.jpg" in message
 
 
@@ -417,5 +416,5 @@ def test_csv_junk_is_left_out_and_said(tmp_path: Path) -> None:
         "query": ["7"],
         "gallery": ["7"],
     }
-    assert "2 pictures of identity -1 left out (junk)" in data.notes
-    assert "every identity is -1, which marks junk: no pictures" in fails(table(tmp_path, "image,identity\na.jpg,-1\n"))
+    assert "2 images of identity -1 left out (junk)" in data.notes
+    assert "every identity is -1, which marks junk: no images" in fails(table(tmp_path, "image,identity\na.jpg,-1\n"))

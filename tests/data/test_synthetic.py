@@ -1,4 +1,4 @@
-"""The synthetic street: the same pictures for everybody, named sets of disjoint people, painted once."""
+"""The synthetic street: the same images for everybody, named sets of disjoint people, painted once."""
 
 import hashlib
 import runpy
@@ -20,9 +20,9 @@ from clipreid.data.synthetic.scenes import HOME_SCENES, NEW_SCENES, PRETRAIN_SCE
 from clipreid.data.synthetic.street import Shot, paint
 from clipreid.errors import UserError
 
-# The same pictures for everybody ----------------------------------------------------------------------------------
+# The same images for everybody ----------------------------------------------------------------------------------
 
-# sha256 of some pictures of each kind, with Pillow 13 and numpy 2.4. Renewed by: python tests/data/test_synthetic.py
+# sha256 of some images of each kind, with Pillow 13 and numpy 2.4. Renewed by: python tests/data/test_synthetic.py
 HASHES = {
     1: {
         "synthetic/train": "4a0f4bdab93cc149",
@@ -41,9 +41,9 @@ SHOTS = (
 )
 
 
-def pixel_hash(pictures: list[np.ndarray]) -> str:
+def pixel_hash(images: list[np.ndarray]) -> str:
     digest = hashlib.sha256()
-    for pixels in pictures:
+    for pixels in images:
         assert pixels.shape == (*CROP, 3)
         assert pixels.dtype == np.uint8
         digest.update(pixels.tobytes())
@@ -51,12 +51,12 @@ def pixel_hash(pictures: list[np.ndarray]) -> str:
 
 
 def hashes() -> dict[str, str]:
-    """Of 25 pictures each: all cameras, all bags from all sides, all kinds of clothes."""
+    """Of 25 images each: all cameras, all bags from all sides, all kinds of clothes."""
     found = {}
     for kind in PAINTED:
         shots = street._shots(*kind.split("/"))[:: 11 if "query" in kind else 35]
         found[kind] = pixel_hash([paint(shot)[0] for shot in shots[:25]])
-    held_out = pretraining.captioned_pictures(25, seed=1).pixels
+    held_out = pretraining.captioned_images(25, seed=1).pixels
     return found | {"pretraining": pixel_hash(list(held_out.transpose(0, 2, 3, 1)))}
 
 
@@ -65,9 +65,9 @@ def test_pixels_are_those_of_this_version() -> None:
     assert found == HASHES.get(street.VERSION), (
         "the street is painted differently than version "
         f"{street.VERSION} was. If the renderer was changed: raise VERSION in clipreid/data/synthetic/street.py (the "
-        "pictures kept on people's disks are painted anew only then), pretrain the tiny backbones again, and renew "
+        "images kept on people's disks are painted anew only then), pretrain the tiny backbones again, and renew "
         "HASHES with `python tests/data/test_synthetic.py`. If only Pillow or numpy is another: see whether the "
-        "pictures differ visibly; if they do, treat it as a change of the renderer, else renew HASHES."
+        "images differ visibly; if they do, treat it as a change of the renderer, else renew HASHES."
     )
 
 
@@ -154,14 +154,14 @@ def test_look_alikes_differ_in_exactly_two_attributes_at_least_one_uncaptioned()
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A few pictures of each split, kept in a fresh cache."""
+    """A few images of each split, kept in a fresh cache."""
     every = street._shots
     monkeypatch.setattr(street, "_shots", lambda name, split: every(name, split)[:7])
     monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
     return monkeypatch
 
 
-def test_load_gives_pictures_with_all_their_columns(few: pytest.MonkeyPatch) -> None:
+def test_load_gives_images_with_all_their_columns(few: pytest.MonkeyPatch) -> None:
     data = load_synthetic("synthetic", progress=False)
     assert (data.name, data.protocol, data.noun) == ("synthetic", "market1501", "person")
     assert list(data.splits) == ["train", "val", "query", "gallery"]
@@ -173,12 +173,12 @@ def test_load_gives_pictures_with_all_their_columns(few: pytest.MonkeyPatch) -> 
         assert len(set(split.paths)) == len(split) == 7
         for i in (0, 6):
             pixels, words = paint(shots[i])
-            assert np.array_equal(np.asarray(split.picture(i)), pixels)
+            assert np.array_equal(np.asarray(split.image(i)), pixels)
             assert split.captions[i] == words
     assert not set(data.splits["query"].paths) & set(data.splits["gallery"].paths)
 
 
-def test_pictures_are_painted_once(few: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_images_are_painted_once(few: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = load_data("synthetic:occluded").splits["query"]
 
     def refuse(*args: Any) -> None:
@@ -206,8 +206,8 @@ def test_unknown_sets_name_the_valid_ones() -> None:
         load_synthetic("zzz")
 
 
-def test_pretraining_pictures_are_the_same_for_the_same_seed() -> None:
-    a, b, other = (pretraining.captioned_pictures(3, seed) for seed in (2, 2, 4))
+def test_pretraining_images_are_the_same_for_the_same_seed() -> None:
+    a, b, other = (pretraining.captioned_images(3, seed) for seed in (2, 2, 4))
     assert np.array_equal(a.pixels, b.pixels)
     assert a.people == b.people
     assert a.captions() == b.captions()
@@ -216,7 +216,7 @@ def test_pretraining_pictures_are_the_same_for_the_same_seed() -> None:
     assert not set(a.people) & {p for members in population().values() for p in members.values()}
 
 
-def test_the_contact_sheet_command_draws_a_picture(
+def test_the_contact_sheet_command_draws_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "out.png"

@@ -84,7 +84,7 @@ def test_witnesses_vary_but_do_not_lie(view: str) -> None:
 
 
 @pytest.mark.parametrize("view", VIEWS)
-def test_a_painted_picture_comes_with_the_caption_of_its_pose(monkeypatch: pytest.MonkeyPatch, view: str) -> None:
+def test_a_painted_image_comes_with_the_caption_of_its_pose(monkeypatch: pytest.MonkeyPatch, view: str) -> None:
     monkeypatch.setattr(street, "draw_pose", lambda camera, rng: replace(draw_pose(camera, rng), angle=VIEWS[view]))
     for name in SETS:
         for shot in street._shots(name, "query")[::100]:
@@ -109,7 +109,7 @@ def test_captions_of_the_caption_set_are_all_different() -> None:
 
 @pytest.mark.parametrize("name", ["synthetic", "synthetic:new-cameras", "synthetic:large"])
 def test_captioned_attributes_alone_do_not_solve_it(name: str) -> None:
-    """Headroom: a model that knows every captioned attribute of every picture perfectly, and nothing else."""
+    """Headroom: a model that knows every captioned attribute of every image perfectly, and nothing else."""
     tables, features = [], []
     for split in ("query", "gallery"):
         shots, people = street._shots(name, split), population()[name, split]

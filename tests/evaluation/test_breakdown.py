@@ -23,7 +23,7 @@ def rows_of(table: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", ["market1501", "no-cameras"])
-def test_a_camera_pair_is_an_evaluation_of_its_pictures(protocol: str) -> None:
+def test_a_camera_pair_is_an_evaluation_of_its_images(protocol: str) -> None:
     similarity, q, g = problem()
     found = camera_pairs(query=q, gallery=g, similarity=similarity, protocol=protocol, chunk=7)
     assert found.query_cameras == ["1", "2", "3"]
@@ -57,7 +57,7 @@ def test_camera_pairs_know_leave_one_out_and_text_cameras() -> None:
     }
     found = camera_pairs(query=table, gallery=table, similarity=rng.standard_normal((20, 20)), protocol="leave-one-out")
     assert found.query_cameras == ["a", "b"]
-    assert found.queries.tolist() == [[10, 10], [5, 0]]  # of camera b each identity has one picture, the query itself
+    assert found.queries.tolist() == [[10, 10], [5, 0]]  # of camera b each identity has one image, the query itself
 
 
 def test_camera_pairs_without_cameras_or_with_random_galleries_are_refused() -> None:

@@ -39,7 +39,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def captioned(folder: Path, captions: list[str], query: list[int]) -> ReIDData:
-    """Eight noisy pictures of four identities on disk; the query takes these rows with these captions."""
+    """Eight noisy images of four identities on disk; the query takes these rows with these captions."""
     rng, files = np.random.default_rng(0), []
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (64, 32, 3), dtype=np.uint8)).save(folder / f"{i}.png")
@@ -68,11 +68,11 @@ def test_captions_are_compared_with_the_projection(model: ReIDModel, tmp_path: P
     captions = [f"a person in {colour}" for colour in COLOURS]
     data = captioned(tmp_path, captions, [0, 2, 4, 6])
     found = scored(model, data)
-    pictures = model.embed_parts(model.crops([str(tmp_path / f"{i}.png") for i in range(8)]))["projection"]
+    images = model.embed_parts(model.crops([str(tmp_path / f"{i}.png") for i in range(8)]))["projection"]
     gallery = {"identity": [i // 2 for i in range(8)]}
-    expected = evaluate(model.embed_text(captions), pictures, {"identity": range(4)}, gallery, protocol="no-cameras")
+    expected = evaluate(model.embed_text(captions), images, {"identity": range(4)}, gallery, protocol="no-cameras")
     assert found.reports["projection"].metrics == pytest.approx(expected.metrics)
-    assert found.reports["projection"].per_query["n_positives"].tolist() == [2] * 4  # the described picture too
+    assert found.reports["projection"].per_query["n_positives"].tolist() == [2] * 4  # the described image too
     assert found.feature == "projection"
     assert found.entry()["feature"] == "projection"
     assert found.entry()["protocol"] == "text-to-image"
@@ -80,7 +80,7 @@ def test_captions_are_compared_with_the_projection(model: ReIDModel, tmp_path: P
     assert found.similarity().shape == (4, 8)
 
 
-def test_each_caption_of_a_picture_asks(model: ReIDModel, tmp_path: Path) -> None:
+def test_each_caption_of_an_image_asks(model: ReIDModel, tmp_path: Path) -> None:
     data = captioned(tmp_path, ["a red person\na person in red", "a blue person"], [0, 5])
     found = scored(model, data)
     assert found.query.identities.tolist() == ["0", "0", "2"]
@@ -88,7 +88,7 @@ def test_each_caption_of_a_picture_asks(model: ReIDModel, tmp_path: Path) -> Non
     assert found.reports["projection"].metrics == scored(model, single).reports["projection"].metrics
 
 
-def test_pictures_may_still_ask(model: ReIDModel, tmp_path: Path) -> None:
+def test_images_may_still_ask(model: ReIDModel, tmp_path: Path) -> None:
     data = captioned(tmp_path, ["", ""], [0, 5])
     found = score(data, model.embed_parts, model.image_size, "bicubic", protocol="no-cameras")
     assert found.feature == "concat"
@@ -96,7 +96,7 @@ def test_pictures_may_still_ask(model: ReIDModel, tmp_path: Path) -> None:
 
 def test_missing_captions_and_missing_text_towers_are_named(model: ReIDModel, tmp_path: Path) -> None:
     data = captioned(tmp_path, ["a red person", ""], [0, 5])
-    with pytest.raises(UserError, match="mine: 1 of 2 query pictures have no caption"):
+    with pytest.raises(UserError, match="mine: 1 of 2 query images have no caption"):
         scored(model, data)
     data = captioned(tmp_path, ["a red person", "a blue person"], [0, 5])
     with pytest.raises(UserError, match="protocol 'text-to-image' needs a model with a text tower"):

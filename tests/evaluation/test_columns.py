@@ -39,9 +39,9 @@ class FrameLike:
 
 
 def hf_dataset() -> datasets.Dataset:
-    picture = Image.new("RGB", (2, 2))
+    image = Image.new("RGB", (2, 2))
     return datasets.Dataset.from_dict(
-        PLAIN | {"camera": [1, 2, None], "image": [picture] * 3},
+        PLAIN | {"camera": [1, 2, None], "image": [image] * 3},
         features=datasets.Features(
             identity=datasets.Value("string"),
             camera=datasets.Value("int32"),

@@ -115,7 +115,7 @@ def test_other_queries_are_refused_and_named() -> None:
             replace(a, per_query={**a.per_query, "n_positives": a.per_query["n_positives"] + 1}),
             "different matches: row 0",
         ),
-        (replace(a, per_query={**a.per_query, "path": other_paths}), "pictures: row 7 has 7.jpg and x.jpg"),
+        (replace(a, per_query={**a.per_query, "path": other_paths}), "images: row 7 has 7.jpg and x.jpg"),
     ):
         known = replace(a, per_query={**a.per_query, "path": paths})
         with pytest.raises(UserError, match=said):

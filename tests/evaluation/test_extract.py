@@ -1,4 +1,4 @@
-"""Every picture is embedded exactly once, in order, on one process or two."""
+"""Every image is embedded exactly once, in order, on one process or two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from clipreid.errors import UserError
 from clipreid.evaluation import extract
 
 
-def pictures(n: int) -> np.ndarray:
+def images(n: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (n, 3, 6, 4), dtype=np.uint8)
 
 
@@ -26,8 +26,8 @@ def embed(batch: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 128), (10, 4), (12, 4), (13, 1)])
-def test_one_row_for_each_picture_in_order(n: int, batch_size: int) -> None:
-    pixels = pictures(n)
+def test_one_row_for_each_image_in_order(n: int, batch_size: int) -> None:
+    pixels = images(n)
     features = extract(embed, pixels, batch_size=batch_size)
     assert isinstance(features, Tensor)
     assert features.dtype == torch.float32
@@ -36,7 +36,7 @@ def test_one_row_for_each_picture_in_order(n: int, batch_size: int) -> None:
 
 
 def test_named_features_progress_and_memory_mapped_pixels(tmp_path: Path) -> None:
-    np.save(tmp_path / "pixels.npy", pictures(7))
+    np.save(tmp_path / "pixels.npy", images(7))
     pixels = np.load(tmp_path / "pixels.npy", mmap_mode="r")
     seen: list[tuple[int, int]] = []
     features = extract(
@@ -54,7 +54,7 @@ def test_named_features_progress_and_memory_mapped_pixels(tmp_path: Path) -> Non
 
 def test_features_need_no_gradient_but_can_be_trained_on() -> None:
     layer = torch.nn.Linear(5, 2)
-    features = extract(lambda batch: layer(embed(batch).float()), pictures(4))
+    features = extract(lambda batch: layer(embed(batch).float()), images(4))
     assert not features.requires_grad
     torch.nn.Linear(2, 1)(features).sum().backward()  # inference tensors would refuse
 
@@ -73,14 +73,14 @@ def test_wrong_pixels_are_refused(pixels: np.ndarray | Tensor, message: str) -> 
 
 
 def test_wrong_features_are_refused() -> None:
-    with pytest.raises(UserError, match=r"embed_batch has shape \[5\] for a batch of 3 pictures"):
-        extract(lambda batch: torch.zeros(5), pictures(3))
+    with pytest.raises(UserError, match=r"embed_batch has shape \[5\] for a batch of 3 images"):
+        extract(lambda batch: torch.zeros(5), images(3))
     with pytest.raises(UserError, match=r"feature 'a' of embed_batch has shape \[2, 4\]"):
-        extract(lambda batch: {"a": torch.zeros(2, 4)}, pictures(3))
-    with pytest.raises(UserError, match=r"returned \['2'\], for earlier pictures \['3'\]"):
-        extract(lambda batch: {str(len(batch)): embed(batch)}, pictures(5), batch_size=3)
+        extract(lambda batch: {"a": torch.zeros(2, 4)}, images(3))
+    with pytest.raises(UserError, match=r"returned \['2'\], for earlier images \['3'\]"):
+        extract(lambda batch: {str(len(batch)): embed(batch)}, images(5), batch_size=3)
     with pytest.raises(UserError, match="batch_size is 0"):
-        extract(embed, pictures(3), batch_size=0)
+        extract(embed, images(3), batch_size=0)
 
 
 class Repeats:
@@ -92,9 +92,9 @@ class Repeats:
         return torch.cat([values, values])
 
 
-def test_a_picture_embedded_twice_is_a_defect() -> None:
-    with pytest.raises(RuntimeError, match=r"pictures \[0, 1, 2, 3\].* not embedded exactly once"):
-        extract(embed, pictures(4), accelerator=Repeats())
+def test_an_image_embedded_twice_is_a_defect() -> None:
+    with pytest.raises(RuntimeError, match=r"images \[0, 1, 2, 3\].* not embedded exactly once"):
+        extract(embed, images(4), accelerator=Repeats())
 
 
 WORKER = """

@@ -72,5 +72,5 @@ def test_what_cannot_be_fused_is_refused() -> None:
         fuse_features(a, a, float("nan"))
     with pytest.raises(UserError, match="the same queries and gallery"):
         fuse(a, a[:2], 0.5)
-    with pytest.raises(UserError, match="features of 3 and 2 pictures"):
+    with pytest.raises(UserError, match="features of 3 and 2 images"):
         fuse_features(a, a[:2], 0.5)

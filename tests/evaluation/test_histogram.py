@@ -37,7 +37,7 @@ def test_equals_numpys_whatever_the_chunk(seed: int, levels: int, chunk: int) ->
     np.testing.assert_array_equal(report.histogram.negative, negative)  # type: ignore[union-attr]
 
 
-def test_cosines_have_fixed_bins_and_equal_pictures_are_counted() -> None:
+def test_cosines_have_fixed_bins_and_equal_images_are_counted() -> None:
     rng = np.random.default_rng(0)
     query, gallery = ({"identity": np.arange(20), "camera": np.full(20, camera)} for camera in (0, 1))
     features = rng.standard_normal((20, 8)).astype(np.float32)

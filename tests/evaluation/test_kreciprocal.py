@@ -87,7 +87,7 @@ def test_equals_the_dense_reference_on_clusters(n_query: int, n_gallery: int, k1
 
 
 def test_same_identity_rises() -> None:
-    """What re-ranking is for: a picture close to the query's neighbours passes one that is close to the query alone."""
+    """What re-ranking is for: an image close to the query's neighbours passes one that is close to the query alone."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((40, 32))
     identities = np.repeat(np.arange(40), 8)
@@ -127,7 +127,7 @@ def test_products_do_not_depend_on_the_block() -> None:
     torch.testing.assert_close(whole, units @ units.T, atol=1e-6, rtol=0)
 
 
-def test_pictures_that_are_all_alike_fall_apart_by_their_rows() -> None:
+def test_images_that_are_all_alike_fall_apart_by_their_rows() -> None:
     """Equal neighbours are taken by row, so who is among the first k1 is a matter of order, here and in any library."""
     found = rerank(torch.ones(3, 16), torch.ones(70, 16), k1=5, k2=2)  # rows 0..5 of 73 are everyone's neighbours
     assert bool((found[:, :3] == 1).all())

@@ -1,4 +1,4 @@
-"""Every named protocol against its rule written out as loops over single pictures, and what each one says."""
+"""Every named protocol against its rule written out as loops over single images, and what each one says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def alike(a: Row, b: Row, column: str) -> bool:
 
 
 def is_junk(name: str, q: Row, g: Row) -> bool:
-    """What the papers say, one pair at a time; the query's own picture is dealt with elsewhere."""
+    """What the papers say, one pair at a time; the query's own image is dealt with elsewhere."""
     same_identity = q["identity"] == g["identity"]
     market = same_identity and alike(q, g, "camera")
     if name in ("market1501", "cuhk03-np", "veri"):
@@ -62,7 +62,7 @@ def hits(name: str, scores: np.ndarray, query: Row, gallery: list[Row]) -> list[
 
 
 def problem(seed: int, q: int = 40, g: int = 90) -> tuple[np.ndarray, Table, Table]:
-    """Similarities with ties; unknown values everywhere; some pictures are in both tables."""
+    """Similarities with ties; unknown values everywhere; some images are in both tables."""
     rng = np.random.default_rng(seed)
     tables = []
     for n, high in ((q, 14), (g, 11)):
@@ -78,7 +78,7 @@ def problem(seed: int, q: int = 40, g: int = 90) -> tuple[np.ndarray, Table, Tab
             }
         )
     query, gallery = tables
-    for i in range(0, q, 3):  # the query's own picture, with all its columns
+    for i in range(0, q, 3):  # the query's own image, with all its columns
         for name, column in gallery.items():
             column[i] = query[name][i]
         query["path"][i] = gallery["path"][i] = f"{i}.jpg"
@@ -110,7 +110,7 @@ def test_the_rules_differ() -> None:
 
 
 def drawn_ranks(name: str, similarity: np.ndarray, query: Table, gallery: Table, draws: int, seed: int) -> np.ndarray:
-    """[draws, Q]: shuffle the gallery, keep the first allowed picture of each identity, rank the one match."""
+    """[draws, Q]: shuffle the gallery, keep the first allowed image of each identity, rank the one match."""
     ranks = np.full((draws, len(similarity)), np.nan)
     theirs = rows(gallery)
     for draw in range(draws):
@@ -149,8 +149,8 @@ def test_draws_equal_the_loops_draw_by_draw(name: str, chunk: int | None) -> Non
     assert np.isnan(report.per_query["ap"][~some]).all()
 
 
-def test_every_picture_of_an_identity_is_drawn_equally_often() -> None:
-    """One stranger with 4 pictures, one of them closer than the match: rank 2 in a quarter of the draws."""
+def test_every_image_of_an_identity_is_drawn_equally_often() -> None:
+    """One stranger with 4 images, one of them closer than the match: rank 2 in a quarter of the draws."""
     gallery = {"identity": [1, 2, 2, 2, 2], "camera": [2] * 5, "path": list("abcde")}
     query = {"identity": [1], "camera": [1], "path": ["q"]}
     rules = replace(get_protocol("cuhk03-classic"), draws=2000)
@@ -165,10 +165,10 @@ def vehicles() -> Report:
     return evaluate(features, features, table, table, protocol="vehicleid")
 
 
-def test_vehicleid_parts_one_set_of_pictures_and_says_how_far_the_draws_differ() -> None:
+def test_vehicleid_parts_one_set_of_images_and_says_how_far_the_draws_differ() -> None:
     report = vehicles()
     assert report.counts["valid_queries"] == 36
-    assert 0.5 < report.metrics["rank1"] < 1  # a picture that found itself would always be first
+    assert 0.5 < report.metrics["rank1"] < 1  # an image that found itself would always be first
     note = report.notes[0]
     assert note.startswith("means of 10 draws (seed 0); standard deviation over the draws: mAP ")
     assert f"rank-1 {100 * report.std['rank1']:.2f}%" in note
@@ -177,25 +177,25 @@ def test_vehicleid_parts_one_set_of_pictures_and_says_how_far_the_draws_differ()
     assert vehicles().metrics == report.metrics
 
 
-def test_a_query_whose_own_picture_is_always_drawn_is_explained() -> None:
+def test_a_query_whose_own_image_is_always_drawn_is_explained() -> None:
     table = {"identity": [1, 1, 2, 2], "path": ["a", "b", "c", "d"]}
     rules = replace(get_protocol("vehicleid"), draws=1)
     report = evaluate(query=table, gallery=table, similarity=np.zeros((4, 4)), protocol=rules)
     assert report.counts["valid_queries"] == 2
-    assert "2 because the query picture itself was drawn every time: for example query" in report.notes[-1]
+    assert "2 because the query image itself was drawn every time: for example query" in report.notes[-1]
 
 
 # what they say --------------------------------------------------------------------------------------------
 
 
-def test_leave_one_out_is_every_picture_against_the_others() -> None:
+def test_leave_one_out_is_every_image_against_the_others() -> None:
     similarity, _, gallery = problem(0, q=90)
     gallery = gallery | {"path": np.array([f"{i}.jpg" for i in range(90)])}
     report = evaluate(query=gallery, gallery=gallery, similarity=similarity, protocol="leave-one-out")
     expected = [hits("leave-one-out", similarity[i], row, rows(gallery)) for i, row in enumerate(rows(gallery))]
     assert report.per_query["first_rank"].tolist() == [found[0] for found in expected]
     other = gallery | {"path": np.array([f"{i + 1}.jpg" for i in range(90)])}
-    with pytest.raises(UserError, match="1 query pictures are not in the gallery by their path"):
+    with pytest.raises(UserError, match="1 query images are not in the gallery by their path"):
         evaluate(query=other, gallery=gallery, similarity=similarity, protocol="leave-one-out")
 
 
@@ -233,10 +233,10 @@ def test_queries_of_another_view_are_not_asked_and_counted() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cloth-changing", "all 2 pictures of identity 1 in the gallery are from camera 0 or in clothes red"),
-        ("aerial-ground", "all 2 pictures of identity 1 in the gallery are of view 0"),
-        ("aerial-to-ground", "all 2 pictures of identity 1 in the gallery are not ground, or from camera 0"),
-        ("cuhk03-classic", "all 2 pictures of identity 1 in the gallery are from camera 0"),
+        ("cloth-changing", "all 2 images of identity 1 in the gallery are from camera 0 or in clothes red"),
+        ("aerial-ground", "all 2 images of identity 1 in the gallery are of view 0"),
+        ("aerial-to-ground", "all 2 images of identity 1 in the gallery are not ground, or from camera 0"),
+        ("cuhk03-classic", "all 2 images of identity 1 in the gallery are from camera 0"),
     ],
 )
 def test_no_match_at_all_names_the_rule_and_the_columns(name: str, message: str) -> None:
@@ -255,9 +255,9 @@ def test_same_clothes_asks_for_the_others() -> None:
         evaluate(query=query, gallery=gallery, similarity=np.zeros((1, 2)), protocol="same-clothes")
 
 
-def test_captions_may_find_the_picture_that_they_describe() -> None:
+def test_captions_may_find_the_image_that_they_describe() -> None:
     table = {"identity": [1, 2], "path": ["a", "b"]}
     report = evaluate(query=table, gallery=table, similarity=np.eye(2), protocol="text-to-image")
     assert report.metrics["rank1"] == 1.0
-    with pytest.raises(UserError, match="the query picture itself"):
+    with pytest.raises(UserError, match="the query image itself"):
         evaluate(query=table, gallery=table, similarity=np.eye(2), protocol="no-cameras")

@@ -12,7 +12,7 @@ from clipreid.evaluation import PROTOCOLS, Protocol, Report, evaluate, get_proto
 from clipreid.evaluation.columns import Columns
 
 QUERY = {"identity": [7], "camera": [2], "path": ["q.jpg"]}
-GALLERY = {  # own picture, own camera, other camera, stranger in own camera, stranger
+GALLERY = {  # own image, own camera, other camera, stranger in own camera, stranger
     "identity": [7, 7, 7, 8, 9],
     "camera": [2, 2, 1, 2, 1],
     "path": ["q.jpg", "a.jpg", "b.jpg", "c.jpg", "d.jpg"],
@@ -30,7 +30,7 @@ def test_junk_of_each_protocol(protocol: str, rank: int) -> None:
     assert first_rank(protocol) == rank
 
 
-def test_the_own_picture_counts_where_paths_are_unknown() -> None:
+def test_the_own_image_counts_where_paths_are_unknown() -> None:
     no_path = {name: values for name, values in QUERY.items() if name != "path"}
     report = evaluate(query=no_path, gallery=GALLERY, similarity=DESCENDING, protocol="no-cameras")
     assert report.per_query["n_positives"][0] == 3
@@ -50,10 +50,10 @@ def test_every_protocol_says_what_it_does() -> None:
 def test_without_cameras_the_rule_is_off_and_the_report_says_so(camera: list[int] | None) -> None:
     query = {name: values for name, values in (QUERY | {"camera": camera}).items() if values is not None}
     report = evaluate(query=query, gallery=GALLERY, similarity=DESCENDING)
-    assert report.per_query["n_positives"][0] == 2  # all but the own picture
+    assert report.per_query["n_positives"][0] == 2  # all but the own image
     assert report.notes == (
         "no camera is known in query: the junk rule (same identity and same camera as the query) is off, "
-        "pictures from every camera count",
+        "images from every camera count",
     )
     assert report.notes[0] in str(report)
     assert evaluate(query=query, gallery=GALLERY, similarity=DESCENDING, protocol="no-cameras").notes == ()
@@ -61,8 +61,8 @@ def test_without_cameras_the_rule_is_off_and_the_report_says_so(camera: list[int
 
 def test_partly_unknown_cameras_are_counted() -> None:
     report = evaluate(query=QUERY, gallery=GALLERY | {"camera": [2, -1, 1, 2, -1]}, similarity=DESCENDING)
-    assert report.per_query["n_positives"][0] == 2  # the picture of unknown camera is not junk
-    assert "the camera of 2 of 5 gallery pictures is unknown" in report.notes[0]
+    assert report.per_query["n_positives"][0] == 2  # the image of unknown camera is not junk
+    assert "the camera of 2 of 5 gallery images is unknown" in report.notes[0]
 
 
 def other_clothes(query: Columns, gallery: Columns) -> Tensor:
@@ -72,12 +72,12 @@ def other_clothes(query: Columns, gallery: Columns) -> Tensor:
 def test_a_function_is_a_protocol() -> None:
     query, gallery = QUERY | {"clothes": ["red"]}, GALLERY | {"clothes": ["red", "blue", "red", "red", ""]}
     report = evaluate(query=query, gallery=gallery, similarity=DESCENDING, protocol=other_clothes)
-    assert report.per_query["n_positives"][0] == 1  # own picture and the one in the same clothes are junk
+    assert report.per_query["n_positives"][0] == 1  # own image and the one in the same clothes are junk
     assert report.protocol == "other_clothes"
     with pytest.raises(UserError, match=r"'clothes' in both query and gallery; .* share are: camera, identity, path"):
         first_rank(other_clothes)
     named = Protocol("clothes", "cloth-changing", other_clothes, "same identity, same clothes", "in {clothes}")
-    with pytest.raises(UserError, match="all 3 pictures of identity 7 in the gallery are in red"):
+    with pytest.raises(UserError, match="all 3 images of identity 7 in the gallery are in red"):
         first_rank(named, query, gallery | {"clothes": ["red"] * 5})
 
 
@@ -103,7 +103,7 @@ def test_unknown_names_list_the_valid_ones() -> None:
 
 
 def mixed() -> Report:
-    """0 is scored; 1 and 2 only have pictures from their own camera; 3 is absent; 4 finds only itself."""
+    """0 is scored; 1 and 2 only have images from their own camera; 3 is absent; 4 finds only itself."""
     return evaluate(
         query={"identity": [1, 7, 7, 9, 5], "camera": [0, 2, 2, 0, 0], "path": ["", "", "", "", "own.jpg"]},
         gallery={
@@ -122,10 +122,10 @@ def test_queries_without_a_match_are_counted_named_and_explained() -> None:
     note = report.notes[-1]
     assert "4 of 5 queries have no valid match and are not scored (rows 1, 2, 3 and 4)" in note
     assert "2 because every match is junk (junk = same identity and same camera as the query)" in note
-    assert "query 1 (identity 7, camera 2): all 3 pictures of identity 7 in the gallery are from camera 2" in note
+    assert "query 1 (identity 7, camera 2): all 3 images of identity 7 in the gallery are from camera 2" in note
     assert "1 because their identity is not in the gallery: for example query 3 (identity 9, camera 0)" in note
-    assert "query 4 (identity 5, camera 0): the only picture of identity 5" in note
-    assert note.endswith("in the gallery is the query picture itself")
+    assert "query 4 (identity 5, camera 0): the only image of identity 5" in note
+    assert note.endswith("in the gallery is the query image itself")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_queries_without_a_match_are_counted_named_and_explained() -> None:
         (
             {"identity": ["x"], "path": ["1.jpg"]},
             {"identity": ["x", "y"], "path": ["1.jpg", "2.jpg"]},
-            "is the query picture itself. The gallery must hold other pictures",
+            "is the query image itself. The gallery must hold other images",
         ),
     ],
 )

@@ -29,7 +29,7 @@ def test_a_report_prints_as_a_table() -> None:
     assert lines[0].split() == ["mAP", "mINP", "rank-1", "rank-5", "rank-10"]
     assert lines[2].split() == ["50.0%", "50.0%", "0.0%", "100.0%", "100.0%"]
     assert "queries   1 scored of 2, 2 identities" in lines
-    assert "gallery   2 pictures, 2 identities, 1 pictures are distractors" in lines
+    assert "gallery   2 images, 2 identities, 1 images are distractors" in lines
     assert any(line.startswith("note      1 of 2 queries have no valid match") for line in lines)
 
 

@@ -70,7 +70,7 @@ def test_kwf_equals_fused_features(
 
 
 def test_kwf_without_epsilon_in_effect_changes_nothing() -> None:
-    """Why it is needed: without it, the picture itself has all the weight."""
+    """Why it is needed: without it, the image itself has all the weight."""
     x, _ = people(0, 60)
     cosine = cosine_similarity(x[:9], x[9:]).float()
     still = rerank(x[:9], x[9:], "kwf", weighting="inverse-distance", epsilon=1e-5)

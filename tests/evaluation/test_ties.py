@@ -48,7 +48,7 @@ def test_equal_scores_put_every_mistake_first(problem, score) -> None:  # type: 
 @quick
 @given(problems)
 def test_a_copy_of_a_mistake_stands_beside_it(problem) -> None:  # type: ignore[no-untyped-def]
-    """Doubling the pictures that nobody asks for moves a first match down by those before it."""
+    """Doubling the images that nobody asks for moves a first match down by those before it."""
     similarity, query, gallery = problem
     gallery = gallery | {"path": np.full(len(gallery["path"]), "")}
     strangers = np.flatnonzero(~np.isin(gallery["identity"], query["identity"]))

@@ -23,14 +23,14 @@ def test_each_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [
         (
             1,
-            "2 of 2 pictures of identity b in the gallery are from camera 1 "
+            "2 of 2 images of identity b in the gallery are from camera 1 "
             "(junk = same identity and same camera as the query)",
         ),
         (2, "identity c is not in the gallery"),
-        (3, "the only picture of identity d in the gallery is the query itself"),
+        (3, "the only image of identity d in the gallery is the query itself"),
         (
             4,
-            "2 of 2 pictures of identity e in the gallery are from camera 1 or the query itself "
+            "2 of 2 images of identity e in the gallery are from camera 1 or the query itself "
             "(junk = same identity and same camera as the query)",
         ),
     ]

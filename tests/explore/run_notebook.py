@@ -2,7 +2,7 @@
 
     python run_notebook.py NOTEBOOK.ipynb EXPRESSION OUTPUT.json
 
-Writes what the expression is at the end, and how many pictures were shown. Ends with the error of the first bad cell;
+Writes what the expression is at the end, and how many images were shown. Ends with the error of the first bad cell;
 tells how long each took, and where all threads stand if the notebook is not done in time.
 """
 
@@ -26,7 +26,7 @@ class Shell(InteractiveShell):
 def main(notebook: str, expression: str, output: str) -> None:
     faulthandler.dump_traceback_later(LIMIT, exit=True)
     shell = Shell.instance()
-    pictures = 0
+    images = 0
     for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells):
         if cell.cell_type != "code":
             continue
@@ -39,9 +39,9 @@ def main(notebook: str, expression: str, output: str) -> None:
         done.raise_error()
         shown = [output.data for output in seen.outputs]
         shown += [shell.display_formatter.format(done.result)[0]]  # the value of a cell's last line is not among them
-        pictures += sum("image/png" in data for data in shown)
+        images += sum("image/png" in data for data in shown)
     with open(output, "w") as file:
-        json.dump({"told": eval(expression, shell.user_ns), "pictures": pictures}, file)
+        json.dump({"told": eval(expression, shell.user_ns), "images": images}, file)
 
 
 if __name__ == "__main__":

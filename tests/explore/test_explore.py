@@ -50,11 +50,11 @@ def random_prompts(name: str = "tiny-clip") -> explore.Learned:
 
 
 def split_of(identities: list[str], cameras: list[int]) -> Split:
-    picture = Image.new("RGB", (32, 64), "red")
+    image = Image.new("RGB", (32, 64), "red")
     import io
 
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     images = [{"path": f"{i}.png", "bytes": file.getvalue()} for i in range(len(identities))]
     return Split.from_columns("train", images, identities, cameras)
 
@@ -252,20 +252,20 @@ def trained_folder(folder: Path, names: list[str], flags: dict[str, Any]) -> Pat
     return folder
 
 
-def test_pictures_are_those_that_the_run_was_trained_on(tmp_path: Path) -> None:
+def test_images_are_those_that_the_run_was_trained_on(tmp_path: Path) -> None:
     explore.write_folder({"train": split_of(["bus_0001", "bus_0002"] * 2, [1, 1, 2, 2])}, tmp_path / "buses")
     spec, names = f"folder:{tmp_path / 'buses'}", ["bus_0001", "bus_0002"]
     data = explore.training_data(trained_folder(tmp_path / "run", names, {"data": [spec], "test": ["synthetic"]}))
     assert data.name == spec
     assert sorted(data.splits["train"].identities.tolist()) == sorted(names * 2)
-    assert len(explore.pictures_of(data.splits["train"], "bus_0002")) == 2
+    assert len(explore.images_of(data.splits["train"], "bus_0002")) == 2
     (tmp_path / "buses").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="does not exist"):
         explore.training_data(tmp_path / "run")
     assert len(explore.training_data(tmp_path / "run", [f"folder:{tmp_path / 'moved'}"]).splits["train"]) == 4
 
 
-def test_other_pictures_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
+def test_other_images_than_those_of_the_run_are_refused(tmp_path: Path) -> None:
     explore.write_folder({"train": split_of(["0001", "0002"] * 2, [1, 1, 2, 2])}, tmp_path / "crops")
     spec = f"folder:{tmp_path / 'crops'}"
     with pytest.raises(UserError, match="no '0003'"):
@@ -281,7 +281,7 @@ def test_several_sets_are_called_as_their_prompts(tmp_path: Path) -> None:
     assert data.name == " + ".join(specs)
     assert set(train.identities) == {"here/0001", "here/0002", "there/0001", "there/0002"}
     assert set(train.cameras[train.identities == "there/0001"]) == {4, 5}
-    assert train.picture(7).size == (32, 64)
+    assert train.image(7).size == (32, 64)
 
 
 def test_folders_without_prompts_say_so(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_who_is_not_of_the_street_is_not_made_up(known: Callable[..., Any], name
         known(["0002"], "market1501:/pictures")  # there is a 0002 in both
 
 
-def test_few_pictures_are_of_different_cameras() -> None:
+def test_few_images_are_of_different_cameras() -> None:
     split = split_of(["b"] * 4 + ["a"] * 4, [1, 1, 2, 2, 5, 5, 5, 6])
     kept = explore.few(split, 2)
     assert kept.identities.tolist() == ["a", "a", "b", "b"]
@@ -356,20 +356,20 @@ def test_names_that_are_no_folders_are_written_as_in_a_url(tmp_path: Path) -> No
     read = load_data(f"folder:{tmp_path / 'in' / 'side'}").splits["train"]
     written = ["here%2F0001", "here%2F0002", "%2E.%2F..%2Fescaped", "%2Ehidden", "Zoë"]
     assert sorted(read.identities.tolist()) == sorted(2 * written)
-    with pytest.raises(UserError, match="a picture of nobody"):
+    with pytest.raises(UserError, match="an image of nobody"):
         explore.write_folder({"train": split_of(["", ""], [1, 2])}, tmp_path / "nobody")
     assert not (tmp_path / "nobody").exists()
 
 
 def test_a_folder_is_there_when_it_is_whole_and_not_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    split, picture = split_of(["anna", "anna", "bert"], [1, 2, 1]), Split.picture
+    split, image = split_of(["anna", "anna", "bert"], [1, 2, 1]), Split.image
 
     def interrupted(split: Split, index: int) -> Image.Image:
         if index == 2:
             raise KeyboardInterrupt
-        return picture(split, index)
+        return image(split, index)
 
-    monkeypatch.setattr(Split, "picture", interrupted)
+    monkeypatch.setattr(Split, "image", interrupted)
     with pytest.raises(KeyboardInterrupt):
         explore.write_folder({"train": split}, tmp_path / "crops")
     assert not list(tmp_path.iterdir())
@@ -379,24 +379,24 @@ def test_a_folder_is_there_when_it_is_whole_and_not_before(tmp_path: Path, monke
     assert [file.name for file in tmp_path.iterdir()] == ["crops"]
 
 
-# ---- pictures
+# ---- images
 
 
-def test_probe_picture_shows_the_figures() -> None:
+def test_probe_image_shows_the_figures() -> None:
     rows = [{"attribute": "hat", "values": 4, "bank": 0.5, SHUFFLED: 0.25}]
     lines = {line.get_label(): line.get_xdata()[0] for line in explore.draw_probe(rows).axes[0].lines}
     assert lines["bank"] == 50
     assert lines["floor: shuffled values"] == 25
 
 
-def test_similarity_picture_is_ordered_and_leaves_the_unknown_out() -> None:
+def test_similarity_image_is_ordered_and_leaves_the_unknown_out() -> None:
     features, values = torch.randn(6, 4), np.array(["b", "a", "", "b", "a", "a"])
     axes = explore.draw_similarity(features, values).axes[0]
     assert axes.images[0].get_array().shape == (5, 5)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
-def test_trade_off_picture_shows_home_and_abroad() -> None:
+def test_trade_off_image_shows_home_and_abroad() -> None:
     dial = explore.line_of("dial", [{"home": 0.2, "abroad": 0.6}, {"home": 0.5, "abroad": 0.4}], ["0", "1"])
     axes = explore.draw_tradeoff([dial, explore.line_of("plain", [{"home": 0.3, "abroad": 0.3}])]).axes[0]
     first, second = axes.lines
@@ -453,7 +453,7 @@ def test_looks_glow_where_the_model_looked(monkeypatch: pytest.MonkeyPatch) -> N
         assert small[bright] > 1.5 * np.median(small)
 
 
-def test_looks_are_those_of_the_model_at_these_pictures() -> None:
+def test_looks_are_those_of_the_model_at_these_images() -> None:
     model = random_prompts().model
     crops = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (128, 64, 3), np.uint8)) for i in range(2)]
     maps = model.look(model.crops(crops))

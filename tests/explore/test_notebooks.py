@@ -53,7 +53,7 @@ def cells(name: str, *words: str) -> list[str]:
 
 
 def small_street(spec: str) -> ReIDData:
-    """In the place of `load_data("synthetic...")`: two people, four pictures of each."""
+    """In the place of `load_data("synthetic...")`: two people, four images of each."""
     file = io.BytesIO()
     Image.effect_noise((32, 64), 50).convert("RGB").save(file, "PNG")
     images = [{"path": f"{i}.png", "bytes": file.getvalue()} for i in range(8)]
@@ -73,7 +73,7 @@ def test_first_cell_can_be_repeated(name: str, tmp_path: Path, monkeypatch: pyte
         assert Path.cwd() == NOTEBOOKS.parent
 
 
-def test_broken_picture_goes_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_image_goes_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clipreid, "load_data", small_street)
     monkeypatch.setenv("CROPS", str(tmp_path / "crops"))
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
@@ -111,7 +111,7 @@ def test_half_of_home_and_abroad_is_completed(tmp_path: Path, monkeypatch: pytes
     assert len(list(crops.glob("abroad/test/*/*.png"))) == len(list(crops.glob("home/test/*/*.png"))) == 8
 
 
-def test_questions_can_be_put_to_a_run_on_other_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_questions_can_be_put_to_a_run_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     split, names = small_street("").splits["train"], ["bus_0001", "bus_0002"]
     buses = Split("train", split.table.map(lambda row: {"identity": f"bus_{row['identity']}"}))
     explore.write_folder({"train": buses}, tmp_path / "buses")
@@ -137,7 +137,7 @@ def test_questions_can_be_put_to_a_run_on_other_pictures(tmp_path: Path, monkeyp
 
 
 def executed(name: str, tell: str, folder: Path, **environment: Any) -> tuple[dict[str, Any], int]:
-    """Runs a notebook in a fresh process; what the expression `tell` is at its end, and how many pictures it shows."""
+    """Runs a notebook in a fresh process; what the expression `tell` is at its end, and how many images it shows."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     more = {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "PATH": path, "IPYTHONDIR": str(folder / "ipython")}
     command = [sys.executable, RUNNER, NOTEBOOKS / f"{name}.ipynb", tell, folder / "told.json"]
@@ -159,7 +159,7 @@ def executed(name: str, tell: str, folder: Path, **environment: Any) -> tuple[di
     assert running.returncode == 0, said[-4000:]
     print(said)
     found = json.loads((folder / "told.json").read_text())
-    return found["told"], found["pictures"]
+    return found["told"], found["images"]
 
 
 @pytest.mark.slow
@@ -167,8 +167,8 @@ def test_prompt_anchors(tmp_path: Path) -> None:
     tell = "{'truth': truth, 'probed': probed, 'ablations': ablations, 'found': found.tolist(), 'ends': [a, b], 'who': "
     tell += "few.identities[found[[0, -1], 0]].tolist(), 'names': names, 'near': float(near.cosine.mean()), 'chance': "
     tell += "chance, 'met': met, 'colours': float(np.isin(words, list(COLOURS)).mean())}"
-    told, pictures = executed("prompt_anchors", tell, tmp_path, RUN=tmp_path / "run")
-    assert pictures == 8
+    told, images = executed("prompt_anchors", tell, tmp_path, RUN=tmp_path / "run")
+    assert images == 8
     assert told["near"] > 1.3 * told["chance"]
     everything, colours, rest = (told["truth"][name] for name in ("all words", "colours only", "the rest"))
     assert told["colours"] > 0.5
@@ -194,8 +194,8 @@ def test_prompt_anchors(tmp_path: Path) -> None:
 def test_your_own_crops(tmp_path: Path) -> None:
     places = {"RUN": tmp_path / "run", "CROPS": tmp_path / "crops"}
     tell = "{'shape': list(features.shape), 'mAP': report.metrics['mAP']}"
-    told, pictures = executed("your_own_crops", tell, tmp_path, **places)
-    assert pictures == 3
+    told, images = executed("your_own_crops", tell, tmp_path, **places)
+    assert images == 3
     figures = json.loads((tmp_path / "run" / "metrics.json").read_text())[f"folder:{tmp_path / 'crops'}"]
     assert figures["stage2"]["mAP"] > figures["zero-shot"]["mAP"]
     assert told["mAP"] == pytest.approx(figures["stage2"]["mAP"], abs=1e-3)
@@ -207,8 +207,8 @@ def test_your_own_crops(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_home_and_abroad(tmp_path: Path) -> None:
     places = {"RUN": tmp_path / "run", "PLAIN": tmp_path / "plain", "CROPS": tmp_path / "crops"}
-    found, pictures = executed("home_and_abroad", "table", tmp_path, **places)
-    assert pictures == 2
+    found, images = executed("home_and_abroad", "table", tmp_path, **places)
+    assert images == 2
     zero, plain, tuned = found["zero-shot"], found["no prompts"], found["two stages"]
     assert tuned["home"] > plain["home"] > zero["home"]
     assert zero["abroad"] > max(tuned["abroad"], plain["abroad"])

@@ -27,15 +27,15 @@ from clipreid.strength import set_strength
 Folder = Callable[[str], Path]
 
 
-def differs(folder: Path, model: ReIDModel, pictures: list[Path]) -> float:
-    found = torch.cat([run_lines(merged_lines(model, str(folder), str(picture))) for picture in pictures])
-    return float((found - model.embed(pictures)).abs().max())
+def differs(folder: Path, model: ReIDModel, images: list[Path]) -> float:
+    found = torch.cat([run_lines(merged_lines(model, str(folder), str(image))) for image in images])
+    return float((found - model.embed(images)).abs().max())
 
 
-def pictures(tmp_path: Path) -> list[Path]:
+def images(tmp_path: Path) -> list[Path]:
     files = [tmp_path / f"{n}.png" for n in range(2)]
-    for file, picture in zip(files, noise(2), strict=True):
-        picture.save(file)
+    for file, image in zip(files, noise(2), strict=True):
+        image.save(file)
     return files
 
 
@@ -62,7 +62,7 @@ def test_transformers_alone_gives_the_features_of_embed(tiny_folder: Folder, tmp
     model = make(f"hf:{tiny_folder(how.pop('which', 'clip'))}", **how)
     set_strength(model, strength)
     export_merged(model, tmp_path / "out")
-    assert differs(tmp_path / "out", model, pictures(tmp_path)) <= 1e-4
+    assert differs(tmp_path / "out", model, images(tmp_path)) <= 1e-4
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert not any("lora" in name for name in file.keys())  # noqa: SIM118
 
@@ -95,7 +95,7 @@ def usual_mode(folder: Path) -> int:
 def test_the_classes_and_the_processor_of_transformers(tiny_folder: Folder, tmp_path: Path) -> None:
     from transformers import AutoModel, CLIPImageProcessorPil, CLIPVisionModel, SiglipVisionModel
 
-    file, size = pictures(tmp_path)[0], {"height": 64, "width": 32}
+    file, size = images(tmp_path)[0], {"height": 64, "width": 32}
     for family, kind in (("clip", CLIPVisionModel), ("siglip", SiglipVisionModel)):
         model, folder = make(f"hf:{tiny_folder(family)}"), tmp_path / family
         export_merged(model, folder)
@@ -116,7 +116,7 @@ def test_an_imported_run(tmp_path: Path) -> None:
     import_checkpoint(tmp_path / "old.pth", tmp_path / "run", sie_coefficient=3.0)
     model = clipreid.load(tmp_path / "run")
     export_merged(model, tmp_path / "out")
-    assert differs(tmp_path / "out", model, pictures(tmp_path)) <= 1e-4
+    assert differs(tmp_path / "out", model, images(tmp_path)) <= 1e-4
 
 
 def config_of(tuning: str = "lora", **backbone: Any) -> dict[str, Any]:

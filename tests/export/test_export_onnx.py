@@ -1,4 +1,4 @@
-"""The ONNX graph alone, in onnxruntime, gives the features of `embed`: every kind of run, any batch, real pictures."""
+"""The ONNX graph alone, in onnxruntime, gives the features of `embed`: every kind of run, any batch, real images."""
 
 import json
 from collections.abc import Callable
@@ -46,14 +46,14 @@ def make(
     return model.eval()
 
 
-def prepare(pictures: list[Path] | list[Image.Image], declared: dict[str, Any]) -> np.ndarray:
-    """Pictures to what the graph takes, by `preprocessing.json` alone: no clipreid, no torch."""
+def prepare(images: list[Path] | list[Image.Image], declared: dict[str, Any]) -> np.ndarray:
+    """Images to what the graph takes, by `preprocessing.json` alone: no clipreid, no torch."""
     filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
     found = []
-    for source in pictures:
-        picture = source if isinstance(source, Image.Image) else Image.open(source)
+    for source in images:
+        image = source if isinstance(source, Image.Image) else Image.open(source)
         size = (declared["width"], declared["height"])
-        resized = picture.convert(declared["channels"]).resize(size, filters[declared["interpolation"]])
+        resized = image.convert(declared["channels"]).resize(size, filters[declared["interpolation"]])
         pixels = np.asarray(resized, dtype=np.float64) * declared["scale"]  # [H, W, 3]
         found.append(((pixels - declared["mean"]) / declared["std"]).transpose(2, 0, 1))
     return np.stack(found).astype(declared["dtype"])
@@ -64,13 +64,13 @@ def noise(count: int) -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (70, 30, 3), dtype=np.uint8)) for _ in range(count)]
 
 
-def differs(folder: Path, model: ReIDModel, pictures: Any) -> float:
+def differs(folder: Path, model: ReIDModel, images: Any) -> float:
     declared = json.loads((folder / "preprocessing.json").read_text())
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {declared["input"]: prepare(pictures, declared)})
-    assert found.shape == (len(pictures), declared["D"])
+    (found,) = session.run(None, {declared["input"]: prepare(images, declared)})
+    assert found.shape == (len(images), declared["D"])
     assert np.abs(np.linalg.norm(found, axis=1) - 1).max() <= 1e-5
-    return float((torch.from_numpy(found) - model.embed(pictures)).abs().max())
+    return float((torch.from_numpy(found) - model.embed(images)).abs().max())
 
 
 SIDE = {"sie": "camera", "cameras": (1, 2), "sie_coefficient": 3.0}

@@ -51,10 +51,10 @@ def test_the_card_says_what_it_must(run: Path) -> None:
     card = content(package(run, "me/demo"), CARD).decode()
     for words in (
         "46.3 (42.3 to 51.3)",  # with its interval
-        "30 queries of 15 identities against 90 pictures",
+        "30 queries of 15 identities against 90 images",
         "| own data | train | 3,600 | 3 | 2 | `0123456789abcdef` |",
         "not** for finding out who somebody is",
-        "pretrained on painted pictures, for trying things out. A backbone that has seen photographs can",
+        "pretrained on painted images, for trying things out. A backbone that has seen photographs can",
         "look at the figures above",
         "personal data",
         'clipreid.load("me/demo")',
@@ -121,7 +121,7 @@ def test_why_plain_peft_cannot_stands_in_the_card(run: Path, tmp_path: Path) -> 
 
 
 def test_every_block_of_the_card_runs_as_it_stands(hub: Hub, run: Path, tmp_path: Path) -> None:
-    """Each alone, without a letter changed, in a folder with two pictures; the run comes from the Hub by its name."""
+    """Each alone, without a letter changed, in a folder with two images; the run comes from the Hub by its name."""
     edit_config(run, lambda config: config["backbone"].update(positions="bicubic"))
     files = package(run, "me/demo")
     hub.put("me/demo", clone(files, tmp_path / "clone"))
@@ -133,21 +133,21 @@ def test_every_block_of_the_card_runs_as_it_stands(hub: Hub, run: Path, tmp_path
     code = f"""
         import os, runpy, numpy
         os.chdir({str(tmp_path)!r})
-        whole, tower, picture = (runpy.run_path(f"{{nth}}.py") for nth in range({len(blocks)}))
-        numpy.savez("found.npz", whole=whole["features"], pixels=tower["pixels"], picture=picture["feature"],
+        whole, tower, image = (runpy.run_path(f"{{nth}}.py") for nth in range({len(blocks)}))
+        numpy.savez("found.npz", whole=whole["features"], pixels=tower["pixels"], image=image["feature"],
                     pooled=tower["out"].pooler_output.detach())
     """
     done = hub.python(dedent(code), tmp_path / "home")
     assert done.returncode == 0, done.stderr[-3000:]
     found = {name: torch.from_numpy(values) for name, values in np.load(tmp_path / "found.npz").items()}
-    model, pictures = clipreid.load(run), [tmp_path / "a.jpg", tmp_path / "b.jpg"]
-    expected = model.embed(pictures)
+    model, images = clipreid.load(run), [tmp_path / "a.jpg", tmp_path / "b.jpg"]
+    expected = model.embed(images)
     assert f"float32 [2, {expected.shape[1]}]" in blocks[0]
     assert (found["whole"] - expected).abs().max() <= 1e-6
     with torch.no_grad():
         assert (found["pooled"] - model.features(found["pixels"])["final"]).abs().max() <= 1e-4
-    assert (found["picture"] - expected[:1]).abs().max() <= 1e-4
-    assert (found["picture"] - clipreid.load(run, strength=0).embed(pictures[:1])).abs().max() > 1e-3
+    assert (found["image"] - expected[:1]).abs().max() <= 1e-4
+    assert (found["image"] - clipreid.load(run, strength=0).embed(images[:1])).abs().max() > 1e-3
 
 
 def test_what_is_needed_first_stands_first(run: Path) -> None:
@@ -282,12 +282,12 @@ def test_curves_are_drawn_from_what_there_is(run: Path, tmp_path: Path) -> None:
     assert draw_curves({}, {}) is None
     assert read_losses(tmp_path / "nowhere") == {}
     share = np.linspace(0.4, 1, 20).tolist()
-    pictures = [
+    images = [
         draw_curves(losses, {}),
         draw_curves({}, {"a": {"stage2": entry()}}),
         draw_curves(losses, {"a": {"stage2": entry(cmc=share), "zero-shot": entry()}}),
     ]
-    for picture in pictures:
-        assert picture is not None
-        assert picture.startswith(b"\x89PNG")
-    assert len(set(pictures)) == 3
+    for image in images:
+        assert image is not None
+        assert image.startswith(b"\x89PNG")
+    assert len(set(images)) == 3

@@ -34,11 +34,11 @@ def model(**values: Any) -> Callable[[dict[str, Any]], Any]:
 
 
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "a huge picture": (
+    "a huge image": (
         backbone(image_size=[1_000_000, 1_000_000]),
         r"image_size is \[1000000, 1000000\]: it must be a list of 2 integers, numbers from 8 to 4096",
     ),
-    "a picture of nothing": (backbone(image_size=[0, -5]), r"image_size is \[0, -5\]"),
+    "an image of nothing": (backbone(image_size=[0, -5]), r"image_size is \[0, -5\]"),
     "a cube": (backbone(image_size=[64, 32, 3]), r"image_size is \[64, 32, 3\]: it must be a list of 2 integers"),
     "a huge rank": (model(lora_rank=10**9), r"lora_rank is 1000000000: it must be an integer, numbers from 1 to 1024"),
     "no rank": (model(lora_rank=0), r"lora_rank is 0"),

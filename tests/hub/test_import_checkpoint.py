@@ -64,14 +64,14 @@ def published(patches: int = 128, rows: int = 0, middle: bool = False) -> State:
     return state
 
 
-def original(state: State, pictures: Tensor, stride: int = PATCH, side: Tensor | None = None) -> Tensor:
+def original(state: State, images: Tensor, stride: int = PATCH, side: Tensor | None = None) -> Tensor:
     """Features of the original at test: pre-neck x12 and proj side by side, normalised as a whole. side: [B, C]."""
     w = {name.removeprefix("image_encoder."): tensor for name, tensor in state.items()}
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, (WIDTH,), w[f"{name}.weight"], w[f"{name}.bias"])
 
-    pixels = (pictures.float() / 255 - 0.5) / 0.5
+    pixels = (images.float() / 255 - 0.5) / 0.5
     patches = F.conv2d(pixels, w["conv1.weight"], stride=stride).flatten(2).transpose(1, 2)
     cls = w["class_embedding"].expand(len(pixels), 1, WIDTH)
     if side is not None:
@@ -153,13 +153,13 @@ def test_cameras_and_views_together(tmp_path: Path) -> None:
     assert (found - expected).abs().max() < 1e-5
 
 
-def test_pictures_are_resized_bilinearly_as_a_whole(tmp_path: Path) -> None:
+def test_images_are_resized_bilinearly_as_a_whole(tmp_path: Path) -> None:
     state = published()
     import_checkpoint(save(state, tmp_path), tmp_path / "run")
-    picture = Image.fromarray(noise((90, 60), 1)[0].permute(1, 2, 0).numpy())
-    resized = picture.resize((128, 256), Image.Resampling.BILINEAR)
+    image = Image.fromarray(noise((90, 60), 1)[0].permute(1, 2, 0).numpy())
+    resized = image.resize((128, 256), Image.Resampling.BILINEAR)
     crop = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8).view(1, 256, 128, 3).permute(0, 3, 1, 2)
-    assert (clipreid.load(tmp_path / "run").embed([picture]) - original(state, crop)).abs().max() < 1e-5
+    assert (clipreid.load(tmp_path / "run").embed([image]) - original(state, crop)).abs().max() < 1e-5
 
 
 def test_the_run_folder_holds_everything_and_needs_no_backbone(tmp_path: Path, capsys: Any) -> None:
@@ -195,10 +195,10 @@ def test_it_is_evaluated_like_any_run(tmp_path: Path, capsys: Any) -> None:
     main(["evaluate", str(run), "--data", data, "--same-cameras", "--report", str(tmp_path / "report")])
     assert "side information (camera): the data set's are those of training" in capsys.readouterr().out
     split = clipreid.load_data(data).splits["query"]
-    pictures, model = [split.picture(i) for i in range(len(split))], clipreid.load(run)
+    images, model = [split.image(i) for i in range(len(split))], clipreid.load(run)
     table, found = split.metadata(), []
     for cameras in (split.cameras.tolist(), None):
-        features = model.embed(pictures, cameras=cameras)
+        features = model.embed(images, cameras=cameras)
         found.append(clipreid.evaluate(features, features, table, table, protocol="cross-camera").metrics)
     recorded = json.loads((run / "metrics.json").read_text())[data]
     assert recorded.keys() == {"stage2"}  # there is no backbone to compare with

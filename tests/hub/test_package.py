@@ -70,7 +70,7 @@ def finished(
         "notes": f"what a later version keeps of {PEOPLE[0]} in {ROOT}",
     }
     edit_config(folder, lambda config: config.update(more))
-    note = f"{ROOT}/{PEOPLE[0]}/1.jpg is the only picture of {PEOPLE[0]}"
+    note = f"{ROOT}/{PEOPLE[0]}/1.jpg is the only image of {PEOPLE[0]}"
     metrics = {data: {"zero-shot": entry(mAP=0.3), "stage2": entry(notes=[note])}, f"{data} (val)": {"stage2": entry()}}
     (folder / METRICS).write_text(json.dumps(metrics))
     losses = [{"stage": "stage 2", "step": n, "loss": 3.0 / n, "id_loss": 2.0 / n, "note": ROOT} for n in (1, 2, 3)]
@@ -149,17 +149,15 @@ def test_crops_only_when_asked_for_and_never_those_of_a_public_set(run: Path, tm
     with Image.open(tmp_path / LISTS) as sent, Image.open(run / "report" / LISTS) as drawn:
         assert np.array_equal(np.asarray(sent), np.asarray(drawn))
     assert f"]({LISTS})" in content(files, CARD).decode()
-    (run / "report" / LISTS).write_bytes(b"no picture")
-    with pytest.raises(UserError, match="is not a picture"):
+    (run / "report" / LISTS).write_bytes(b"no image")
+    with pytest.raises(UserError, match="is not an image"):
         package(run, "me/demo", include_crops=True)
     (run / "report" / LISTS).unlink()
     with pytest.raises(UserError, match=r"there is no .*ranked_lists.png: draw it with clipreid evaluate .* --report"):
         package(run, "me/demo", include_crops=True)
     tested = finished(tmp_path / "market")
     (tested / METRICS).write_text(json.dumps({f"msmt17:{ROOT}": {"stage2": entry()}}))  # shown in the report, perhaps
-    with pytest.raises(
-        UserError, match=r"--include-crops: .* tested on msmt17. .*forbid passing their pictures on, or"
-    ):
+    with pytest.raises(UserError, match=r"--include-crops: .* tested on msmt17. .*forbid passing their images on, or"):
         package(tested, "me/demo", include_crops=True)
     assert package(tested, "me/demo")
 

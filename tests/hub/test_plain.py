@@ -38,7 +38,7 @@ def make_plain(name: str, folder: Path, aggregation: str = "cls", raw: bool = Fa
     return model.eval()
 
 
-def picture(tmp_path: Path) -> str:
+def image(tmp_path: Path) -> str:
     generator = torch.Generator().manual_seed(5)
     pixels = torch.randint(0, 256, (90, 40, 3), generator=generator, dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "a.png")
@@ -81,23 +81,23 @@ def test_the_lines_of_the_card_give_the_features_of_embed(
     base, reason = plain_base(json.loads((tmp_path / "run" / CONFIG).read_text()))
     assert reason is None
     assert base is not None
-    found = run_lines(plain_lines(model, base, str(adapter), picture(tmp_path)))
-    expected = model.embed([picture(tmp_path)])
+    found = run_lines(plain_lines(model, base, str(adapter), image(tmp_path)))
+    expected = model.embed([image(tmp_path)])
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4
     untuned = ReIDModel(load_backbone(name, image_size=model.image_size), model.config).eval()
-    assert (untuned.embed([picture(tmp_path)]) - expected).abs().max() > 1e-3
+    assert (untuned.embed([image(tmp_path)]) - expected).abs().max() > 1e-3
 
 
 def test_the_lines_need_no_clipreid(tiny_folder: Folder, tmp_path: Path) -> None:
     """In a process that cannot import it."""
     model = make_plain(f"hf:{tiny_folder('clip')}", tmp_path / "run")
-    lines = plain_lines(model, str(tiny_folder("clip")), str(tmp_path / "run" / "adapter"), picture(tmp_path))
+    lines = plain_lines(model, str(tiny_folder("clip")), str(tmp_path / "run" / "adapter"), image(tmp_path))
     program = f"import sys; sys.modules['clipreid'] = None\n{lines}print(feature.tolist())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-    assert (found - model.embed([picture(tmp_path)])).abs().max() <= 1e-4
+    assert (found - model.embed([image(tmp_path)])).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tiny-clip", "CLIPVisionModel"), ("tiny-siglip2", "SiglipVisionModel")])

@@ -113,8 +113,8 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
         about = json.loads((folder / "preprocessing.json").read_text())
         size = about["width"], about["height"]
         kind = Image.Resampling[about["interpolation"].upper()]
-        pictures = [Image.open(f).convert("RGB").resize(size, kind) for f in {list(map(str, crops))}]
-        pixels = numpy.stack([numpy.asarray(p, dtype=numpy.float32) / 255 for p in pictures])
+        images = [Image.open(f).convert("RGB").resize(size, kind) for f in {list(map(str, crops))}]
+        pixels = numpy.stack([numpy.asarray(p, dtype=numpy.float32) / 255 for p in images])
         pixels = (pixels - numpy.float32(about["mean"])) / numpy.float32(about["std"])
         session = onnxruntime.InferenceSession(folder / "model.onnx")
         [features] = session.run([about["output"]], {{about["input"]: pixels.transpose(0, 3, 1, 2).copy()}})

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipreid.losses import clip_loss, id_loss, image_text_logits, siglip_loss, supcon_loss, triplet_loss
 
-RAGGED = torch.tensor([3, 0, 0, 7, 7, 7, 7, 0, 5, 5])  # one alone, then 3, 4 and 2 pictures, in no order
+RAGGED = torch.tensor([3, 0, 0, 7, 7, 7, 7, 0, 5, 5])  # one alone, then 3, 4 and 2 images, in no order
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -230,7 +230,7 @@ def test_the_order_of_the_batch_does_not_matter(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("kind", ["random", "equal rows", "large", "tiny"])
 def test_gradients_are_finite_and_reach_the_input(name: str, kind: str) -> None:
-    """Equal pictures (distance exactly 0) are where a careless square root gives NaN."""
+    """Equal images (distance exactly 0) are where a careless square root gives NaN."""
     x = {
         "random": randn(10, 8),
         "equal rows": torch.ones(10, 8),

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
-    """train/ and test/ with file names of Market-1501: `train` and `test` identities x 4 pictures at 4 cameras."""
+    """train/ and test/ with file names of Market-1501: `train` and `test` identities x 4 images at 4 cameras."""
     for split, first, count in (("train", 1, train), ("test", 101, test)):
         (root / split).mkdir(parents=True)
         for number in range(first, first + count):

@@ -62,7 +62,7 @@ def test_missing_root_is_named(tmp_path: Path) -> None:
     assert str(tmp_path / "nowhere") in refused(RunConfig(data=(f"folder:{tmp_path / 'nowhere'}",)))
 
 
-def test_a_folder_without_pictures(tmp_path: Path) -> None:
+def test_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     assert str(tmp_path) in refused(RunConfig(data=(f"folder:{tmp_path}",), output=tmp_path / "run"))
 
@@ -82,11 +82,11 @@ def test_fewer_identities_than_P(street: Path, tmp_path: Path) -> None:
 def broken(street: Path, tmp_path: Path) -> Path:
     root = tmp_path / "broken"
     shutil.copytree(street, root)
-    (root / "train" / "0001_c1s1_000001_00.jpg").write_bytes(b"not a picture")
+    (root / "train" / "0001_c1s1_000001_00.jpg").write_bytes(b"not an image")
     return root
 
 
-def test_an_undecodable_picture_is_named(broken: Path, tmp_path: Path) -> None:
+def test_an_undecodable_image_is_named(broken: Path, tmp_path: Path) -> None:
     message = refused(config(broken, tmp_path))
     assert "0001_c1s1_000001_00.jpg" in message
     assert "--skip-bad" in message
@@ -100,15 +100,15 @@ def test_skip_bad_continues_and_counts(broken: Path, tmp_path: Path, capsys: pyt
     assert "1 training pictures left out" in capsys.readouterr().out
 
 
-def test_pictures_that_are_mended_meanwhile_stop_the_run(broken: Path, street: Path, tmp_path: Path) -> None:
+def test_images_that_are_mended_meanwhile_stop_the_run(broken: Path, street: Path, tmp_path: Path) -> None:
     run = open_run(config(broken, tmp_path, skip_bad=True), PromptConfig(), P8)
     name = "train/0001_c1s1_000001_00.jpg"
     shutil.copy(street / name, broken / name)
-    with pytest.raises(UserError, match="the training pictures changed while the run was being prepared: start it"):
+    with pytest.raises(UserError, match="the training images changed while the run was being prepared: start it"):
         run.crops("bicubic")
 
 
-def test_a_one_pixel_picture_is_named(street: Path, tmp_path: Path) -> None:
+def test_a_one_pixel_image_is_named(street: Path, tmp_path: Path) -> None:
     root = tmp_path / "speck"
     shutil.copytree(street, root)
     Image.new("RGB", (1, 1)).save(root / "train" / "0002_c1s1_000001_00.jpg")

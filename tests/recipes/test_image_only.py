@@ -119,7 +119,7 @@ def test_prompts_are_refused_before_anything_is_loaded(tmp_path: Path, tune: Tun
         ("timm", TuneConfig(prompts="none", sie="camera"), r"--sie camera: timm:test_vit/.* has no CLS token of ours"),
     ],
 )
-def test_what_a_wrapped_tower_has_not_is_refused_before_any_picture_is_read(
+def test_what_a_wrapped_tower_has_not_is_refused_before_any_image_is_read(
     names: dict[str, str],
     street: Path,
     tmp_path: Path,

@@ -11,7 +11,7 @@ from launching import ROOT
 
 from clipreid.backbones import load_backbone
 from clipreid.backbones.load import WEIGHTS
-from clipreid.data.synthetic.pretraining import captioned_pictures
+from clipreid.data.synthetic.pretraining import captioned_images
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def recipe() -> ModuleType:
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_the_recipe_makes_a_backbone_folder(recipe: ModuleType, family: str, tmp_path: Path) -> None:
     small = {
-        "pictures": 64,
+        "images": 64,
         "steps": 2,
         "batch": 16,
         "width": 64,
@@ -52,8 +52,8 @@ def test_the_recipe_makes_a_backbone_folder(recipe: ModuleType, family: str, tmp
 
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip2"])
 def test_shipped_weights_know_language(recipe: ModuleType, name: str) -> None:
-    """On pictures painted for this test: people and cameras that pretraining never saw."""
-    found = recipe.probe(load_backbone(name), captioned_pictures(300, seed=4711, processes=2))
+    """On images painted for this test: people and cameras that pretraining never saw."""
+    found = recipe.probe(load_backbone(name), captioned_images(300, seed=4711, processes=2))
     assert found["text_to_image_rank1"] >= 0.25
     assert found["top_colour"] >= 0.70
 

@@ -136,7 +136,7 @@ def test_other_sets_or_balance_are_refused_on_resume(streets: tuple[str, str, st
         open_run(config(streets, run.folder, resume=True), PROMPT, TuneConfig(**(vars(TUNE) | {"balance": "equal"})))
 
 
-def test_pictures_shares_and_nouns_come_from_both(
+def test_images_shares_and_nouns_come_from_both(
     streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = opened(streets, tmp_path, balance="equal")
@@ -176,12 +176,12 @@ def spy(patch: pytest.MonkeyPatch, place: Any, name: str) -> list[tuple[tuple[An
 def test_what_the_stages_are_given(
     streets: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A noun for each identity, the set of each picture, the balance; and at test the cameras of each set."""
+    """A noun for each identity, the set of each image, the balance; and at test the cameras of each set."""
     prompts, batches = spy(monkeypatch, run_module, "learn_prompts"), spy(monkeypatch, stage2, "mixed_pk_indices")
     seen = spy(monkeypatch, ReIDModel, "embed_parts")
 
     def cameras() -> list[set[int]]:
-        """Of the pictures that were embedded since the last time, batch by batch, after zero-shot."""
+        """Of the images that were embedded since the last time, batch by batch, after zero-shot."""
         found = [set(args[2].tolist()) for args, _ in seen if len(args) > 2]
         seen.clear()
         return found
@@ -287,7 +287,7 @@ def test_the_same_cameras_of_several_sets_are_refused(
 
 
 def test_the_commands_printed_at_the_end_can_be_typed(streets: tuple[str, str, str], tmp_path: Path) -> None:
-    """For what can be tested, without a picture where captions ask, and quoted."""
+    """For what can be tested, without an image where captions ask, and quoted."""
     street, _, abroad = streets
     shutil.copytree(Path(street.partition(":")[2]) / "train", tmp_path / "only train" / "train")
     only = f"folder:{tmp_path / 'only train'}"

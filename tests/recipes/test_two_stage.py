@@ -116,7 +116,7 @@ def test_resume_after_kill_ends_bit_identical(
 
 
 def test_two_processes_equal_one(street: Path, launch: Launch, tmp_path: Path) -> None:
-    side = ("--sie", "camera", "--sie-coefficient", 5)  # each process is told the cameras of its own pictures
+    side = ("--sie", "camera", "--sie-coefficient", 5)  # each process is told the cameras of its own images
     flags = ("--data", f"folder:{street}", "--prompt-epochs", 1, "--epochs", 1, *side, *BATCH)
     one, two = tmp_path / "one", tmp_path / "two"
     assert launch("clipreid_stage2.py", "--output", one, *flags).returncode == 0

@@ -170,7 +170,7 @@ def test_multiply_adds_are_counted_once_and_attention_too() -> None:
     assert gflops(backbone.image, backbone.image_size) == expected / 1e9
 
 
-def test_latency_is_per_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latency_is_per_image(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([0.0, 50.0, *[t for n in range(1, 6) for t in (100.0 * n, 100.0 * n + 0.2 * n)]])
     monkeypatch.setattr("time.perf_counter", lambda: next(clock))
     shapes: list[tuple[int, ...]] = []
@@ -191,12 +191,12 @@ def paint(split: str) -> tuple[Tensor, dict[str, np.ndarray]]:
 
 
 def scrambled(crops: Tensor) -> Tensor:
-    """What a wrapper sees that makes pictures of normalised floats: uint8 [N, 3, H, W], wrapped around."""
-    pictures = [np.asarray(ToPILImage()(pixels)) for pixels in normalise(crops, *IMAGENET)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    """What a wrapper sees that makes images of normalised floats: uint8 [N, 3, H, W], wrapped around."""
+    images = [np.asarray(ToPILImage()(pixels)) for pixels in normalise(crops, *IMAGENET)]
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def test_normalised_floats_made_into_pictures_bring_a_tower_down_to_chance(recipe: ModuleType) -> None:
+def test_normalised_floats_made_into_images_bring_a_tower_down_to_chance(recipe: ModuleType) -> None:
     model = recipe.zero_shot_model(load_backbone("tiny-clip"))
     (query_crops, query), (gallery_crops, gallery) = paint("query"), paint("gallery")
 
@@ -223,11 +223,11 @@ def test_less_than_a_quarter_of_the_grey_levels_survives() -> None:
 
 
 def test_the_whole_crop_counts(recipe: ModuleType, towers: tuple[str, str]) -> None:
-    """A centre crop would see neither head nor feet of a picture twice as tall as wide."""
+    """A centre crop would see neither head nor feet of an image twice as tall as wide."""
     plain = np.full((256, 128, 3), 127, np.uint8)
     head, feet = plain.copy(), plain.copy()
     head[:32], feet[-32:] = (255, 0, 0), (0, 0, 255)
     for name in ("tiny-clip", *towers):
         model = recipe.zero_shot_model(load_backbone(name))
-        first, second, third = model.embed([Image.fromarray(picture) for picture in (plain, head, feet)])
+        first, second, third = model.embed([Image.fromarray(image) for image in (plain, head, feet)])
         assert min((first - second).abs().max(), (first - third).abs().max()) > 1e-5

@@ -24,7 +24,7 @@ class Street:
     def metadata(self) -> dict[str, Any]:
         return self.table
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         raise AssertionError("nothing is drawn here")
 
 
@@ -117,5 +117,5 @@ def test_what_was_looked_at_glows() -> None:
 def test_thumbnails_are_small_and_never_enlarged() -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 256, 3), dtype=np.uint8))
     assert thumbnail(noise).startswith("data:image/jpeg;base64,")
-    assert len(thumbnail(noise)) < 30_000  # noise is the worst there is: 20 queries x 12 pictures stay below 7 MB
+    assert len(thumbnail(noise)) < 30_000  # noise is the worst there is: 20 queries x 12 images stay below 7 MB
     assert len(thumbnail(Image.new("RGB", (8, 16)))) < 1000

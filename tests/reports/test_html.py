@@ -24,7 +24,7 @@ needs_browser = pytest.mark.skipif(find_chromium() is None, reason="no Chromium 
 
 
 class Street:
-    """Pictures of N identities, one of them with a name that wants to be code."""
+    """Images of N identities, one of them with a name that wants to be code."""
 
     def __init__(self, per: int, cameras: int, named: bool = True) -> None:
         self.identity = [f"{EVIL}{i // per}" if i < per else f"p{i // per}" for i in range(N * per)]
@@ -33,7 +33,7 @@ class Street:
     def metadata(self) -> dict[str, Any]:
         return {"identity": self.identity, "camera": self.camera}
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         noise = np.random.default_rng(i).integers(0, 256, (40, 20, 3), dtype=np.uint8)
         return Image.fromarray(noise)
 
@@ -97,10 +97,10 @@ def test_the_page_says_what_the_report_says() -> None:
     assert shown is not None
     assert len(shown.drawn) == len(shown.hardest) == 3
     assert sum(tag == "article" for tag, _ in elements.found) == 6
-    pictures = [a["alt"] for tag, a in elements.found if tag == "img"]
+    images = [a["alt"] for tag, a in elements.found if tag == "img"]
     results = [result for query in shown.all for result in query.results]
-    assert len(pictures) == len(results) + 2 * 6 + 2 * len(shown.confused)
-    assert all(pictures)
+    assert len(images) == len(results) + 2 * 6 + 2 * len(shown.confused)
+    assert all(images)
     for kind in ("right", "wrong", "junk"):
         assert text.count(f'<li class="{kind}">') == sum(result.kind == kind for result in results) > 0
     assert "do not publish" in elements.text
@@ -116,7 +116,7 @@ def test_nothing_is_fetched_and_nothing_runs() -> None:
     assert all(source.startswith("data:") for source in elements.having("src"))
     assert all(target.startswith(("#", "data:")) for target in elements.having("href") + elements.having("xlink:href"))
     assert not re.search(r"url\((?!#)|@import", text)
-    assert EVIL in elements.text  # as text, in the heading and below the pictures
+    assert EVIL in elements.text  # as text, in the heading and below the images
     assert text == page([whole("<img src=x onerror=alert(1)>")], EVIL, EVIL)  # the same every time
 
 
@@ -152,8 +152,8 @@ def test_files_lie_where_they_are_looked_for(tmp_path: Path) -> None:
     assert {file.parent.name for file in files} == {"b", "1-folder--x", "2-synthetic"}
     for file in files:
         if file.suffix == ".png":
-            with Image.open(file) as picture:
-                assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 30
+            with Image.open(file) as image:
+                assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 30
     (tmp_path / "taken").write_text("mine")
     with pytest.raises(UserError, match="cannot be written to"):
         write_report(tmp_path / "taken", [whole()], "demo")
@@ -180,7 +180,7 @@ def test_a_browser_shows_it_silently(tmp_path: Path) -> None:
             tab.dress(width, 800, dark)
             tab.open(tmp_path / "index.html")
             loaded = "Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))"
-            sizes = tab.run(loaded)  # rejects when a picture cannot be decoded
+            sizes = tab.run(loaded)  # rejects when an image cannot be decoded
             assert len(sizes) > 30
             assert min(sizes) > 0
             assert tab.run("document.documentElement.scrollWidth <= innerWidth")  # nothing sticks out, on a phone too

@@ -1,4 +1,4 @@
-"""The picture of ranked lists: which queries, which results, and that something was drawn."""
+"""The image of ranked lists: which queries, which results, and that something was drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clipreid.errors import UserError
 from clipreid.evaluation.columns import Columns
 from clipreid.reports.ranked_lists import RIGHT, WRONG, ranked_lists
 
-N = 6  # identities, two pictures each, one camera on each side
+N = 6  # identities, two images each, one camera on each side
 
 
 class Street:
@@ -25,7 +25,7 @@ class Street:
     def metadata(self) -> dict[str, Any]:
         return {"identity": np.repeat(np.arange(N), 2), "camera": np.full(2 * N, self.camera)}
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         self.seen.append(i)
         return Image.new("RGB", (20, 40), tuple(np.random.default_rng(i // 2).integers(40, 200, 3).tolist()))
 
@@ -43,13 +43,13 @@ def similarities(worse: int = 0) -> dict[str, torch.Tensor]:
     return {"zero-shot": bad, "stage 2": good}
 
 
-def test_a_picture_is_drawn(tmp_path: Path, streets: tuple[Street, Street]) -> None:
+def test_an_image_is_drawn(tmp_path: Path, streets: tuple[Street, Street]) -> None:
     path = tmp_path / "deep" / "lists.png"
     chosen = ranked_lists(path, *streets, similarities(), n_queries=2, top=3)
-    picture = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
-    assert len(np.unique(picture, axis=0)) > 50
+    image = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(image, axis=0)) > 50
     for colour in (RIGHT, WRONG):
-        assert (picture == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(1).sum() > 200
+        assert (image == [int(colour[i : i + 2], 16) for i in (1, 3, 5)]).all(1).sum() > 200
     again = tmp_path / "again.png"
     assert ranked_lists(again, *streets, similarities(), n_queries=2, top=3) == chosen
     assert again.read_bytes() == path.read_bytes()

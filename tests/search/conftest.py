@@ -1,4 +1,4 @@
-"""A run, pictures, and blocks so small that the pictures are several."""
+"""A run, images, and blocks so small that the images are several."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +34,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def crops(tmp_path: Path) -> Path:
-    """60 pictures with names of Market-1501."""
+    """60 images with names of Market-1501."""
     rng = np.random.default_rng(0)
     for n in range(60):
         folder = tmp_path / "crops" / f"part{n % 2}"

@@ -20,7 +20,7 @@ ABOUT = {
     "image_size": [64, 32],
 }
 
-BLOCK = 8  # pictures, in the tests of `embed`
+BLOCK = 8  # images, in the tests of `embed`
 
 
 def about(dimension: int, projection: int = 1) -> dict:

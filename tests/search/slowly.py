@@ -5,7 +5,7 @@ import time
 import torch
 
 import clipreid
-from clipreid.search import embed, embedding, find_pictures
+from clipreid.search import embed, embedding, find_images
 
 
 def embed_slowly(run: str, crops: str, output: str, block: int, seconds: float) -> None:
@@ -20,4 +20,4 @@ def embed_slowly(run: str, crops: str, output: str, block: int, seconds: float) 
         return parts(crops)
 
     model.embed_parts = slow
-    embed(model, find_pictures([crops]), output, run="r")
+    embed(model, find_images([crops]), output, run="r")

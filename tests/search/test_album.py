@@ -1,4 +1,4 @@
-"""The pictures of a gallery are found again: those of data sets too, from any working folder."""
+"""The images of a gallery are found again: those of data sets too, from any working folder."""
 
 import io
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
-from clipreid.search import Gallery, embed, find_pictures
+from clipreid.search import Gallery, embed, find_images
 from clipreid.search.find import absolute_entry
 from clipreid.search.gallery import Hit, mark_itself
 from clipreid.search.page import Album, write_page
@@ -23,23 +23,23 @@ def colour(n: int) -> tuple[int, int, int]:
     return (40 * n, 10, 200 - 40 * n)
 
 
-def picture(n: int) -> Image.Image:
+def image(n: int) -> Image.Image:
     return Image.new("RGB", (10, 20), colour(n))
 
 
 def found(gallery: Path, n: int) -> bool:
-    """Whether every picture is there, and the right one."""
+    """Whether every image is there, and the right one."""
     opened = Gallery.open(gallery)
     assert len(opened) == n
     album = Album(opened)
-    pictures = [album.picture(row["path"]) for row in opened.rows(range(n))]
+    images = [album.image(row["path"]) for row in opened.rows(range(n))]
     return all(
-        p is not None and np.abs(np.asarray(p)[0, 0].astype(int) - colour(i)).max() < 9 for i, p in enumerate(pictures)
+        p is not None and np.abs(np.asarray(p)[0, 0].astype(int) - colour(i)).max() < 9 for i, p in enumerate(images)
     )
 
 
-def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of other columns, named relative to a folder that is left, where files of the same names are other pictures."""
+def test_images_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of other columns, named relative to a folder that is left, where files of the same names are other images."""
     here, there = tmp_path / "here", tmp_path / "there"
     (here / "hubd" / "data").mkdir(parents=True)
     there.mkdir()
@@ -47,7 +47,7 @@ def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: p
         images = []
         for n in range(3):
             data = io.BytesIO()
-            picture(n).save(data, "PNG")
+            image(n).save(data, "PNG")
             images.append({"path": f"{split}{n}.png", "bytes": data.getvalue()})
             Image.new("RGB", (10, 20), (0, 255, 0)).save(there / f"{split}{n}.png")
         table = pa.table({"image": images, "pid": ["a", "b", "c"], "camid": [1, 2, 1]})
@@ -55,7 +55,7 @@ def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(here)
     embed(
         model,
-        find_pictures(["hub:hubd"], columns=COLUMNS),
+        find_images(["hub:hubd"], columns=COLUMNS),
         tmp_path / "g.parquet",
         sources=["hub:hubd"],
         columns=COLUMNS,
@@ -66,29 +66,29 @@ def test_pictures_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: p
     assert found(tmp_path / "g.parquet", 3)
 
 
-def test_data_sets_that_call_their_pictures_the_same_are_not_mixed(tmp_path: Path) -> None:
+def test_data_sets_that_call_their_images_the_same_are_not_mixed(tmp_path: Path) -> None:
     for name in "abc":
         data = io.BytesIO()
-        picture(0).save(data, "PNG")
+        image(0).save(data, "PNG")
         (tmp_path / name).mkdir()
         for split in ("query", "gallery"):
-            image = {"path": f"{split} {'other' if name == 'c' else 'same'}.png", "bytes": data.getvalue()}
-            table = pa.table({"image": [image], "identity": [name], "camera": [1]})
+            entry = {"path": f"{split} {'other' if name == 'c' else 'same'}.png", "bytes": data.getvalue()}
+            table = pa.table({"image": [entry], "identity": [name], "camera": [1]})
             pq.write_table(table, tmp_path / name / f"{split}.parquet")
     a, b, c = (f"hub:{tmp_path / name}" for name in "abc")
-    assert len(find_pictures([a, c, a])) == 2
-    with pytest.raises(UserError, match=rf"{a} and {b} both have a picture 'gallery same.png' .*: embed them into two"):
-        find_pictures([a, b])
+    assert len(find_images([a, c, a])) == 2
+    with pytest.raises(UserError, match=rf"{a} and {b} both have an image 'gallery same.png' .*: embed them into two"):
+        find_images([a, b])
 
 
 def test_globs_name_folders_too_as_in_a_shell(tmp_path: Path) -> None:
     for name in ("anna/1.png", "bert/2.png", "3.png", "[x]/4.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        picture(1).save(tmp_path / name)
-    (tmp_path / "anna" / "notes.txt").write_text("no picture")
+        image(1).save(tmp_path / name)
+    (tmp_path / "anna" / "notes.txt").write_text("no image")
 
     def named(*globs: str) -> list[str]:
-        return sorted(Path(path).name for path in find_pictures([str(tmp_path / each) for each in globs]).paths)
+        return sorted(Path(path).name for path in find_images([str(tmp_path / each) for each in globs]).paths)
 
     assert named("*") == named("**/*.png") == ["1.png", "2.png", "3.png", "4.png"]
     assert named("[ab]*") == ["1.png", "2.png"]
@@ -99,22 +99,22 @@ def test_globs_name_folders_too_as_in_a_shell(tmp_path: Path) -> None:
         named("[x]/*.png")
 
 
-def test_a_picture_too_large_to_open(model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_too_large_to_open(model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is missing on the page, and refused as a query."""
     file = tmp_path / "a.png"
-    picture(0).save(file)
-    embed(model, find_pictures([str(file)]), tmp_path / "g.parquet")
+    image(0).save(file)
+    embed(model, find_images([str(file)]), tmp_path / "g.parquet")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
-    assert Album(Gallery.open(tmp_path / "g.parquet")).picture(str(file)) is None
-    with pytest.raises(UserError, match=r"picture 0 .*a.png\) cannot be used: .*decompression bomb"):
+    assert Album(Gallery.open(tmp_path / "g.parquet")).image(str(file)) is None
+    with pytest.raises(UserError, match=r"image 0 .*a.png\) cannot be used: .*decompression bomb"):
         model.embed([file])
 
 
 def test_a_query_whose_name_is_not_utf8_has_a_page(model: ReIDModel, tmp_path: Path) -> None:
     file, odd = tmp_path / "a.png", tmp_path / "odd-\udcff.png"  # as Python names the byte FF
     for each in (file, odd):
-        picture(0).save(each)
-    embed(model, find_pictures([str(file)]), tmp_path / "g.parquet")
+        image(0).save(each)
+    embed(model, find_images([str(file)]), tmp_path / "g.parquet")
     gallery = Gallery.open(tmp_path / "g.parquet")
     page = write_page(tmp_path / "found", gallery, [odd], gallery.search(model.embed([odd])))
     assert "odd-?.png" in page.read_text()

@@ -73,7 +73,7 @@ def test_the_best_are_those_of_a_full_sort(tmp_path_factory: pytest.TempPathFact
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.integers(1, 5))
-def test_equal_pictures_are_found_in_the_order_of_their_rows(
+def test_equal_images_are_found_in_the_order_of_their_rows(
     tmp_path_factory: pytest.TempPathFactory, seed: int, n: int, groups: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def test_camera_filters(tmp_path: Path) -> None:
     assert (hit.rank, hit.path, hit.identity, hit.camera) == (1, *known)
     with pytest.raises(UserError, match=r"no camera 9 in .*: there are 1, 2, 3"):
         opened.search(query, cameras=[9])
-    with pytest.raises(UserError, match=r"no picture of .* passes the camera filter"):
+    with pytest.raises(UserError, match=r"no image of .* passes the camera filter"):
         opened.search(query, cameras=[1], not_cameras=[1])
     unknown = Gallery.open(write_gallery(tmp_path / "u.parquet", gallery))
     with pytest.raises(UserError, match="knows no cameras: embed with --pattern"):
@@ -248,7 +248,7 @@ def test_files_that_are_no_gallery_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is parquet, but no gallery"):
         Gallery.open(file)
     write_gallery(file, np.empty((0, 4)))
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="holds no images"):
         Gallery.open(file)
 
 

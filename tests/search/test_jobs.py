@@ -1,4 +1,4 @@
-"""Several jobs for one output: of other pictures, with another batch size, with hardly any room."""
+"""Several jobs for one output: of other images, with another batch size, with hardly any room."""
 
 from collections import namedtuple
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from galleries import BLOCK
 
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
-from clipreid.search import Gallery, embed, find_pictures
+from clipreid.search import Gallery, embed, find_images
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 Disk = namedtuple("Disk", "total used free")
-COLLIDE = "is there already, made by another model or of other pictures: --overwrite, or another name"
+COLLIDE = "is there already, made by another model or of other images: --overwrite, or another name"
 
 
 def blocks(output: Path) -> set[str]:
@@ -32,14 +32,14 @@ def stop_at(limit: int) -> Callable[[int, int], None]:
 
 def test_two_jobs_for_one_output_leave_each_other_alone(crops: Path, model: ReIDModel, tmp_path: Path) -> None:
     output, seen = tmp_path / "g.parquet", []
-    first, other = find_pictures([str(crops)]), find_pictures([str(crops / "part1")])
+    first, other = find_images([str(crops)]), find_images([str(crops / "part1")])
 
     def meanwhile(done: int, total: int) -> None:
         seen.append(done)
         if done > 20 and not output.exists():
             before = blocks(output)
             inner = embed(model, other, output, run="other")
-            assert (inner.pictures, inner.found, inner.stale) == (30, 0, 0)
+            assert (inner.images, inner.found, inner.stale) == (30, 0, 0)
             assert before <= blocks(output)
 
     with pytest.raises(UserError, match=COLLIDE):
@@ -57,43 +57,43 @@ def test_what_a_killed_job_held_does_not_stay(crops: Path, model: ReIDModel, tmp
     folder = output.with_name(f".{output.name}.embedding")
     folder.mkdir()
     (folder / "0000.at-work").touch()  # nobody holds it
-    embed(model, find_pictures([str(crops)]), output)
+    embed(model, find_images([str(crops)]), output)
     assert not folder.exists()
 
 
 def test_the_batch_size_makes_no_other_gallery(crops: Path, model: ReIDModel, tmp_path: Path) -> None:
-    output, pictures = tmp_path / "g.parquet", find_pictures([str(crops)])
-    embed(model, pictures, output, batch_size=8)
+    output, images = tmp_path / "g.parquet", find_images([str(crops)])
+    embed(model, images, output, batch_size=8)
     written = output.read_bytes()
-    assert embed(model, pictures, output, batch_size=3).complete
+    assert embed(model, images, output, batch_size=3).complete
     assert output.read_bytes() == written
 
 
 def test_blocks_of_another_batch_size_are_done_again(crops: Path, model: ReIDModel, tmp_path: Path) -> None:
     """So that the file is the same, bit for bit, as in one go."""
-    output, pictures = tmp_path / "g.parquet", find_pictures([str(crops)])
+    output, images = tmp_path / "g.parquet", find_images([str(crops)])
     with pytest.raises(KeyboardInterrupt):
-        embed(model, pictures, output, batch_size=8, progress=stop_at(40))
-    done = embed(model, pictures, output, batch_size=3)
+        embed(model, images, output, batch_size=8, progress=stop_at(40))
+    done = embed(model, images, output, batch_size=3)
     assert (done.found, done.stale) == (0, 40)
 
 
 def test_room_is_asked_for_what_is_not_done_yet(
     crops: Path, model: ReIDModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output, pictures, picture = tmp_path / "g.parquet", find_pictures([str(crops)]), 4 * sum(model.widths.values())
+    output, images, image = tmp_path / "g.parquet", find_images([str(crops)]), 4 * sum(model.widths.values())
 
     def free(size: int) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda folder: Disk(10**12, 0, size))
 
-    free(120 * picture - 1)
-    with pytest.raises(UserError, match=r"embedding 60 pictures needs [\d.]+ kB in .*, where [\d.]+ kB are free: make"):
-        embed(model, pictures, output)
-    free(120 * picture)
+    free(120 * image - 1)
+    with pytest.raises(UserError, match=r"embedding 60 images needs [\d.]+ kB in .*, where [\d.]+ kB are free: make"):
+        embed(model, images, output)
+    free(120 * image)
     with pytest.raises(KeyboardInterrupt):
-        embed(model, pictures, output, progress=stop_at(5 * BLOCK))
-    free((60 + 60 - 5 * BLOCK) * picture - 1)
-    with pytest.raises(UserError, match="embedding 20 pictures needs"):
-        embed(model, pictures, output)
-    free((60 + 60 - 5 * BLOCK) * picture)
-    assert embed(model, pictures, output).found == 5 * BLOCK
+        embed(model, images, output, progress=stop_at(5 * BLOCK))
+    free((60 + 60 - 5 * BLOCK) * image - 1)
+    with pytest.raises(UserError, match="embedding 20 images needs"):
+        embed(model, images, output)
+    free((60 + 60 - 5 * BLOCK) * image)
+    assert embed(model, images, output).found == 5 * BLOCK

@@ -3,7 +3,7 @@
     python -m clipreid.data.synthetic --sheet out.png      # look at it
 
 `people` says who there is, `wardrobe` and `figure` paint them, `scenes` and `camera` are where and how they are
-seen, `street` makes the named sets, `pretraining` the captioned pictures for the tiny backbones.
+seen, `street` makes the named sets, `pretraining` the captioned images for the tiny backbones.
 """
 
 from clipreid.data.synthetic.street import SETS, load_synthetic

@@ -18,7 +18,7 @@ from clipreid.data.synthetic.street import SETS, Shot, paint, person
 
 @dataclass(frozen=True)
 class Sheet:
-    sheet: Path = Path("street.png")  # where to write the picture
+    sheet: Path = Path("street.png")  # where to write the image
     people: int = 9  # rows
     first: int = 354  # number of the first person
 

@@ -1,4 +1,4 @@
-"""Cameras of the synthetic street: where they look, and what their optics do to a picture."""
+"""Cameras of the synthetic street: where they look, and what their optics do to an image."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Camera:
     noise: float  # standard deviation, 0..255
     zoom: float  # height of a standard person relative to the crop
     framing: float  # how carelessly crops are framed, pixels on the canvas
-    weather: float = 0.0  # how much colour response and haze change from picture to picture; 0 = not at all
+    weather: float = 0.0  # how much colour response and haze change from image to image; 0 = not at all
     style: Style = field(default_factory=Style)
 
 

@@ -174,7 +174,7 @@ def view_words(angle: float) -> str:
 
 
 def caption(person: Person, angle: float, rng: np.random.Generator | None = None) -> str:
-    """A true caption of a picture of `person` seen at `angle`.
+    """A true caption of an image of `person` seen at `angle`.
 
     Without `rng` the full caption in fixed order; with it some parts are left out and the wording varies, as
     different witnesses would. Only what can be seen is said: a backpack is not mentioned from the front.

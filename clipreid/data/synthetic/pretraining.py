@@ -1,6 +1,6 @@
-"""Captioned pictures for pretraining the tiny backbones: none of them could come from a named set.
+"""Captioned images for pretraining the tiny backbones: none of them could come from a named set.
 
-Every picture has its own camera (random colours, scenes that no named set uses) and its own painting style; the
+Every image has its own camera (random colours, scenes that no named set uses) and its own painting style; the
 people are drawn from seeds that no named set uses.
 """
 
@@ -22,14 +22,14 @@ from .scenes import PRETRAIN_SCENES
 
 @dataclass
 class Captioned:
-    """N pictures with people and captions."""
+    """N images with people and captions."""
 
     pixels: np.ndarray  # uint8 [N, 3, 128, 64]
     people: list[Person]
     angles: np.ndarray  # float [N], viewing angle
 
     def captions(self, rng: np.random.Generator | None = None, index: np.ndarray | None = None) -> list[str]:
-        """A caption for every picture, or for those in `index`: the full one, or with `rng` a witness's own words."""
+        """A caption for every image, or for those in `index`: the full one, or with `rng` a witness's own words."""
         rows = range(len(self.people)) if index is None else index
         return [caption(self.people[i], self.angles[i], rng) for i in rows]
 
@@ -55,8 +55,8 @@ def _painted(count: int, seed: int, processes: int) -> Iterator[tuple[np.ndarray
         yield from pool.map(_one, repeat(seed), range(count), chunksize=256)
 
 
-def captioned_pictures(count: int, seed: int, processes: int = 1) -> Captioned:
-    """`count` captioned pictures, the same for the same seed.
+def captioned_images(count: int, seed: int, processes: int = 1) -> Captioned:
+    """`count` captioned images, the same for the same seed.
 
     Args:
         count: how many.
@@ -67,7 +67,7 @@ def captioned_pictures(count: int, seed: int, processes: int = 1) -> Captioned:
     pixels = np.empty((count, 3, *CROP), dtype=np.uint8)
     people: list[Person] = []
     angles = np.empty(count)
-    for i, (picture, person, angle) in enumerate(_painted(count, seed, processes)):
-        pixels[i], angles[i] = picture, angle
+    for i, (image, person, angle) in enumerate(_painted(count, seed, processes)):
+        pixels[i], angles[i] = image, angle
         people.append(person)
     return Captioned(pixels, people, angles)

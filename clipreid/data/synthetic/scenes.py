@@ -175,8 +175,8 @@ def scene(name: str, seed: int) -> Image.Image:
     base = rng.uniform(70, 200) + rng.uniform(-24, 24, 3)
     ground = np.clip(base + rng.uniform(-60, 60) + rng.uniform(-24, 24, 3), 20, 235)
     horizon = int(h * rng.uniform(0.35, 0.7))
-    picture = Image.new("RGB", (w, h), _rgb(base))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (w, h), _rgb(base))
+    draw = ImageDraw.Draw(image)
     draw.rectangle((0, horizon, w, h), fill=_rgb(ground))
     _ALL[name](Site(draw, rng, base, ground, w, h, horizon))
-    return picture
+    return image

@@ -1,6 +1,6 @@
 """The named sets of the synthetic street: which people pass which cameras, painted once and kept on disk.
 
-Version 1. The same name always gives the same pictures; identities of different sets are disjoint.
+Version 1. The same name always gives the same images; identities of different sets are disjoint.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from clipreid.errors import UserError
 VERSION = 1
 FAMILY = 3  # look-alikes in a family; every second family is one, the people between are strangers
 HARSH_HOME, HARSH_NEW = 2.2, 1.6  # how far the cameras' colours stray from neutral; 0.9 in pretraining
-WEATHER = 1.0  # how much light and colours change from picture to picture; 0 in pretraining
+WEATHER = 1.0  # how much light and colours change from image to image; 0 in pretraining
 OCCLUDED = (0.25, 0.6)  # share of an occluded query that is hidden
 
 
@@ -104,7 +104,7 @@ def person(number: int, look_alikes: bool = True) -> Person:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture to be painted."""
+    """One image to be painted."""
 
     set_name: str
     split: str
@@ -123,7 +123,7 @@ def _shots(name: str, split: str) -> list[Shot]:
 
 
 def paint(shot: Shot) -> tuple[np.ndarray, str]:
-    """The picture, uint8 [128, 64, 3], and its true caption."""
+    """The image, uint8 [128, 64, 3], and its true caption."""
     named = SETS[shot.set_name]
     part = named.parts[shot.split]
     is_query = shot.split == "query"
@@ -146,7 +146,7 @@ def _build(name: str, split: str, progress: bool) -> Split:
     # no processes: where threads run already (Jupyter, arrow), a fork can hang; more threads wait for Python's lock
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         jobs = pool.map(_row, shots)
-        bar = tqdm(jobs, f"painting {name} {split}", len(shots), unit=" pictures", disable=not progress, delay=1)
+        bar = tqdm(jobs, f"painting {name} {split}", len(shots), unit=" images", disable=not progress, delay=1)
         rows = list(bar)
     return Split.from_columns(
         split,
@@ -163,7 +163,7 @@ def _build(name: str, split: str, progress: bool) -> Split:
 def load_synthetic(name: str = "synthetic", progress: bool = True) -> ReIDData:
     """A named set of the synthetic street.
 
-    Pictures are painted on the first call (about 1.5 ms each) and kept in $CLIPREID_CACHE, else
+    Images are painted on the first call (about 1.5 ms each) and kept in $CLIPREID_CACHE, else
     ~/.cache/clipreid.
 
     Args:
@@ -199,7 +199,7 @@ def _kept(folder: Path, build: Callable[[], Split]) -> Split:
                     (Path(scratch) / "table").rename(folder)
     except OSError as error:
         raise UserError(
-            f"the synthetic pictures cannot be kept in {folder.parent} ({error.strerror or error}): "
+            f"the synthetic images cannot be kept in {folder.parent} ({error.strerror or error}): "
             "set CLIPREID_CACHE to a folder that can be written"
         ) from error
     return Split(folder.name, datasets.load_from_disk(str(folder)))

@@ -1,4 +1,4 @@
-"""What people wear, as pictures: garment textures wrapped around the body, faces, builds.
+"""What people wear, as images: garment textures wrapped around the body, faces, builds.
 
 Everything here depends on the `Person` alone (never on camera or pose), so one person is recognisable wherever it
 is seen. A garment texture is a map over height and *body angle*: the renderer shows the part that faces the camera.
@@ -139,9 +139,9 @@ def _garment(colour: RGB, kind: str, fabric: np.random.Generator) -> np.ndarray:
 
 def _top_texture(person: Person, colour: RGB) -> np.ndarray:
     cloth = _garment(colour, person.pattern, person.trait("fabric"))
-    picture = Image.fromarray(np.clip(cloth, 0, 255).astype(np.uint8))
-    _draw_logo(picture, person.trait("logo"))
-    draw, middle = ImageDraw.Draw(picture), TEXTURE_ANGLES // 2
+    image = Image.fromarray(np.clip(cloth, 0, 255).astype(np.uint8))
+    _draw_logo(image, person.trait("logo"))
+    draw, middle = ImageDraw.Draw(image), TEXTURE_ANGLES // 2
     dark, light = shift(colour, -46), shift(colour, 52)
     if person.top in ("jacket", "coat"):  # open front with a shirt below, or a row of buttons
         if person.top == "jacket":
@@ -155,7 +155,7 @@ def _top_texture(person: Person, colour: RGB) -> np.ndarray:
         draw.line((middle + 6, 0, middle + 6, 26), fill=light, width=2)
     elif person.top == "sweater":
         draw.rectangle((0, 86, TEXTURE_ANGLES, 95), fill=dark)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 @lru_cache(maxsize=256)

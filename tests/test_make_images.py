@@ -1,4 +1,4 @@
-"""The command that makes README's pictures."""
+"""The command that makes README's images."""
 
 import runpy
 from pathlib import Path
@@ -11,10 +11,10 @@ from clipreid.hub.files import read_metrics
 
 
 @pytest.mark.slow
-def test_the_pictures_of_the_readme_are_made_by_a_command(tmp_path: Path) -> None:
+def test_the_images_of_the_readme_are_made_by_a_command(tmp_path: Path) -> None:
     """Of a run on the synthetic street, whatever else the run was tested on."""
     run = finished(tmp_path / "run", data="synthetic")
-    make = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "make_pictures.py"))["make_pictures"]
+    make = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "make_images.py"))["make_images"]
     output = tmp_path / "docs"
     output.mkdir()
     files = make(run, output, queries=1, strengths="0,1")

@@ -1,10 +1,10 @@
-"""Makes the pictures of README.md from a finished run: the people in them are painted.
+"""Makes the images of README.md from a finished run: the people in them are painted.
 
     accelerate launch recipes/clipreid_stage2.py --output runs/demo
-    python docs/make_pictures.py runs/demo
+    python docs/make_images.py runs/demo
 
 Writes `ranked_lists.png` (what zero-shot and the run put first) and `strength.png` (home and abroad as the dial turns).
-The pictures of a model card are made by `clipreid publish`.
+The images of a model card are made by `clipreid publish`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from clipreid.errors import print_user_errors
 HOME, ABROAD = "synthetic", "synthetic:new-cameras"  # never anything else: README shows nobody
 
 
-def make_pictures(
+def make_images(
     run: Annotated[Path, tyro.conf.Positional],
     output: Path = Path(__file__).parent,
     queries: int = 3,
     strengths: str = "0,0.25,0.5,0.75,1",
 ) -> list[Path]:
-    """Writes the pictures of `run` into `output`; returns the files."""
+    """Writes the images of `run` into `output`; returns the files."""
     with tempfile.TemporaryDirectory() as report:
         main(["evaluate", str(run), "--data", HOME, "--report", report, "--queries", str(queries)])
         main(["evaluate", str(run), "--data", HOME, "--data", ABROAD, "--strength", strengths, "--report", report])
@@ -39,5 +39,5 @@ def make_pictures(
 
 if __name__ == "__main__":
     with print_user_errors():
-        for file in tyro.cli(make_pictures, description=__doc__):
+        for file in tyro.cli(make_images, description=__doc__):
             print(file)
