@@ -1,4 +1,4 @@
-"""Precision at home against robustness abroad as the strength dial turns, over variants and seeds.
+"""In-domain against cross-domain precision over the strength, for variants and seeds.
 
     python benchmarks/tunings.py                    # trains runs/tunings/VARIANT-SEED
     python benchmarks/strength.py runs/tunings/*    # scores them at every strength

@@ -1,6 +1,6 @@
 """What each idea is worth: tunings x prompts x seeds, run through the recipe, as one table.
 
-    python benchmarks/tunings.py                                   # synthetic, tested at home and on new cameras
+    python benchmarks/tunings.py                                   # synthetic, tested in-domain and on new cameras
     python benchmarks/tunings.py --data folder:/my/crops --csv mine.csv
 
 Writes one row a run and data set to the CSV, and prints the means over seeds as Markdown. Every variant gets the

@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user, and how it is printed."""
+"""`UserError`, an error caused by user input, and how commands print it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class UserError(ValueError):
-    """Something the person at the keyboard can mend.
+    """An error caused by user input: a flag, a file, a setting.
 
     The message says what was wrong, where (the file, flag or value), and what to do. Recipes and the
     `clipreid` command print it without a traceback and exit with status 2; library callers can catch it
@@ -21,7 +21,7 @@ class UserError(ValueError):
 def print_user_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130.
 
-    Under several processes only the first one speaks. Every other exception is a defect and keeps its traceback.
+    Of several processes only the first one prints. Every other exception is a defect and keeps its traceback.
     """
     try:
         yield

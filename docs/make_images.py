@@ -3,7 +3,8 @@
     accelerate launch recipes/clipreid_stage2.py --output runs/demo
     python docs/make_images.py runs/demo
 
-Writes `ranked_lists.png` (what zero-shot and the run put first) and `strength.png` (home and abroad as the dial turns).
+Writes `ranked_lists.png` (the first results of zero-shot and of the run) and `strength.png` (in-domain and cross-domain
+precision over the strength).
 The images of a model card are made by `clipreid publish`.
 """
 
@@ -21,7 +22,7 @@ from clipreid.cli.evaluate_report import RANKED_LISTS
 from clipreid.cli.evaluate_strength import STRENGTH_FIGURE
 from clipreid.errors import print_user_errors
 
-HOME, ABROAD = "synthetic", "synthetic:new-cameras"  # never anything else: README shows nobody
+IN_DOMAIN, CROSS_DOMAIN = "synthetic", "synthetic:new-cameras"  # never anything else: README shows nobody
 
 
 def make_images(
@@ -32,8 +33,21 @@ def make_images(
 ) -> list[Path]:
     """Writes the images of `run` into `output`; returns the files."""
     with tempfile.TemporaryDirectory() as report:
-        main(["evaluate", str(run), "--data", HOME, "--report", report, "--queries", str(queries)])
-        main(["evaluate", str(run), "--data", HOME, "--data", ABROAD, "--strength", strengths, "--report", report])
+        main(["evaluate", str(run), "--data", IN_DOMAIN, "--report", report, "--queries", str(queries)])
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--data",
+                IN_DOMAIN,
+                "--data",
+                CROSS_DOMAIN,
+                "--strength",
+                strengths,
+                "--report",
+                report,
+            ]
+        )
         return [Path(shutil.copy(Path(report) / name, output / name)) for name in (RANKED_LISTS, STRENGTH_FIGURE)]
 
 

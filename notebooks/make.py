@@ -11,7 +11,7 @@ import jupytext
 import nbformat
 
 HERE = Path(__file__).parent
-NAMES = ("prompt_anchors", "your_own_crops", "home_and_abroad")
+NAMES = ("prompt_anchors", "your_own_crops", "cross_domain")
 
 
 def notebook_text(name: str) -> str:

@@ -236,4 +236,4 @@ explore.browse(person, len(names))
 # %% [markdown]
 # ## Next
 #
-# `your_own_crops` trains on a folder of images; `home_and_abroad` asks what stage 2 gains and loses.
+# `your_own_crops` trains on a folder of images; `cross_domain` shows what stage 2 gains and loses.

@@ -85,7 +85,7 @@ for spoiled in CROPS.glob("train/*/*_broken_off.png"):
 # ## Evaluate
 #
 # The figures with their intervals, and a page to look at: `report/index.html` in the run folder shows ranked lists,
-# where the model looked, and who is confused with whom.
+# where the model looked, and the identity of confused with whom.
 
 # %% language="bash"
 # clipreid evaluate "$RUN" --data "folder:$CROPS" --report "$RUN/report"
@@ -102,7 +102,7 @@ display(Image(RUN / "report" / "ranked_lists.png"))
 
 # %%
 data = clipreid.load_data(f"folder:{CROPS}")
-scored = explore.score_places(clipreid.load(RUN), {"test": data})["test"]
+scored = explore.score_domains(clipreid.load(RUN), {"test": data})["test"]
 found = {"stage 2": scored.similarity()}
 ranked_lists(RUN / "hardest.png", scored.query, scored.gallery, found, data.protocol, n_queries=4, choose="hardest")
 display(Image(RUN / "hardest.png"))

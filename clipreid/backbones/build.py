@@ -1,4 +1,4 @@
-"""From what a weight source says to a `Backbone`: the step that all loaders share."""
+"""From what a loader has read to a `Backbone`: the step that all loaders share."""
 
 from dataclasses import dataclass, replace
 

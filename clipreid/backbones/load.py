@@ -45,7 +45,7 @@ def load_backbone(
         gradient_checkpointing: recompute blocks in the backward pass; slower, far less memory.
 
     Raises:
-        UserError: unknown name, weights that cannot be had or do not fit, impossible size or stride, a revision of
+        UserError: unknown name, weights that are not available or do not fit, impossible size or stride, a revision of
             something else than `hf:OWNER/NAME`.
     """
     if revision is not None and not name.startswith("hf:"):
@@ -74,7 +74,7 @@ def is_image_only(name: str) -> bool:
 
 
 def is_local(name: str) -> bool:
-    """Whether a backbone's name means a file or folder here: to be told while relative paths still mean the same."""
+    """Whether a backbone's name means a local file or folder; called early, before the working folder could change."""
     kind, _, rest = name.partition(":")
     if kind in ("timm", "osnet"):  # timm:NAME/FILE; OSNet has files only
         return "/" in rest

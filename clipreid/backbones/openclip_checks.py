@@ -21,7 +21,7 @@ def unsupported(name: str, why: str) -> UserError:
 
 
 def check_config(config: dict[str, Any], name: str) -> None:
-    """Refuse what the config alone shows, so that no other library's text tower is fetched to be refused."""
+    """Refuse what the config alone shows, before another library downloads a text tower that would be refused."""
     text_tower = config["text_cfg"].get("hf_model_name")
     if "multimodal_cfg" in config:
         raise unsupported(name, "it is a captioning model (CoCa)")

@@ -1,4 +1,4 @@
-"""A backbone in `config.json`: what it was, by name, settings and a hash of its weights; and the same one again."""
+"""A backbone in `config.json`: its name, settings and a hash of its weights; and how it is reloaded."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ RESIZED = re.compile(r"pos(ition)?_embed")  # position tables: made for the crop
 
 
 def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
-    """What `load_recorded` needs to have it again; to be taken before it is trained."""
+    """What `load_recorded` needs to reload it; to be called before it is trained."""
     return {
         "name": backbone.name,
         "revision": backbone.revision,
@@ -46,7 +46,7 @@ def weights_print(weights: Iterable[tuple[str, Tensor]], about: Any) -> str:
     """24 hexadecimal digits for named weights, bit by bit, and for `about`, which JSON must be able to hold.
 
     Left out are position tables: they are resized when a tower is built for a crop, and the last bits of that depend on
-    the machine; so what else decides them (size of the crop, mode) belongs into `about` where it matters.
+    the machine; so the settings that decide them (crop size, mode) must be in `about` where they matter.
     """
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, tensor in sorted(weights):

@@ -57,7 +57,7 @@ def attention_rollout(tower: VisionTower, pixels: Tensor, hooks: Mapping[int, Ho
 def _watched(tower: VisionTower, mix: Callable[[Tensor], None]) -> Iterator[list[Tensor]]:
     """Meanwhile `mix` is given the attention [B, T, T] of each block, in order; yields the pooling head's [B, 1, N].
 
-    Hooks read the input of the attention modules; they compute beside them what fused attention does not tell.
+    Hooks read the input of the attention modules; they compute beside them what fused attention does not return.
     """
     probed: list[Tensor] = []
 

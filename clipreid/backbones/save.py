@@ -37,7 +37,7 @@ def save_backbone(
             and a `FastTokenizer` or none.
         folder: made if it is not there; files of these names in it are replaced.
         dtype: of the stored weights (float16 halves the file); loading gives float32 again.
-        image_size: (height, width) of the crop that `load_backbone` builds for unless told otherwise;
+        image_size: (height, width) of the crop that `load_backbone` builds for by default;
             None: the backbone's own square.
 
     Raises:

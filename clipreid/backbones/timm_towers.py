@@ -65,7 +65,7 @@ def load_timm(
     positions: how timm resizes the position table, with antialiasing.
 
     Raises:
-        UserError: unknown name, a model that is no plain ViT, weights that cannot be had or do not fit, an image
+        UserError: unknown name, a model that is no plain ViT, weights that are not available or do not fit, an image
             size that is not a multiple of the patch.
     """
     import timm

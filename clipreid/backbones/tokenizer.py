@@ -185,7 +185,7 @@ class OpenClipTokenizer:
         self._tokenizer: Any = None
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """n texts to ids [n, L]. Raises `UserError` when the tokenizer cannot be had, or breaks SigLIP's rules."""
+        """n texts to ids [n, L]. Raises `UserError` when the tokenizer is not available, or breaks SigLIP's rules."""
         if self._tokenizer is None:
             import open_clip
 

@@ -1,4 +1,4 @@
-"""`clipreid compare`: two models on the same queries, and what they give together."""
+"""`clipreid compare`: two models on the same queries, and the fusion of both."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ IMAGE, TABLE, FIGURES = "changed.png", "queries.csv", "comparison.json"
 class Compare(Scoring):
     """Compare two models on the same queries: difference, its interval, p-value, the queries that changed most.
 
-    A model is a run folder or OWNER/NAME[@REVISION] on the Hub, several of them parted by commas (seeds: figures are
+    A model is a run folder or OWNER/NAME[@REVISION] on the Hub, several of them separated by commas (seeds: figures are
     their means), or zero-shot: the backbone of the other one before training. Nothing is written into the runs.
     """
 
     run_a: Annotated[Positional[str], arg(metavar="RUN_A")]
     """Run folder or OWNER/NAME on the Hub, runs/a0,runs/a1,... or zero-shot"""
     run_b: Annotated[Positional[str], arg(metavar="RUN_B")]
-    """The same; differences are RUN_B less RUN_A"""
+    """The same; differences are RUN_B minus RUN_A"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Write DIR/comparison.json, DIR/queries.csv (AP of every query) and, of the first data set, DIR/changed.png"""
     queries: int = 5
@@ -191,7 +191,7 @@ def _runs(text: str) -> tuple[Path, ...] | None:
 
 
 def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> None:
-    """Refuses before anything is scored what cannot be fused."""
+    """Raises UserError, before anything is scored, for what cannot be fused."""
     if not flags.fuse and flags.weight is None:
         return
     if flags.weight is not None and not 0 <= flags.weight <= 1:
@@ -234,7 +234,7 @@ def _fuse(
         (low, high), apart = gain.difference_interval["mAP"], gain.difference["mAP"]
         gains[model.name] = gain.to_dict()
         interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
-        print(f"fused less {model.name}: mAP {100 * apart:+.1f} ({interval}), p {gain.p_value['mAP']:.2g}")
+        print(f"fused minus {model.name}: mAP {100 * apart:+.1f} ({interval}), p {gain.p_value['mAP']:.2g}")
     print(flush=True)
     return {"weight": weight, "how": how, **report.to_dict(), "against": gains}
 
@@ -253,7 +253,7 @@ def _fusion_weight(
     if flags.weight is not None:
         return flags.weight, "given"
     if "val" not in data.splits:
-        assert chosen is not None  # sets with a val come first
+        assert chosen is not None  # data sets with a val split come first
         return chosen[1], f"that of {chosen[0]}"
     val = val_as_test(data)
     tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]

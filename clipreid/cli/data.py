@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Check:
-    """Find what is wrong with a data set, all of it; exit status 0 only when it is fit for its protocol.
+    """Find everything that is wrong with a data set; exit status 0 only when it is fit for its protocol.
 
-    Status 1: faults, one of which is that there are no test images (query and gallery), so that no protocol could be
+    Status 1: faults; missing test images (query and gallery) count as one, for then no protocol could be
     checked. Status 2: a mistake in what was typed.
 
     Undecodable files, wrong names, copies within and across splits, people in train and test, queries without a
@@ -35,7 +35,7 @@ class Check:
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For hub: data whose columns have other names, such as identity=pid,camera=camid"""
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
-    """Draw some individuals of every split, one a row, as the cameras saw them"""
+    """Draw some individuals of every split, one in each row, one image for each camera"""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write everything into FILE, every file name included"""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
@@ -47,7 +47,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Convert:
-    """Write a data set as parquet shards, which hub:DIR, and anybody's datasets.load_dataset, load back."""
+    """Write a data set as parquet shards, which hub:DIR and datasets.load_dataset can read."""
 
     data: Annotated[Positional[str], arg(metavar="NAME[:ROOT]")]
     """market1501:ROOT, folder:ROOT, csv:FILE.csv, hub:OWNER/NAME, hub:FOLDER, synthetic, ..."""
@@ -115,7 +115,7 @@ def check(flags: Check) -> bool:
 
 
 def _check_writable(flag: str, file: Path | None) -> None:
-    """Refuses, before anything slow, what cannot be written at the end. A file that is there stays as it is."""
+    """Raises UserError, before anything slow, for a file that cannot be written. An existing file is not changed."""
     if file is None:
         return
     if not file.absolute().parent.is_dir():
@@ -132,7 +132,7 @@ def _check_writable(flag: str, file: Path | None) -> None:
 
 
 def _from_protocol(data: ReIDData, report: CheckReport) -> list[Finding]:
-    """What only the protocol knows: queries that find nothing, and why. No fault where they were published so."""
+    """Findings that need the protocol: queries without a match, and why. For official data sets only a note."""
     from clipreid.data.findings import Finding
     from clipreid.evaluation.gaps import check_captions
     from clipreid.evaluation.protocols import get_protocol

@@ -1,4 +1,4 @@
-"""`clipreid evaluate`; --strength, --rerank and --report have files of their own beside it."""
+"""`clipreid evaluate`; --strength, --rerank and --report are in evaluate_*.py."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 class Evaluate(Scoring):
     """Score a trained run: mAP, mINP and rank-1/5/10 on one or several data sets.
 
-    The figures are added to RUN/metrics.json as "stage2"; of a run on the Hub they are only printed.
+    The figures are added to RUN/metrics.json as "stage2"; for a run on the Hub they are only printed.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """Run folder, such as runs/demo, or OWNER/NAME[@REVISION] on the Hub"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Write DIR/index.html, one page to look at: figures, ranked lists, where the model looked, who is confused. Also
-    its figures as PNG, and ranked_lists.png: what zero-shot and this run put first for queries of the first data set"""
+    """Write DIR/index.html, one page with figures, ranked lists, attention maps and confused identities. Also its
+    figures as PNG, and ranked_lists.png: the first results of zero-shot and of this run, on the first data set"""
     queries: int = 3
     """Queries in ranked_lists.png"""
     zero_shot: bool = False
     """Also score the backbone as it was before training, on every data set"""
     rerank: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Also score re-ranked similarities, as "stage2+NAME": k-reciprocal, kwf or aqe; all look at the whole test set"""
+    """Also score re-ranked similarities, as "stage2+NAME": k-reciprocal, kwf or aqe; all use the whole test set"""
     rerank_options: Annotated[str | None, arg(metavar="OPTION=VALUE,...", help_behavior_hint="")] = None
     """Settings of --rerank, such as k1=50,k2=15 (defaults: docs/evaluation.md)"""
     by: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN", help_behavior_hint="")] = ()
@@ -62,7 +62,7 @@ class Evaluate(Scoring):
     """Also how well a threshold tells matches from mistakes: TPR at FPR 0.01 and 0.001, equal error rate"""
     strength: Annotated[str | None, arg(metavar="S,S,...", help_behavior_hint="")] = None
     """Score the run with this much of what training changed, such as 0,0.25,0.5,0.75,1 (0: zero-shot, 1: as trained),
-    and draw precision at home against that abroad: RUN/strength.png, with --report DIR/strength.png and no page"""
+    and draw in-domain against cross-domain precision: RUN/strength.png (with --report: DIR/strength.png, no page)"""
 
     def __call__(self) -> None:
         evaluate(self)
@@ -84,7 +84,7 @@ def evaluate(flags: Evaluate) -> None:
     folder = find_run(flags.run)
     if snapshot_of(folder) is None:
         return _evaluate(flags, folder, folder)
-    with TemporaryDirectory() as scratch:  # the Hub's cache is not ours to write into
+    with TemporaryDirectory() as scratch:  # nothing is written into the cache of the Hub
         _evaluate(flags, folder, Path(scratch))
 
 
@@ -98,7 +98,7 @@ def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
     if flags.zero_shot and not _has_backbone(config):
         raise UserError(f"--zero-shot: {flags.run} was imported, and holds no backbone from before its training")
     strengths = _strengths(flags, config)
-    read_metrics(record)  # nothing is scored that could not be kept
+    read_metrics(record)  # raises now where figures could not be saved later
     tests = read_tests(flags, flags.run, config)
     check_cameras(flags, flags.run, config, tests)
     rerank_options = check_flags(
@@ -136,7 +136,7 @@ def _score_data(
 ) -> Section | None:
     """Scores one data set, prints and keeps its figures; returns its part of the report's page, where there is one.
 
-    first: it is the first data set, the only one with ranked lists in an image.
+    first: it is the first data set, the only one whose ranked lists are drawn as an image file.
     """
     from clipreid.evaluation import get_protocol
     from clipreid.evaluation.score import ZERO_SHOT

@@ -21,9 +21,9 @@ RANKED_LISTS = "ranked_lists.png"
 def report_section(
     name: str, rules: Protocol, model: ReIDModel, found: Scored, before: Scored | None, sides: tuple[int, int] | None
 ) -> Section:
-    """What the page says of one data set; `before` is zero-shot, `sides` what `score` got.
+    """The part of the page for one data set; `before` is zero-shot, `sides` what `score` got.
 
-    Where captions ask there are no query images to show: figures only.
+    Where the queries are captions there are no query images to show: figures only.
     """
     from clipreid.evaluation.score import ZERO_SHOT, side_numbers
     from clipreid.reports.html import Section, section_of

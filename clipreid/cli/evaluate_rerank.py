@@ -29,7 +29,7 @@ def check_flags(method: str | None, options: str | None, protocols: Sequence[str
 def score_reranked(
     found: Scored, data: str, method: str, options: dict[str, Any]
 ) -> tuple[str, dict[str, dict[str, Any]]]:
-    """Scores, prints the figures and what they depend on; the model name and entries for `add_metrics`."""
+    """Scores and prints the figures with their note; returns the model name and the entries for `add_metrics`."""
     from clipreid.evaluation import format_table
     from clipreid.evaluation.rescore import reranked_entry, reranked_name, rescore
 

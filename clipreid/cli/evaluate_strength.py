@@ -29,19 +29,19 @@ def check_strengths(text: str, others: list[str], run: Path, config: dict[str, A
 
     found = parse_strengths(text)
     for name in others:
-        raise UserError(f"--strength scores plain similarities at every strength: leave out {name}, or run it apart")
+        raise UserError(f"--strength scores plain similarities at every strength: leave out {name}, or run it alone")
     if config.get("backbone", {}).get("name") == IMPORTED:
         raise UserError(f"--strength: {run} was imported, and holds no backbone from before its training")
     return found
 
 
 def model_name(strength: float) -> str:
-    """What `metrics.json` calls a run at a strength: "stage2@0.5", and "stage2" for the whole of it."""
+    """What `metrics.json` calls a run at a strength: "stage2@0.5", and "stage2" at strength 1."""
     return "stage2" if strength == 1 else f"stage2@{strength:g}"
 
 
 def _strengths(models: dict[str, dict[str, Any]]) -> dict[float, dict[str, Any]]:
-    """Of the entries of one data set in metrics.json those of a strength, in order."""
+    """The entries of one data set in metrics.json that belong to a strength, by strength, ascending."""
     found = {1.0: models["stage2"]} if "stage2" in models else {}
     found |= {float(name[7:]): entry for name, entry in models.items() if re.fullmatch(r"stage2@[\d.e-]+", name)}
     return dict(sorted(found.items()))
@@ -58,8 +58,8 @@ def score_strengths(
 ) -> list[Path]:
     """Scores every data set at every strength, prints the table, draws the figure; images are decoded once.
 
-    keep: the run folder whose metrics.json gets the figures, and that gets the image unless there is a `report`;
-        None: they are not kept.
+    keep: the run folder whose metrics.json gets the figures, and the image file unless there is a `report`;
+        None: the figures are not kept.
 
     Returns the files that were written.
     """
@@ -72,7 +72,7 @@ def score_strengths(
     names = [data_label(data, flags.protocol) for data in tests]
     trained = config.get("flags", {}).get("data", [])
     curves: Curves = {}
-    home = []
+    in_domain = []
     for data, name, short in zip(tests, names, short_names(names), strict=True):
         print(data.summary(), flush=True)
         sides = sides_of(model, data, flags, config)
@@ -84,18 +84,18 @@ def score_strengths(
                 add_metrics(keep, model_name(strength), {name: entry})
             print(f"  strength {strength:g}: mAP {entry['mAP']:.1%}", flush=True)
         if trained_name(data.name, trained) is not None:
-            home.append(short)
+            in_domain.append(short)
     print(f"\n{strength_table(curves)}\n")
     if keep is not None:  # what was scored before is drawn too
         kept = read_metrics(keep)
         curves = {short: _strengths(kept[name]) for name, short in zip(names, curves, strict=True)}
-    if home:
-        print(f"home (trained on): {', '.join(home)}\n")
+    if in_domain:
+        print(f"in-domain (trained on): {', '.join(in_domain)}\n")
     files = [keep / METRICS] if keep is not None else []
-    return files + _draw(curves, home, report or keep)
+    return files + _draw(curves, in_domain, report or keep)
 
 
-def _draw(curves: Curves, home: list[str], folder: Path | None) -> list[Path]:
+def _draw(curves: Curves, in_domain: list[str], folder: Path | None) -> list[Path]:
     """The figure in `folder`, where there is one and a curve has more than one point; returns the files written."""
     from clipreid.reports.figures import to_png
     from clipreid.reports.strength import plot_strength
@@ -104,5 +104,5 @@ def _draw(curves: Curves, home: list[str], folder: Path | None) -> list[Path]:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / STRENGTH_FIGURE
-    file.write_bytes(to_png(plot_strength(curves, home)))
+    file.write_bytes(to_png(plot_strength(curves, in_domain)))
     return [file]

@@ -11,9 +11,9 @@ from tyro.conf import Positional, arg
 
 @dataclass(frozen=True)
 class Import:
-    """Make a run folder of a checkpoint published for the original CLIP-ReID: a ViT, with or without SIE.
+    """Make a run folder from a checkpoint published for the original CLIP-ReID: a ViT, with or without SIE.
 
-    Architecture, crop and stride are read off the weights; the flags are for what cannot be.
+    Architecture, crop and stride are read from the weights; the flags are for what the weights do not show.
     """
 
     checkpoint: Annotated[Positional[Path], arg(metavar="CHECKPOINT")]
@@ -25,9 +25,9 @@ class Import:
     stride: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None
     """Distance of its patches in pixels (default: the one that fits)"""
     sie: Annotated[Literal["camera", "view", "camera+view"] | None, arg(help_behavior_hint="")] = None
-    """What its side information embedding is of (default: camera, where it has one)"""
+    """What its side information embeds (default: camera, where it has any)"""
     sie_coefficient: float = 1.0
-    """That it was trained with"""
+    """Coefficient of the side information in its training"""
     views: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """Number of views, for --sie camera+view"""
 

@@ -14,7 +14,8 @@ class Publish:
     """Upload a finished run to the Hugging Face Hub, with a model card made from it.
 
     Uploaded are the adapter (or the tuned tower), the necks, settings, figures, curves and the card; never checkpoints,
-    crops, names of identities or paths of this machine. Publishing again updates; an upload that was cut off goes on.
+    crops, names of identities or paths of this machine. Publishing again updates the repository, and continues an
+    interrupted upload.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -28,7 +29,7 @@ class Publish:
     include_identities: bool = False
     """Also the prompts, text bank and classifiers of single identities, without their names"""
     include_crops: bool = False
-    """Also RUN/report/ranked_lists.png, which shows crops; refused where the data may not be passed on"""
+    """Also RUN/report/ranked_lists.png, which shows crops; refused for data that may not be redistributed"""
     license: Annotated[str | None, arg(metavar="ID", help_behavior_hint="")] = None
     """Licence of what is published, such as apache-2.0 (default: the backbone's, where it is known)"""
     base_model: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
@@ -43,7 +44,7 @@ def publish(flags: Publish) -> None:
     """`clipreid publish`.
 
     Raises:
-        UserError: the run, the name, the token or the Hub does not let it.
+        UserError: a run, a name or a token that cannot be used, or a refusal by the Hub.
     """
     from clipreid.hub.files import METRICS
     from clipreid.hub.package import CARD, describe_plain, file_list, package

@@ -55,12 +55,13 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
         raise UserError(f"{run} does not say what it was trained on: name what to test on with --data")
     of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"))
     kept = {data_place(spec): asked for spec, asked in of_run.items()}
-    noun = config.get("stage1", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
+    noun = config.get("stage1", {}).get("noun")  # unused here, but without it readers print which noun they guess
     noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
     found = []
     for spec, asked in reader_flags(specs, flags.pattern, flags.columns).items():
         data = load_data(spec, noun=noun, **{k: v or kept.get(data_place(spec), {}).get(k) for k, v in asked.items()})
-        if flags.data or {"query", "gallery"} <= data.splits.keys():  # what was only trained on is not asked for
+        # a set without test images is scored only where --data names it
+        if flags.data or {"query", "gallery"} <= data.splits.keys():
             found.append(data)
     if not found:
         raise UserError(f"{run} was trained on data without a test split: name what to test on with --data")
@@ -68,7 +69,7 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
 
 
 def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
-    """Refuses --same-cameras where the training sets of the run have different cameras and none is the data's own."""
+    """Raises UserError for --same-cameras where it is unclear which of several training sets has the data's cameras."""
     from clipreid.data import trained_name
 
     sets = config.get("flags", {}).get("data", [])
@@ -90,16 +91,19 @@ def to_device(model: ReIDModel) -> ReIDModel:
 
 
 def untrained_model(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
-    """The same backbone before any training, its features taken and its images prepared in the same way."""
+    """The same backbone before any training, with the same features and the same preparation of images."""
     from clipreid.backbones.record import load_recorded
     from clipreid.model import ReIDModel
 
-    plain = replace(model.config, tuning="head", sie="none")  # a fresh map is the identity
+    plain = replace(model.config, tuning="head", sie="none")  # an untrained linear map is the identity
     return to_device(ReIDModel(load_recorded(record), plain))
 
 
 def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
-    """What to raise the data's cameras and views by for a model that has learned them (None: unknown); says so."""
+    """What to add to the data's camera and view numbers, for a model with side information (None: they are unknown).
+
+    Prints which of the two it is.
+    """
     from clipreid.data import trained_name
 
     if model.side is None:
@@ -140,20 +144,20 @@ def _progress(split: str, done: int, total: int) -> None:
 
 
 def check_report(folder: Path | None, protocol: str, data: str) -> None:
-    """Refuses a --report that cannot be written or drawn."""
+    """Raises UserError for a --report that cannot be written or drawn."""
     from clipreid.evaluation import get_protocol
 
     if folder is not None and folder.exists() and not folder.is_dir():
         raise UserError(f"--report {folder} is a file: give a folder")
     if folder is not None and get_protocol(protocol).captions:
         raise UserError(
-            f"--report draws what images found, and the queries of {data} are captions: "
+            f"--report draws ranked lists of query images, and the queries of {data} are captions: "
             "leave it out, or score images against images with --protocol market1501"
         )
 
 
 def check_columns(names: Sequence[str], tests: Sequence[ReIDData], protocol: str | None) -> None:
-    """Refuses a --by that names no column of the queries, or asks for camera pairs where there are none."""
+    """Raises UserError for a --by that is no column of the queries, or for camera pairs where there are none."""
     from clipreid.evaluation import get_protocol
 
     for name in names:
@@ -168,7 +172,7 @@ def check_columns(names: Sequence[str], tests: Sequence[ReIDData], protocol: str
 
 
 def show_details(found: Scored, protocol: str, by: Sequence[str], open_set: bool) -> dict[str, Any]:
-    """Prints what --by and --open-set ask of the test feature; returns what metrics.json keeps of it."""
+    """Prints the tables of --by and --open-set for the test feature; returns what metrics.json keeps."""
     from clipreid import evaluation
     from clipreid.evaluation import by_column, camera_pairs, format_table
 

@@ -55,7 +55,7 @@ class Loading:
 class Embed(Loading):
     """Turn images into a gallery, a parquet file of features, for `clipreid search`.
 
-    Interrupted and repeated it goes on where it was; started several times at once (or under torchrun, as
+    After an interruption the same command continues. Started several times at once (or under torchrun, as
     `python -m clipreid embed`), the processes share the work.
     """
 
@@ -73,23 +73,23 @@ class Embed(Loading):
     batch_size: int = 32
     """Images at a time, at most 256"""
     overwrite: bool = False
-    """Replace a gallery made by another model or of other images"""
+    """Replace a gallery made by another model or from other images"""
 
     def __call__(self) -> None:
-        with print_user_errors("interrupted: the same command goes on where it was"):
+        with print_user_errors("interrupted: repeat the same command to continue"):
             embed(self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Loading):
-    """Find the most similar images of a gallery, exactly: ask with images or in words."""
+    """Find the most similar images of a gallery, exactly; the queries are images or sentences."""
 
     gallery: Annotated[Path, arg(metavar="FILE.parquet")]
     """What `clipreid embed` wrote, with the same RUN"""
     image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
-    """Images to ask with"""
+    """Query images"""
     text: Annotated[tuple[str, ...], arg(metavar="SENTENCE", help_behavior_hint="")] = ()
-    """Sentences to ask with, such as "a person with a red backpack"; the model needs a text tower"""
+    """Query sentences, such as "a person with a red backpack"; the model needs a text tower"""
     top: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10, or all where there are fewer)")] = (
         None
     )
@@ -97,7 +97,7 @@ class Search(Loading):
     camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
     """Only images of these cameras"""
     not_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
-    """No images of these cameras; those of unknown cameras stay"""
+    """No images of these cameras; unknown cameras are kept"""
     json: bool = False
     """Print JSON instead of tables, and nothing else"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -143,12 +143,12 @@ def embed(flags: Embed) -> None:
 def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
     lines = []
     if done.complete:
-        lines.append("nothing left to do: it is there, made by this model of these images")
+        lines.append("nothing left to do: the gallery is there, made by this model from these images")
     if done.found:
-        lines.append(f"{done.found:,} images were done by an earlier attempt")
+        lines.append(f"{done.found:,} images were embedded by an earlier attempt")
     if done.stale:
         lines.append(
-            f"{done.stale:,} images were done again: since the earlier attempt they, or others beside them, "
+            f"{done.stale:,} images were embedded again: since the earlier attempt they, or others beside them, "
             "or the settings, have changed"
         )
     if done.bad:
@@ -162,7 +162,7 @@ def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
 def _progress() -> Callable[[int, int], None]:
     """A line on stderr: images done, images per second, time left.
 
-    On a terminal it is written over; elsewhere (a log file, a notebook) there is a line each `EVERY` seconds.
+    On a terminal the line is overwritten; elsewhere (a log file, a notebook) there is a line each `EVERY` seconds.
     """
     terminal, begun, shown = sys.stderr.isatty(), (0.0, -1), time.monotonic()
 
@@ -196,7 +196,7 @@ def search(flags: Search) -> None:
     from clipreid.search import Gallery, mark_itself, write_page
 
     if bool(flags.image) == bool(flags.text):
-        both = "one of them, not both" if flags.image else "images or sentences to ask with"
+        both = "one of them, not both" if flags.image else "query images or query sentences"
         raise UserError(f"--image or --text: give {both}")
     if flags.report is not None and flags.report.exists() and not flags.report.is_dir():
         raise UserError(f"--report {flags.report} is a file: give a folder")
@@ -206,7 +206,7 @@ def search(flags: Search) -> None:
     if empty := [text for text in flags.text if not text.strip()]:
         raise UserError(f"--text {empty[0]!r}: the sentence is empty")
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
-        note = f"note: {len(flags.text)} questions of one word each; one question of several words needs quotes:"
+        note = f"note: {len(flags.text)} queries of one word each; one query of several words needs quotes:"
         print(f'{note} --text "{" ".join(flags.text)}"', file=sys.stderr, flush=True)
     gallery = Gallery.open(flags.gallery)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
@@ -249,7 +249,7 @@ def _table(hits: Sequence[Hit]) -> str:
 
 
 def _short(path: str) -> str:
-    """Below the current folder without it."""
+    """A path below the current folder, relative to it; others unchanged."""
     return path.removeprefix(os.getcwd().rstrip(os.sep) + os.sep)
 
 

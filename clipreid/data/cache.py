@@ -25,7 +25,7 @@ from clipreid.errors import UserError
 
 VERSION = 1  # of the decoding and of the file; raise it when pixels change
 CHECKED = 40  # blocks whose checksum is verified when a cache is opened (all of them in small caches)
-PATIENCE = 2.0  # seconds of waiting for another process before saying so
+PATIENCE = 2.0  # seconds of waiting for another process before a message is printed
 SHOWN = 10  # bad images that an error names
 PIXELS, RECORD, JOURNAL = "pixels.u8", "cache.json", "journal.jsonl"
 
@@ -265,7 +265,7 @@ def _explain_bad(split: Split, cache: PixelCache) -> str:
     lines = [f"  {path}: {reason}" for path, reason in cache.bad[:SHOWN]]
     if len(cache.bad) > SHOWN:
         lines.append(f"  ... and {len(cache.bad) - SHOWN:,d} more")
-    remedy = "Mend or remove them, or continue without them: --skip-bad"
+    remedy = "Fix or remove them, or continue without them: --skip-bad"
     count = f"{len(cache.bad):,d} of {len(split):,d} images of the split {split.name!r} cannot be used"
     return "\n".join([f"{count}:", *lines, remedy if len(cache.kept) else "None is left."])
 

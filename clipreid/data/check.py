@@ -1,6 +1,6 @@
 """What is wrong with a data set, all of it at once: `clipreid data check`.
 
-Whether every query has a match is a question to the protocol, which this room does not know: the command line adds
+Whether every query has a match depends on the protocol, which `clipreid.data` does not know: the command line adds
 those findings (`clipreid.evaluation.unmatched`).
 """
 
@@ -29,7 +29,7 @@ TINY = 32  # pixels of height below which an image is mentioned
 TESTED = ("query", "gallery")
 HARMLESS = {"symlink loop": "a link to itself or to a folder above it; it was not followed"}
 ADVICE = {
-    "wrong file name": "it does not fit the pattern, so nobody knows who it shows; rename or move it",
+    "wrong file name": "it does not fit the pattern, so its identity is unknown; rename or move it",
     "listed, but not there": "a list of the data set names it; unpack the whole data set",
     "unusable line": "mend the table",
     "unreadable file": "check that it exists and may be read",
@@ -48,7 +48,7 @@ def read_and_check(
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CheckReport, ReIDData | None]:
-    """Reads what can be read of `NAME:ROOT`, passing over what readers refuse, and checks it.
+    """Reads what can be read of `NAME:ROOT`, leaving out what readers refuse, and checks it.
 
     Returns the report, and the data as far as it could be read (None where the reader gave up, which is then a fault).
     progress: called as progress(images done, all). Raises `UserError` only for names, flags and roots that cannot be.
@@ -71,7 +71,7 @@ def check(
 ) -> CheckReport:
     """Decodes every image once, and reports what is wrong with the files, the labels and the splits.
 
-    problems: what the reader passed over (`clipreid.data.problems`). Memory: about 1 kB an image.
+    problems: what the reader left out (`clipreid.data.problems`). Memory: about 1 kB an image.
     """
     seen = scan(data, threads, progress)
     layout = LAYOUTS.get(data.name.partition(":")[0])
@@ -81,7 +81,7 @@ def check(
         findings.append(Finding("fault", "not the official data set", "counts differ", tuple(official)))
     findings += [*_from_files(seen), *_from_duplicates(data, seen), *_from_labels(data, seen)]
     listed = (*official, *(note for note in data.notes if OVERLAP in note or note == UNTESTED))
-    findings += [Finding("note", "said by the reader", note) for note in data.notes if note not in listed]
+    findings += [Finding("note", "note of the reader", note) for note in data.notes if note not in listed]
     published = layout is not None and bool(layout.official) and not official
     report = CheckReport(data.name, data.protocol, seen.root, tuple(_describe(data, seen)), (), published)
     return report.with_findings(findings)
@@ -117,7 +117,7 @@ def _from_reading(problems: Sequence[Problem]) -> list[Finding]:
 
 
 def _from_files(seen: Scan) -> list[Finding]:
-    """Images that cannot be used, and those that are other than they look."""
+    """Images that cannot be used, and files that are not what their names say."""
     faults: dict[str, list[str]] = {}
     notes: dict[tuple[str, str], list[str]] = {}
     blank = find_blank(seen.seen)
@@ -134,7 +134,7 @@ def _from_files(seen: Scan) -> list[Finding]:
                 f"{name}: {image.width}x{image.height}"
             )
         if flat:
-            notes.setdefault(("blank image", "one flat colour: it shows nobody"), []).append(name)
+            notes.setdefault(("blank image", "one flat colour: no individual is in it"), []).append(name)
     return [
         *(Finding("fault", kind, ADVICE[kind], tuple(items)) for kind, items in faults.items()),
         *(Finding("note", kind, why, tuple(items)) for (kind, why), items in notes.items()),
@@ -222,7 +222,7 @@ def _from_labels(data: ReIDData, seen: Scan) -> list[Finding]:
         both = sorted(files.get("train", {}).keys() & held.keys())
         if both:
             items = tuple(f"{who}: {files['train'][who]}, {held[who]}" for who in both)
-            why = "nobody may be trained and tested on; if both number from the start, rename them"
+            why = "no identity may be in train and test; if both are numbered from the start, rename them"
             findings.append(Finding(severity, f"identity in train and {other}", why, items))  # type: ignore[arg-type]
     for part, names in (("train", ("train",)), ("test", TESTED)):
         splits = [data.splits[name] for name in names if name in data.splits]

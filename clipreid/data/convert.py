@@ -1,4 +1,4 @@
-"""A data set as parquet shards that `hub:DIR`, and anybody's `datasets.load_dataset(DIR)`, load back."""
+"""A data set as parquet shards that `hub:DIR` and `datasets.load_dataset(DIR)` can read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ GROUP = 8 * 2**20  # the same for one row group: what is in memory at a time
 
 
 def convert(data: ReIDData, output: Path, *, overwrite: bool = False, progress: bool = True) -> None:
-    """Writes the splits of `data` as DIR/data/SPLIT-00000-of-00001.parquet, ..., and what is not in them to DIR.
+    """Writes the splits of `data` as DIR/data/SPLIT-00000-of-00001.parquet, ..., and the rest as DIR/clipreid.json.
 
     Every column of `SCHEMA` and the order of the rows are kept; images are the encoded bytes of their files, named
     by their path below the folder that all of them share. clipreid.json keeps protocol, noun and notes (without the
@@ -134,7 +134,7 @@ def _groups(split: Split, root: str) -> Iterator[tuple[pa.Table, int]]:
 
 
 def _embedded(image: dict[str, Any], root: str) -> dict[str, Any]:
-    """The same image with its bytes, under its path below `root`: nothing else tells equal file names apart."""
+    """The same image with its bytes, under its path below `root`, which distinguishes files of the same name."""
     if image["bytes"] is not None:
         return image
     try:

@@ -22,7 +22,7 @@ SCHEMA = datasets.Features(
     camera=datasets.Value("int32"),  # -1 = unknown
     view=datasets.Value("int32"),  # -1 = unknown
     split=datasets.Value("string"),
-    caption=datasets.Value("string"),  # "" = none; several are parted by line breaks
+    caption=datasets.Value("string"),  # "" = none; several are separated by line breaks
     clothes=datasets.Value("string"),  # which outfit, different for different people; "" = unknown
 )
 
@@ -82,7 +82,7 @@ class Split:
 
     @cached_property
     def captions(self) -> np.ndarray:
-        """str [N], "" = none; a query has one caption, other images may have several, parted by line breaks."""
+        """str [N], "" = none; a query has one caption, other images may have several, separated by line breaks."""
         return np.array(self._column("caption").tolist(), dtype=str)
 
     @cached_property

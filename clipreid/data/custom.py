@@ -1,4 +1,4 @@
-"""Data that no paper describes: your own folders of images, or a table in a CSV file."""
+"""Data without a publication: your own folders of images, or a table in a CSV file."""
 
 import csv
 import os
@@ -17,7 +17,7 @@ from clipreid.errors import UserError
 
 SPLITS = ("train", "val", "query", "gallery", "test")
 JUNK = "-1"  # an identity: neither right nor wrong, as in Market-1501
-OVERLAP, UNTESTED = (  # of notes, which a check says in its own way
+OVERLAP, UNTESTED = (  # notes that `clipreid data check` replaces by findings of its own
     "identities are in train and in the test set",
     "no test images: there is nothing to evaluate on",
 )
@@ -86,7 +86,7 @@ def guess_noun(identities: Iterable[str]) -> str | None:
 
 
 def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
-    """Protocol, noun and notes of data that no paper describes."""
+    """Protocol, noun and notes of data without a publication."""
     protocol, about_cameras = custom_protocol(splits, doubled)
     notes = [*notes, *about_cameras, *overlap_notes(splits)]
     if "gallery" not in splits:
@@ -117,7 +117,7 @@ def custom_protocol(splits: Mapping[str, Split], doubled: bool) -> tuple[str, li
         return "no-cameras", [f"all test images come from camera {names[0]}: {off}"]
     if not doubled:
         return "market1501", []
-    return "cross-camera", ["every test image is query and gallery: each is sought among the other cameras'"]
+    return "cross-camera", ["every test image is query and gallery, compared with the images of the other cameras"]
 
 
 def overlap_notes(splits: Mapping[str, Split]) -> list[str]:

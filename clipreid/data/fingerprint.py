@@ -1,4 +1,4 @@
-"""What a data set was, in a few numbers: so that two runs can be seen to have used the same data."""
+"""A data set in a few numbers and a hash, to see whether two runs used the same data."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from clipreid.data.readers import data_place
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
-    """Counts of a split, and a hash of who is where: {"pictures", "identities", "cameras", "hash"}.
+    """Counts of a split, and a hash of its images and labels: {"pictures", "identities", "cameras", "hash"}.
 
     The hash is SHA-256, 16 hex digits, over the sorted rows (file name without folders, identity, camera, view): the
     same wherever the data lies and in whatever order it was read, another one when an image, name or label differs.
-    Pixels are not looked at, and neither names nor identities can be read off it.
+    Pixels are not looked at, and neither names nor identities can be read from it.
     """
     rows = zip(
         split.paths.tolist(), split.identities.tolist(), split.cameras.tolist(), split.views.tolist(), strict=True
@@ -43,5 +43,5 @@ def fingerprints(trained: Sequence[ReIDData], tested: Sequence[ReIDData]) -> dic
 
 
 def local_places(specs: Sequence[str]) -> list[str]:
-    """Those of these data names that lie on this machine: to be told now, while relative paths still mean the same."""
+    """The data names that mean files on this machine; called early, before the working folder could change."""
     return [spec for spec in specs if data_place(spec) != spec]

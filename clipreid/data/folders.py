@@ -1,4 +1,4 @@
-"""The engine under every reader of folders: which folders are which splits, and what their paths say."""
+"""Reads declared data sets: which folders are which splits, and what the paths of the images say."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,18 +13,18 @@ from clipreid.data.problems import notice, tolerate
 from clipreid.errors import UserError
 
 Counts = tuple[int | None, int | None, int | None]  # images, identities, cameras; None = nowhere published
-Adjust = Callable[[str, Crop], Crop]  # (split, what the pattern read) -> what is meant
+Adjust = Callable[[str, Crop], Crop]  # (split, what the pattern read) -> corrected
 
 
 @dataclass(frozen=True)
 class Layout:
-    """An official data set on disk, declared: a reader is one of these.
+    """The declaration of an official data set on disk.
 
     folders: split -> folder below the root. listing: the files that say which of its images belong to the split;
     None = all. adjust: for what a pattern cannot say, such as a view that follows from the camera.
     official: split -> (images, identities, cameras) after junk is dropped, the fingerprint; a copy that differs is
-    read all the same, with a note. notice: what everyone who reads the set must know, the first of the notes.
-    people: the name that all sets with the same individuals share; "" = nobody else has them (`same_people`).
+    read all the same, with a note. notice: what every reader of the set must know; it becomes the first note.
+    people: the name that all sets with the same individuals share; "" = no other set shows them (`same_people`).
     """
 
     name: str

@@ -15,7 +15,7 @@ from torch import Tensor
 from clipreid.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-MIN_SIDE = 8  # pixels; anything smaller shows nobody
+MIN_SIDE = 8  # pixels; anything smaller shows no individual
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,

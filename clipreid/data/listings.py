@@ -153,7 +153,7 @@ def _json_list(file: Path) -> list[Any]:
 
 
 def _present(root: Path, file: str, places: list[Place]) -> list[Place]:
-    """The places whose images are there. Raises `UserError` when there are none, and naming those that are not."""
+    """The places whose images exist. Raises `UserError` when there are none, and naming those that are not."""
     if not places:
         raise UserError(f"{root / file} names no images")
     missing = [place for place in places if not os.path.isfile(root / place.folder / place.path)]
@@ -169,4 +169,4 @@ def _explain_missing(root: Path, file: str, missing: Sequence[Place], total: int
     if len(missing) > SHOWN:
         lines.append(f"  ... and {len(missing) - SHOWN:,d} more")
     head = f"{len(missing):,d} of {total:,d} images that {root / file} names are not there:"
-    return "\n".join([head, *lines, "Unpack the whole data set, or mend the list."])
+    return "\n".join([head, *lines, "Unpack the whole data set, or fix the list."])

@@ -1,4 +1,4 @@
-"""From anybody's table to the toolkit's columns: which column is which, and what its values mean."""
+"""From any table to the toolkit's columns: which column is which, and what its values mean."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPLITS = {
     "test": "test",
     "testing": "test",
 }
-LIKELY = {  # for the advice in errors and notes only: nothing is taken on a guess
+LIKELY = {  # only for advice in errors and notes: no column is guessed
     "image": ("img", "picture", "photo", "crop", "jpg", "png"),
     "identity": ("pid", "person_id", "vehicle_id", "identity_id", "individual_id", "name", "label", "id"),
     "camera": ("camid", "cam_id", "camera_id", "cam"),
@@ -207,7 +207,7 @@ def _whole(value: Any) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Several captions are parted by line breaks."""
+    """Several captions are separated by line breaks."""
     if isinstance(value, list):
         return "\n".join(map(str, value))
     return "" if value is None or value == -1 else str(value)

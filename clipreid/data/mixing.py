@@ -129,7 +129,7 @@ class Mixture:
 
     @property
     def noun(self) -> str:
-        """What the individuals are; several nouns are parted by commas."""
+        """What the individuals are; several nouns are separated by commas."""
         return ", ".join(dict.fromkeys(data.noun for data in self.sets))
 
     def nouns(self, names: Sequence[str]) -> list[str]:
@@ -165,8 +165,8 @@ def join_pixels(caches: Sequence[PixelCache]) -> Pixels:
 def short_names(specs: Sequence[str]) -> list[str]:
     """Data names as short as they stay different: `market1501:/data/Market` -> `market1501`.
 
-    `folder:`, `csv:` and the like say nothing about the data, so there the place's last part speaks: `folder:/my/crops`
-    -> `crops`. Names that would be equal get more of their place; `synthetic:large` stays whole, and so does a remark
+    `folder:`, `csv:` and the like do not name the data, so the last part of the path is used: `folder:/my/crops`
+    -> `crops`. Names that would be equal get more of their path; `synthetic:large` stays whole, and so does a remark
     behind a name, `market1501:/data/Market (val)`. The same name twice stays the same.
     """
     depths = dict.fromkeys(specs, 0)

@@ -21,7 +21,7 @@ SHOWN = 10  # how many offending files an error lists
 
 @dataclass(frozen=True)
 class Pattern:
-    """A named way to read paths. Junk identities are dropped; distractors stay, but never ask as queries."""
+    """A named way to read paths. Junk identities are dropped; distractors stay in the gallery, but are no queries."""
 
     name: str
     regex: str
@@ -81,7 +81,7 @@ FOLDER_NAME_CAMERA = Pattern(
 FOLDER = Pattern("identity/", r"^(?P<identity>[^/]+)/[^/]+$", "anna/0001.jpg")
 NUMBER = Pattern("number_", r"^(?P<identity>\d+)[-_][^/]*$", "0002_17.jpg")
 
-# the more a pattern tells, the earlier it is tried
+# patterns that read more are tried first
 PATTERNS = (MARKET, CLASS_CAM, FOLDER_CAMERA, FOLDER_NAME_CAMERA, FOLDER, NUMBER)
 
 
@@ -187,9 +187,9 @@ def _refuse_ambiguity(chosen: Pattern, places: Sequence[Place]) -> None:
         alike &= homes.setdefault(crop.identity, folder) == folder
         if not alike and not crop.identity.startswith(folder):
             raise UserError(
-                f"who is {place}? By its file name {crop.identity!r} (pattern {chosen.name!r}), by its "
-                f"folder {folder!r} (pattern {FOLDER.name!r}), and the two do not group the images alike. "
-                f"Say which with --pattern {chosen.name!r} or --pattern {FOLDER.name!r}"
+                f"the identity of {place} is ambiguous: by the file name {crop.identity!r} (pattern {chosen.name!r}), "
+                f"by the folder {folder!r} (pattern {FOLDER.name!r}), and the two group the images differently. "
+                f"Choose with --pattern {chosen.name!r} or --pattern {FOLDER.name!r}"
             )
 
 

@@ -123,7 +123,7 @@ def _groups(label: np.ndarray, count: int, K: int, draw: np.random.Generator) ->
     groups = np.maximum(sizes // K, 1)
     starts = np.concatenate([[0], np.cumsum(groups)])
     owner = np.repeat(np.arange(count), groups)  # [groups]
-    nth = np.arange(starts[-1]) - starts[owner]  # [groups] the how-manieth of its identity
+    nth = np.arange(starts[-1]) - starts[owner]  # [groups] index within its identity
     place = nth[:, None] * K + np.arange(K)  # [groups, K] inside the identity
     short = sizes[owner] < K
     place[short] = (draw.random((int(short.sum()), K)) * sizes[owner[short], None]).astype(np.int64)

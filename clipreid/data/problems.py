@@ -1,4 +1,7 @@
-"""Read on past mistakes: `clipreid data check` wants all of them, everybody else the first one, as an error."""
+"""Errors of readers: normally the first one is raised; inside `collected()` all of them are recorded instead.
+
+`clipreid data check` uses the latter, to report every problem of a data set.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -39,7 +42,7 @@ def tolerate(error: UserError, kind: str, files: Sequence[str]) -> None:
 
 
 def notice(kind: str, files: Sequence[str]) -> None:
-    """What is no error, but what `clipreid data check` mentions: a link that leads in a circle."""
+    """Records something that is no error but that `clipreid data check` reports: a link that leads in a circle."""
     found = _collection.get()
     if found is not None and files:
         found.append(Problem(kind, tuple(files)))

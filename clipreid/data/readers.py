@@ -47,9 +47,9 @@ def load_data(spec: str, pattern: str | None = None, noun: str | None = None, co
 
 
 def check_request(spec: str, pattern: str | None = None, noun: str | None = None, columns: Columns = None) -> None:
-    """Whether `load_data` can make sense of what was asked for; the data itself is not looked at.
+    """Checks the arguments of `load_data` without reading the data.
 
-    Raises `UserError`: a name, a flag or a root that cannot be.
+    Raises `UserError`: a name, a flag or a root that cannot be used.
     """
     name, _, place = spec.partition(":")
     if noun is not None and not noun.strip():
@@ -76,7 +76,7 @@ def check_request(spec: str, pattern: str | None = None, noun: str | None = None
 
 
 def data_place(spec: str) -> str:
-    """What two data names have in common that are the same data: `folder:own/` and `folder:own` are one place.
+    """A key that is equal for two data names that mean the same data, such as `folder:own/` and `folder:own`.
 
     The reader and the real path of the root; without a path (synthetic, names on the Hub) the name as it is.
     """
@@ -88,9 +88,9 @@ def data_place(spec: str) -> str:
 
 
 def trained_name(spec: str, trained: Sequence[str]) -> str | None:
-    """Which of the data sets `trained` on has the cameras of `spec`, by their numbers; None = none of them.
+    """The training data set whose cameras, with the same numbers, are those of `spec`; None where there is none.
 
-    The same place, or the same public data set at another; camera 3 of one set is not camera 3 of another.
+    It is the same data, or another copy of the same public data set; camera 3 of one set is not camera 3 of another.
     """
     kind, home = spec.partition(":")[0], {data_place(name): name for name in trained}
     if data_place(spec) in home:
@@ -99,7 +99,7 @@ def trained_name(spec: str, trained: Sequence[str]) -> str | None:
 
 
 def reader_flags(specs: Iterable[str], pattern: str | None, columns: str | None) -> dict[str, dict[str, Any]]:
-    """The `pattern` and `columns` of `load_data` for each of several data sets that were typed with one of each.
+    """The `pattern` and `columns` of `load_data` for each of several data sets, from one --pattern and one --columns.
 
     A pattern is for `folder:`, columns are for `hub:`; where none of the sets reads one it stays with all, and
     `load_data` says what it is for.

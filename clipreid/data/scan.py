@@ -1,4 +1,4 @@
-"""One look at every image of a data set: can it be decoded, what is it, and two fingerprints to compare it by."""
+"""Decodes every image of a data set once: its errors, its format, and two fingerprints for finding copies."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Two models on the same queries: how far apart they are, how sure that is, and which queries make the difference.
+"""Two models on the same queries: their difference, its uncertainty, and the queries that change most.
 
-Difference = the second's figure less the first's. Its interval is the paired bootstrap over identities: a draw takes
+Difference = the second's figure minus the first's. Its interval is the paired bootstrap over identities: a draw takes
 the same identities for both (`bootstrap.py`). The p-value is the paired sign-flip (randomisation) test over identities
 (Fisher, "The Design of Experiments", 1935, section 21; Smucker, Allan and Carterette, CIKM 2007, for retrieval): were
 there no difference, each identity's could as well have had the other sign, so p = (1 + flips at least as far from 0) /
@@ -8,7 +8,7 @@ there no difference, each identity's could as well have had the other sign, so p
 independent proofs.
 
 Of several runs (seeds) the figures are means over the runs, and the interval draws runs as well. The p-value does not:
-it asks whether these very runs would differ on other identities.
+it tells whether these runs would differ on other identities.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Comparison:
     runs: tuple[int, int]
     metrics: tuple[dict[str, float], dict[str, float]]
     intervals: tuple[dict[str, Interval], dict[str, Interval]]
-    difference: dict[str, float]  # the second less the first
+    difference: dict[str, float]  # the second minus the first
     difference_interval: dict[str, Interval]
     p_value: dict[str, float]
     ap: tuple[np.ndarray, np.ndarray]  # [Q] each, NaN = not scored
@@ -112,8 +112,8 @@ class Comparison:
         ]
         if max(self.runs) > 1:
             lines.append(
-                f"means of {self.runs[0]} and {self.runs[1]} runs; p speaks of these runs only, the intervals "
-                "of others like them too"
+                f"means of {self.runs[0]} and {self.runs[1]} runs; p is about these runs only, the intervals "
+                "also about other runs like them"
             )
         return "\n".join([table, "", *lines])
 

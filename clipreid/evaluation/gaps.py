@@ -1,4 +1,4 @@
-"""What a protocol could not do: columns that are unknown, and queries without a valid match, explained by example."""
+"""Where a protocol cannot be applied: unknown columns, and queries without a valid match, with an example each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from clipreid.evaluation.protocols import Protocol
 
 
 def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[str, ...]:
-    """Notes for the report: where the protocol's rule is off because a column it uses is unknown.
+    """Notes for the report: where the protocol's rule is not applied because a column is unknown.
 
     Raises UserError where a column that it cannot do without is unknown everywhere.
     """
@@ -34,7 +34,7 @@ def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple
             )
         elif any(missing.values()):
             where = " and ".join(f"{n} of {sizes[side]} {side} images" for side, n in missing.items() if n)
-            notes.append(f"the {column} of {where} is unknown: the junk rule ({protocol.rule}) spares them")
+            notes.append(f"the {column} of {where} is unknown: the junk rule ({protocol.rule}) does not apply to them")
     return tuple(notes)
 
 
@@ -46,8 +46,8 @@ def check_captions(captions: Sequence[str] | np.ndarray, name: str) -> None:
     silent = sum(not caption for caption in captions)
     if silent:
         raise UserError(
-            f"{name}: {silent} of {len(captions)} query images have no caption, and captions ask here: add them, or "
-            "score images against images with --protocol market1501"
+            f"{name}: {silent} of {len(captions)} query images have no caption, and here the queries are captions: "
+            "add them, or score images against images with --protocol market1501"
         )
 
 
@@ -59,11 +59,11 @@ class Unscored:
     same_identity: np.ndarray  # [u] gallery images of the identity
     by_rule: np.ndarray  # [u] of these, removed by the protocol's rule
     own: np.ndarray  # [u] of these, the query's own image and not removed by the rule
-    asked: np.ndarray  # [u] 1 where the protocol asks this query at all, else 0
+    selected: np.ndarray  # [u] 1 where the protocol scores this query at all, else 0
 
     def explain(self, protocol: Protocol, table: dict[str, np.ndarray], total: int) -> str:
         """How many, which, why, and an example of each kind. `table` = query metadata."""
-        unasked = self.asked == 0
+        unasked = self.selected == 0
         absent, ruled = ~unasked & (self.same_identity == 0), ~unasked & (self.by_rule > 0)
         itself = (
             "the query image itself was drawn every time"
@@ -71,7 +71,7 @@ class Unscored:
             else ("the only match is the query image itself")
         )
         kinds = [
-            (f"the protocol asks {protocol.asked} only", unasked),
+            (f"the protocol scores {protocol.filtered} only", unasked),
             ("their identity is not in the gallery", absent),
             (f"every match is junk (junk = {protocol.rule})", ruled),
             (itself, ~unasked & ~absent & ~ruled),
@@ -86,9 +86,9 @@ class Unscored:
 
     def advice(self, protocol: Protocol) -> str:
         """What to do when no query at all is scored."""
-        if not self.asked.any():
-            return f"The protocol asks {protocol.asked} only: check the column, or choose another protocol."
-        if (self.by_rule[self.asked > 0] > 0).any():
+        if not self.selected.any():
+            return f"The protocol scores {protocol.filtered} only: check the column, or choose another protocol."
+        if (self.by_rule[self.selected > 0] > 0).any():
             columns = " and ".join((*protocol.needs, *protocol.uses)) or "metadata"
             return f"Check the {columns} column; protocol='no-cameras' compares images whatever camera took them."
         if (self.own > 0).any():
@@ -102,7 +102,7 @@ class Unscored:
         shown = [name for name in named if name != "path" and values.get(name, UNKNOWN) not in (UNKNOWN, "")]
         n, ruled, own = int(self.same_identity[i]), int(self.by_rule[i]), int(self.own[i])
         query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
-        if n == 0 or not self.asked[i] or n > ruled + own:  # what is left over was not drawn
+        if n == 0 or not self.selected[i] or n > ruled + own:  # what is left over was not drawn
             return query
         reasons = [fill_reason(protocol.reason, values)] * (ruled > 0) + ["the query image itself"] * (own > 0)
         subject = "the only image" if n == 1 else f"all {n} images"

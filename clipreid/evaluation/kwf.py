@@ -73,7 +73,7 @@ def check_kwf(candidates: int, neighbours: int, weighting: str, epsilon: float) 
 
 
 def _fusions(gallery: Tensor, cameras: Tensor, asking: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
-    """For each asking camera and gallery image its nearest from other cameras: rows int32, cosines [C, G, K].
+    """For each query camera and gallery image its nearest from other cameras: rows int32, cosines [C, G, K].
 
     The nearest of each camera apart are found once; leaving a camera out is then choosing among these. Where there are
     fewer than K, the cosine is -inf.

@@ -25,7 +25,7 @@ ZERO_SHOT = "zero-shot"
 class Row:
     """One model: what it was trained on, and its figures by the name of what it was tested on.
 
-    One name for one place: `folder:own/` is called as the first run that has it calls it, say `folder:own`.
+    Data has one name: of `folder:own/` and `folder:own` the one that the first run used.
     """
 
     folder: Path  # of the run; for zero-shot the first run on that backbone
@@ -35,7 +35,7 @@ class Row:
     figures: dict[str, dict[str, Any]]
     config: dict[str, Any]  # config.json of the run in `folder`
 
-    def home(self, test: str) -> bool:
+    def in_domain(self, test: str) -> bool:
         """Whether the model was trained on the training split of this data."""
         return _plain(test)[0] in self.trained
 
@@ -69,7 +69,7 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
             continue
         record = config.get("backbone", {})
         backbone = record.get("name", "?")
-        if "positions" in record:  # not so in an imported run, whose backbone is not at hand
+        if "positions" in record:  # not in an imported run, whose backbone is unknown
             before.setdefault(backbone, Row(folder, ZERO_SHOT, backbone, (), {}, config))
         data = tuple(names.setdefault(data_place(spec), spec) for spec in config.get("flags", {}).get("data", ()))
         for model in dict.fromkeys(model for models in metrics.values() for model in models):
@@ -95,19 +95,19 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _named(test: str, names: dict[str, str]) -> str:
-    """A test under the name that its place was first given."""
+    """The name of a test, as its data was first called."""
     spec, remark = _plain(test)
     return names.setdefault(data_place(spec), spec) + (f" ({remark})" if remark else "")
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """All that was tested on: home data first, then the others, in order of appearance."""
+    """All that was tested on: in-domain data first, then the others, in order of appearance."""
     everything = list(dict.fromkeys(test for row in rows for test in row.figures))
-    return sorted(everything, key=lambda test: not any(row.home(test) for row in rows))
+    return sorted(everything, key=lambda test: not any(row.in_domain(test) for row in rows))
 
 
 def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
-    """The table in percent: a row for each model, a column for each test; "*" marks home, "-" what was not scored."""
+    """The table in percent: a row for each model, a column for each test; "*" is in-domain, "-" is not scored."""
     tests = columns_of(rows)
     sets = list(dict.fromkeys(spec for row in rows for spec in row.trained))
     plain = list(dict.fromkeys([*(_plain(test)[0] for test in tests), *sets]))
@@ -119,14 +119,14 @@ def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
         trained_on = f"nothing ({row.backbone})" if zero else names
         about = {"trained on": trained_on, "model": row.model, "run": "" if zero else run}
         lines.append(about | {short[test]: _cell(row, test, metric) for test in tests})
-    marks = ["* = at home: trained on this data's training split"] if any(row.trained for row in rows) else []
+    marks = ["* = in-domain: trained on this data's training split"] if any(row.trained for row in rows) else []
     longer = [f"{short[name]} = {name}" for name in plain if short[name] != name]
     title = f"{metric} in percent, rows trained on, columns tested on"
     return "\n".join([title, "", format_table(lines), "", *marks, *longer])
 
 
 def commands(rows: Sequence[Row]) -> list[str]:
-    """What to type to fill the cells that are missing; one command for each run, protocol and way to read the data."""
+    """The command lines that fill the missing cells; one command for each run, protocol and way to read the data."""
     wanted: dict[tuple[Path, str, tuple[str, ...]], list[str]] = {}
     zero: set[tuple[Path, str, tuple[str, ...]]] = set()
     for row in rows:
@@ -150,7 +150,7 @@ def commands(rows: Sequence[Row]) -> list[str]:
 
 def _reading(row: Row, spec: str, rows: Sequence[Row]) -> tuple[str, ...]:
     """The flags that `clipreid evaluate` needs to read this data: those of the run that read it."""
-    owners = [row, *rows]  # a run knows those of its own data by itself
+    owners = [row, *rows]  # for its own data a run needs no flags
     owner = next((each for each in owners if data_place(spec) in map(data_place, _read_by(each))), None)
     if owner is None:
         return ()
@@ -168,11 +168,11 @@ def _read_by(row: Row) -> list[str]:
 
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:
-    """One line for each cell that has figures: run, model, backbone, trained_on, tested_on, home, figures 0..1."""
+    """One line for each cell that has figures: run, model, backbone, trained_on, tested_on, in_domain, figures 0..1."""
     try:
         with open(file, "w", newline="") as handle:
             writer = csv.writer(handle)
-            writer.writerow(["run", "model", "backbone", "trained_on", "tested_on", "home", *FIGURES])
+            writer.writerow(["run", "model", "backbone", "trained_on", "tested_on", "in_domain", *FIGURES])
             writer.writerows(_lines(rows))
     except OSError as error:
         raise UserError(f"--csv {file} cannot be written ({error.strerror}): give another file") from error
@@ -182,13 +182,13 @@ def _lines(rows: Sequence[Row]) -> Iterator[list[Any]]:
     for row in rows:
         for test, found in row.figures.items():
             about = [row.folder, row.model, row.backbone, " + ".join(row.trained), test]
-            yield [*about, "yes" if row.home(test) else "no", *(found[name] for name in FIGURES)]
+            yield [*about, "yes" if row.in_domain(test) else "no", *(found[name] for name in FIGURES)]
 
 
 def _cell(row: Row, test: str, metric: str) -> str:
     if test not in row.figures:
         return "    -"
-    return f"{100 * row.figures[test][metric]:5.1f}{'*' if row.home(test) else ''}"
+    return f"{100 * row.figures[test][metric]:5.1f}{'*' if row.in_domain(test) else ''}"
 
 
 def _plain(test: str) -> tuple[str, str]:

@@ -113,8 +113,8 @@ def _score_blocks(
         lost = (counts == 0).nonzero()[:, 0]
         relevant, by_rule, own = relevant[lost], by_rule[lost], own[lost]
         facts = (relevant, relevant & by_rule, relevant & own & ~by_rule)
-        asked = torch.ones_like(lost) if rules.asks is None else rules.asks(rows)[lost].long()
-        unscored.append(torch.stack([lost + start, *(fact.sum(1) for fact in facts), asked]).cpu().numpy())
+        selected = torch.ones_like(lost) if rules.query_filter is None else rules.query_filter(rows)[lost].long()
+        unscored.append(torch.stack([lost + start, *(fact.sum(1) for fact in facts), selected]).cpu().numpy())
         start += len(similarity)
     per_query = {name: np.concatenate([part[name] for part in scores]) for name in scores[0]}
     histogram = Histogram(edges, *pairs) if edges is not None and isinstance(pairs, np.ndarray) else None

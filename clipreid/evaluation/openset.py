@@ -1,7 +1,7 @@
 """Open-set figures: how well one threshold on the similarity tells the same identity from another one.
 
-Ranking asks for the best of a gallery that is known to hold the individual. In the open world it may not, and a
-threshold decides. Here every pair of a query and a gallery image is a verification trial: positive where the gallery
+Ranking assumes that the gallery contains the individual. In the open world it may not, and a threshold on the
+similarity decides. Here every pair of a query and a gallery image is a verification trial: positive where the gallery
 image is a valid match under the protocol, negative where its identity is another; junk is no trial. Pairs of all
 queries are pooled, those without a match too. At a threshold t, FPR(t) is the share of negatives with similarity >= t
 and TPR(t) that of positives (false match rate and 1 - false non-match rate in ISO/IEC 19795-1). Then

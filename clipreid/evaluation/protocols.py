@@ -1,4 +1,4 @@
-"""Protocols: who is junk, that is, neither right nor wrong and left out of the ranking, for which query.
+"""Protocols: which gallery images are junk (neither right nor wrong, left out of the ranking) for which query.
 
 A protocol is a predicate on the metadata of queries and gallery (see `columns.py`: int64 columns, -1
 unknown). What is left of a query's ranking is a match where the identity is the query's, and a mistake
@@ -31,7 +31,7 @@ VIEWS = {"aerial": 0, "ground": 1, "wearable": 2}  # what the column "view" mean
 
 @dataclass(frozen=True)
 class Protocol:
-    """One evaluation protocol. `junk` does the work; the texts let reports say what was done."""
+    """One evaluation protocol. `junk` does the work; the texts are for reports."""
 
     name: str
     description: str  # one line, for reports and help
@@ -40,8 +40,8 @@ class Protocol:
     reason: str  # completes "all 3 images of identity 7 in the gallery are ..."; {camera} is the query's
     uses: tuple[str, ...] = ()  # optional columns without which the rule is off
     needs: tuple[str, ...] = ()  # columns that must be known, or the protocol is refused
-    asks: Callable[[Columns], Tensor] | None = None  # query rows -> bool [q]: which queries are scored; None = all
-    asked: str = ""  # completes "the protocol asks ... only"
+    query_filter: Callable[[Columns], Tensor] | None = None  # query rows -> bool [q]: which are scored; None = all
+    filtered: str = ""  # completes "the protocol scores ... only"
     own_counts: bool = False  # the query's own image may be a match
     captions: bool = False  # the queries are the captions of the query images
     draws: int = 0  # single-gallery-shot: mean over so many random galleries (`draws.py`), 0 = the whole gallery
@@ -73,7 +73,7 @@ def _leave_one_out(query: Columns, gallery: Columns) -> Tensor:
     if strangers.any():
         raise UserError(
             f"protocol 'leave-one-out': {int(strangers.sum())} query images are not in the gallery by their path. "
-            "It asks for every image among all others: give the same images as query and gallery, with paths"
+            "Every image is compared with all others: give the same images as query and gallery, with paths"
         )
     return _nothing(query, gallery)
 
@@ -118,8 +118,8 @@ def _direction(ours: str, theirs: str) -> Protocol:
         f"not {theirs}, or from camera {{camera}}",
         ("camera",),
         ("view",),
-        asks=lambda query: query["view"] == VIEWS[ours],
-        asked=f"queries of view {VIEWS[ours]} ({ours})",
+        query_filter=lambda query: query["view"] == VIEWS[ours],
+        filtered=f"queries of view {VIEWS[ours]} ({ours})",
     )
 
 
@@ -131,7 +131,7 @@ PROTOCOLS: dict[str, Protocol] = {
         _market_rule("market1501", ""),
         Protocol(
             "cross-camera",
-            "the gallery of each query is what the other cameras saw",
+            "the gallery of each query is the images of the other cameras",
             _cross_camera,
             "same camera as the query",
             "from camera {camera}",
@@ -165,7 +165,7 @@ PROTOCOLS: dict[str, Protocol] = {
         # all others are queries. Query and gallery are the same images here, and the draw parts them
         Protocol(
             "vehicleid",
-            "one random image of each vehicle is the gallery, the others ask; mean of 10 draws",
+            "one random image of each vehicle is the gallery, the others are queries; mean of 10 draws",
             _nothing,
             "the query image itself",
             "junk",
@@ -195,11 +195,11 @@ PROTOCOLS: dict[str, Protocol] = {
             ("camera",),
             ("clothes",),
         ),
-        # Li et al., "Person search with natural language description", CVPR 2017: captions ask, every image of the
-        # identity is a match, the one that was described too
+        # Li et al., "Person search with natural language description", CVPR 2017: queries are captions, every image of
+        # the identity is a match, also the one that was described
         Protocol(
             "text-to-image",
-            "captions ask, every image of their identity counts",
+            "queries are captions, every image of their identity counts",
             _nothing,
             "none",
             "junk",
@@ -242,7 +242,7 @@ def get_protocol(protocol: str | Protocol | Predicate) -> Protocol:
 def find_junk(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[Tensor, Tensor]:
     """(junk by the protocol's rule, the query's own image), each bool [q, G].
 
-    For a query that the protocol does not ask, everything is junk. Raises UserError when a custom predicate
+    For a query that the protocol does not score, everything is junk. Raises UserError when a custom predicate
     returns something else than bool [q, G].
     """
     junk = protocol.junk(query, gallery)
@@ -250,8 +250,8 @@ def find_junk(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[Ten
     if not isinstance(junk, Tensor) or junk.dtype != torch.bool or tuple(junk.shape) != shape:
         got = f"{junk.dtype} {list(junk.shape)}" if isinstance(junk, Tensor) else type(junk).__name__
         raise UserError(f"protocol {protocol.name!r} returned {got}; it must return a bool tensor {list(shape)}.")
-    if protocol.asks is not None:
-        junk = junk | ~protocol.asks(query)[:, None]
+    if protocol.query_filter is not None:
+        junk = junk | ~protocol.query_filter(query)[:, None]
     known = query["path"][query["path"] != UNKNOWN]
     if protocol.own_counts or not len(known) or not torch.isin(known, gallery["path"]).any():  # the usual case, cheap
         return junk, torch.zeros_like(junk)

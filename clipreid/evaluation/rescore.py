@@ -20,7 +20,7 @@ def check_rerank(method: str, options: dict[str, Any], protocol: str | Protocol 
     if rules.draws:
         raise UserError(
             f"re-ranking looks at the whole gallery, and protocol {rules.name!r} draws {rules.draws} galleries of one "
-            "image per identity: its figures would tell of images that were not drawn. Choose another protocol"
+            "image per identity: it would use images that were not drawn. Choose another protocol"
         )
 
 

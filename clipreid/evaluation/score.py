@@ -34,7 +34,7 @@ class Scored:
 
     @property
     def feature(self) -> str:
-        """The test feature: `concat`, or `projection` where captions ask, for text has no other."""
+        """The test feature: `concat`, or `projection` where the queries are captions, for text has no other."""
         return "concat" if "concat" in self.reports else "projection"
 
     def best(self, usable: Sequence[str]) -> str:
@@ -80,12 +80,12 @@ def score(
         sides: call embed_parts(crops, cameras, views), with the numbers [B] of the data, the known ones raised by
             these two (`Mixture.offsets`); -1 = unknown.
         embed_text: n sentences -> [n, E], for a protocol whose queries are captions (text-to-image): each caption of
-            the query split asks, compared with the gallery's `projection` alone.
+            the query split is a query, compared with the gallery's `projection` alone.
         progress: called as progress("query" or "gallery", images done, N) after each batch.
 
     Raises:
-        UserError: no query or gallery; undecodable images; queries without a caption where captions ask; no query
-            with a valid match.
+        UserError: no query or gallery; undecodable images; queries without the caption that the protocol needs;
+            no query with a valid match.
     """
     missing = [name for name in ("query", "gallery") if name not in data.splits]
     if missing:

@@ -74,7 +74,7 @@ def as_features(features: Matrix, name: str) -> Tensor:
 
 def _check_shape(matrix: Matrix, name: str, expected: tuple[int, int], meaning: str) -> None:
     if tuple(matrix.shape) != expected:
-        raise UserError(f"{name} has shape {list(matrix.shape)}, the metadata asks for {list(expected)}: {meaning}.")
+        raise UserError(f"{name} has shape {list(matrix.shape)}, the metadata needs {list(expected)}: {meaning}.")
 
 
 def _given(similarity: Matrix, chunk: int) -> Iterator[Tensor]:
@@ -92,7 +92,7 @@ def _streamed(blocks: Iterator[Matrix], sizes: tuple[int, int]) -> Iterator[Tens
             break
     if start != sizes[0]:
         more = "at least " if start > sizes[0] else ""
-        raise UserError(f"similarity: its blocks have {more}{start} rows, the metadata asks for {sizes[0]} queries.")
+        raise UserError(f"similarity: its blocks have {more}{start} rows, the metadata needs {sizes[0]} queries.")
 
 
 def _own_block(block: Matrix, start: int) -> Tensor:

@@ -13,27 +13,29 @@ _CHUNK = 2**24  # pairs of query and gallery in memory at once
 
 
 def unmatched(query: Table, gallery: Table, protocol: str | Protocol | Predicate) -> list[tuple[int, str]]:
-    """(query row, why) for every query that the protocol asks and that has nothing to be found. No features needed.
+    """(query row, why) for every query that the protocol scores and that has no match. No features needed.
 
     query, gallery: metadata as for `evaluate`. Raises UserError for tables that cannot be scored at all, as `evaluate`
-    does: a column that the protocol needs is unknown, no query is asked.
+    does: a column that the protocol needs is unknown, no query is scored.
     """
     rules = get_protocol(protocol)
     query_table, gallery_table = read_table(query, "query"), read_table(gallery, "gallery")
     q, g = code_columns(query_table, gallery_table)
     describe_gaps(rules, q, g)
-    if rules.asks is not None and not rules.asks(q).any():
+    if rules.query_filter is not None and not rules.query_filter(q).any():
         raise UserError(
-            f"protocol {rules.name!r} asks {rules.asked} only, and there are none: check the column, or choose another "
-            "protocol"
+            f"protocol {rules.name!r} scores {rules.filtered} only, and there are none: check the column, or "
+            "choose another protocol"
         )
     found, chunk = [], max(1, _CHUNK // len(g["identity"]))
     for start in range(0, len(q["identity"]), chunk):
         rows = q.rows(start, start + chunk)
         relevant = rows["identity"][:, None] == g["identity"]  # [c, G]
         by_rule, own = find_junk(rules, rows, g)
-        asked = torch.ones(len(relevant), dtype=torch.bool) if rules.asks is None else rules.asks(rows)
-        lost = asked & ~(relevant & ~by_rule & ~own).any(1)  # [c]
+        selected = torch.ones(len(relevant), dtype=torch.bool)
+        if rules.query_filter is not None:
+            selected = rules.query_filter(rows)
+        lost = selected & ~(relevant & ~by_rule & ~own).any(1)  # [c]
         for row in lost.nonzero()[:, 0].tolist():
             values = {name: column[start + row] for name, column in query_table.items()}
             here, ruled = int(relevant[row].sum()), int((relevant & by_rule)[row].sum())

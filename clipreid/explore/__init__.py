@@ -9,6 +9,7 @@ from clipreid.explore.ablate import ablation
 from clipreid.explore.bank import interpolate, mean_by, probe, probe_table, retrieve
 from clipreid.explore.browse import browse, hover_map, plane
 from clipreid.explore.crops import few, images_of, write_folder
+from clipreid.explore.domains import fused_precision, line_of, mean_precision, score_domains
 from clipreid.explore.figures import (
     Row,
     draw_ablation,
@@ -20,7 +21,6 @@ from clipreid.explore.figures import (
     looks,
 )
 from clipreid.explore.learned import Learned, learned_prompts, open_prompts, training_data
-from clipreid.explore.places import fused_precision, line_of, mean_precision, score_places
 from clipreid.explore.truth import families, synthetic_people, true_attributes
 from clipreid.explore.words import chance_cosine, nearest_words, said_truly, vocabulary
 
@@ -54,7 +54,7 @@ __all__ = [
     "probe_table",
     "retrieve",
     "said_truly",
-    "score_places",
+    "score_domains",
     "synthetic_people",
     "training_data",
     "true_attributes",

@@ -1,4 +1,4 @@
-"""What learned tokens are worth: replaced or dropped, how much worse does a text find its own images?"""
+"""The effect of learned tokens: how much worse does a text find its own images where they are replaced or dropped?"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def ablation(
 
     Returns:
         dicts with `without` (which token, counted from 1), `similarity` (mean cosine to the whole prompt's text),
-        `mAP` and `rank1` of text to image: each text asks for its own images, all of them count.
+        `mAP` and `rank1` of text to image: each text is a query, all images of its identity are matches.
     """
     count = learned.tokens.shape[1]
     which: dict[str, list[int]] = {"none": [], **{str(i + 1): [i] for i in range(count)}, "all": list(range(count))}

@@ -67,7 +67,7 @@ def _write(split: Split, folder: Path) -> int:
 
 def _folder_name(identity: str) -> str:
     if not identity:
-        raise UserError("an image of nobody (its identity is empty) has no folder to lie in: leave such images out")
+        raise UserError("an image without identity has no folder to be written into: leave such images out")
     name = identity.replace("/", "%2F").replace("\\", "%5C")
     return f"%2E{name[1:]}" if name.startswith(".") else name
 

@@ -84,11 +84,11 @@ def looks(model: ReIDModel, images: Sequence[Image.Image]) -> list[Image.Image]:
     """The images, glowing where the model looked (`model.look`: attention rollout).
 
     The brightest patch of each is its most read one: two images cannot be compared in brightness. Raises UserError
-    for a model that does not tell its attention.
+    for a model that does not give its attention.
     """
     maps = model.look(model.crops(images))
     if maps is None:
-        raise UserError("this image tower is wrapped as it is, and does not tell its attention")
+        raise UserError("this image tower is wrapped, and does not give its attention")
     return [overlay_attention(image, share.numpy()) for image, share in zip(images, maps, strict=True)]
 
 
@@ -177,35 +177,34 @@ def draw_map(points: Tensor, values: Strings, colours: Mapping[str, Any] | None 
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind in the image of a trade-off: metric at home and abroad, 0..1, and what each is called.
+    """Points of one kind in the figure of a trade-off: the metric in-domain and cross-domain, 0..1, and their labels.
 
-    A line of several points is a dial: they are joined in order.
+    Several points (one for each strength, say) are joined in order.
     """
 
     name: str
-    home: Sequence[float]
-    abroad: Sequence[float]
+    in_domain: Sequence[float]
+    cross_domain: Sequence[float]
     labels: Sequence[str] = ()
 
 
 @_dressed
-def draw_tradeoff(lines: Sequence[Line], metric: str = "mAP", home: str = "home", abroad: str = "abroad") -> Figure:
-    """Home along, abroad up, in percent: right is better at home, up is better abroad.
+def draw_tradeoff(lines: Sequence[Line], metric: str = "mAP", x: str = "in-domain", y: str = "cross-domain") -> Figure:
+    """In-domain to the right, cross-domain upwards, in percent; further is better.
 
-    home, abroad: what the axes are called.
+    x, y: what the axes are called.
     """
     figure = _figure((5.6, 4.0))
     axes = figure.add_subplot()
     for line, colour, marker in zip(lines, cycle(INKS), cycle(MARKERS), strict=False):
-        x, y = 100 * np.asarray(line.home), 100 * np.asarray(line.abroad)
-        alone = len(x) == 1  # a ring, for other points may lie there
+        points = 100 * np.asarray(line.in_domain), 100 * np.asarray(line.cross_domain)
         style: dict[str, Any] = {"linestyle": "-", "markersize": 6, "fillstyle": "full"}
-        if alone:
+        if len(points[0]) == 1:  # a ring, for other points may lie there
             style = {"linestyle": "", "markersize": 13, "fillstyle": "none"}
-        axes.plot(x, y, marker, color=colour, linewidth=1.4, markeredgewidth=1.6, label=line.name, **style)
-        for one in zip(x, y, line.labels, strict=False):
-            _label(axes, *one, colour)
-    axes.set(xlabel=f"{metric} {home}, %", ylabel=f"{metric} {abroad}, %")
+        axes.plot(*points, marker, color=colour, linewidth=1.4, markeredgewidth=1.6, label=line.name, **style)
+        for right, up, text in zip(*points, line.labels, strict=False):
+            _label(axes, right, up, text, colour)
+    axes.set(xlabel=f"{metric} {x}, %", ylabel=f"{metric} {y}, %")
     axes.margins(0.12)
     axes.legend(loc="best")
     return figure

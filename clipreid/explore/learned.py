@@ -1,4 +1,4 @@
-"""What stage 1 left behind: learned tokens, opened again in front of the text tower that reads them.
+"""The learned tokens of stage 1, together with the text tower that reads them.
 
 I identities, M learned tokens of each, W text width, E embedding, N images. All features here have unit length: a
 dot product is a cosine.
@@ -32,7 +32,7 @@ HALF = (0.5, 0.5, 0.5)
 
 @dataclass(frozen=True, eq=False)
 class Learned:
-    """Learned tokens, and what reads them.
+    """Learned tokens, and the towers that they belong to.
 
     prompts: holds the tokens, `prompts.context` [I, M, W].  names: of the identities, [I].  bank: their texts [I, E].
     model: the backbone as stage 1 saw it, frozen and untuned; `model.embed` and `model.look` work.
@@ -120,7 +120,7 @@ def open_prompts(run: str | Path, noun: Sequence[str] | None = None) -> Learned:
     saved = F.normalize(tensors["text_bank"], dim=1)
     if (apart := float((learned.bank - saved).norm(dim=1).max())) > AGREE:
         raise UserError(
-            f"{folder / IDENTITIES}: its prompts do not say what its text bank says ({apart:.2g} apart): "
+            f"{folder / IDENTITIES}: its prompts do not give its text bank ({apart:.2g} apart): "
             f"{source['name']} is not the backbone that they were learned with"
         )
     return learned
@@ -154,7 +154,7 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
     """The images that a run folder's prompts were learned from, named as the prompts are: one set, `train` only.
 
     data: where they lie now, if not where they were in training.  Several sets become one, as in training: identities
-    are "SET/IDENTITY", cameras are renumbered; its name is those of the sets, parted by " + ".
+    are "SET/IDENTITY", cameras are renumbered; its name is those of the sets, separated by " + ".
 
     Raises UserError for data that cannot be read, or that lacks an individual a prompt was learned for.
     """

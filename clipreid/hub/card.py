@@ -100,7 +100,7 @@ def _loading(facts: Facts) -> str:
     ]
     if model["sie"] != "none":
         lines.append(
-            f"It was told the {model['sie']} of each image: `model.embed(images, cameras=[...], views=[...])`; "
+            f"It uses the {model['sie']} of each image: `model.embed(images, cameras=[...], views=[...])`; "
             "one that it was not trained with takes the mean."
         )
     if facts.plain:

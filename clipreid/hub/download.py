@@ -102,8 +102,8 @@ def _needed(config: dict[str, Any], there: Collection[str]) -> list[str]:
 
 
 def _keep_ref(snapshot: Path, revision: str) -> None:
-    """Writes into the cache which commit a branch or tag was, for when the Hub cannot be asked: the client does so only
-    where it is not told the commit."""
+    """Writes into the cache which commit a branch or tag was, for use without network. The client itself writes it only
+    where it is called without the commit."""
     file = snapshot.parents[1] / "refs" / revision
     if revision != snapshot.name and not (file.is_file() and file.read_text() == snapshot.name):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def _check_listing(name: str, revision: str | None) -> tuple[str, Collection[str
 def check_backbone(name: str, revision: str | None = None) -> None:
     """Refuses the backbone of a published run if its repository has no safetensors, or absurdly large ones.
 
-    Only names `hf:OWNER/NAME` are looked at: open_clip and timm say themselves where the weights of their names lie. A
+    Only names `hf:OWNER/NAME` are looked at: open_clip and timm know where the weights of their names are. A
     repository that cannot be seen is left to `load_backbone`. OpenAI's repositories, some of which are older than
     safetensors, are known: of their file no more than tensors is ever read (`torch.load(weights_only=True)`).
 
@@ -168,7 +168,7 @@ def check_backbone(name: str, revision: str | None = None) -> None:
 
 
 def _cached(name: str, revision: str | None, why: Exception) -> Path:
-    """What was downloaded before, when the Hub cannot be asked."""
+    """What was downloaded before, when the Hub cannot be reached."""
     asked_for = isinstance(why, OfflineModeIsEnabled)
     reason = "HF_HUB_OFFLINE is set" if asked_for else f"the Hub did not answer: {_first_line(why)}"
     do = "connect, unset HF_HUB_OFFLINE" if asked_for else "wait" if isinstance(why, HfHubHTTPError) else "connect"

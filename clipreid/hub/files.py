@@ -75,7 +75,7 @@ def check_file(file: Path, folder: Path) -> None:
 def check_size(what: str, size: int, most: int) -> None:
     """Refuses more bytes than a run can need, with `UserError`."""
     if size > most:
-        raise UserError(f"{what} has {size / 1e6:,.0f} MB, a run's at most {most / 1e6:,.0f}: it is refused unread")
+        raise UserError(f"{what} has {size / 1e6:,.0f} MB, a run's at most {most / 1e6:,.0f}: it is not read")
 
 
 def share(file: Path) -> None:

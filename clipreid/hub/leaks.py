@@ -1,6 +1,6 @@
-"""The last look before a run is published: no path of this machine, no name of an identity.
+"""The last check before a run is published: no path of this machine, no name of an identity.
 
-What is published is chosen word by word (`public`); this finds what came in by the user's own words, such as the noun.
+What is published is listed by name (`public`); this finds paths and names in texts of the user, such as the noun.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from clipreid.errors import UserError
 
 
 def check_paths(files: Mapping[str, bytes | Path], run: Path, specs: Iterable[str]) -> None:
-    """Refuses a file that shows where something lies here: the home, the run, or a place that was typed.
+    """Refuses a file that contains a path of this machine: the home folder, the run, or a path that was typed.
 
     Only whole, absolute paths count: neither `alice/demo` nor the `/root` of `alice/rootnet` is one.
 
@@ -55,8 +55,8 @@ def _text(name: str, content: bytes | Path) -> str:
 def check_names(tables: Iterable[Any], names: Iterable[Any], run: Path, public: Iterable[str]) -> None:
     """Refuses settings or figures that name an identity, as a whole word.
 
-    Left aside: names of less than three letters (a number is no name), settings of one lower-case word (of a cat
-    called "cosine" nothing is told), and texts that begin with one of `public` (names of data and backbone).
+    Left aside: names of less than three letters (a number is no name), settings of one lower-case word (a cat
+    called "cosine" is not found), and texts that begin with one of `public` (names of data and backbone).
 
     Args:
         tables: what is to be published, as JSON holds it.

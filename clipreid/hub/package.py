@@ -1,4 +1,4 @@
-"""A finished run -> the files of a repository: what others need to use it, and nothing that is not theirs to see."""
+"""A finished run -> the files of a repository: what others need to use it, and nothing private."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def package(
 
     Raises:
         UserError: not a finished run, or one that does not load; files that lead out of the folder; a backbone that
-            nobody else can have, or another one than the run's; crops that may not be passed on; no licence's name.
+            is not publicly available, or another one than the run's; crops that may not be redistributed; no licence of
+            the Hub.
     """
     if licence is not None and not LICENCE.fullmatch(licence):
         raise UserError(
@@ -84,7 +85,7 @@ def package(
     config = read_config(run)
     if config.get("status") != "finished" or "model" not in config:
         raise UserError(
-            f"{run} is not finished: nothing is published of a run that still changes. Continue it with "
+            f"{run} is not finished: a run that still changes is not published. Continue it with "
             f"recipes/clipreid_stage2.py --output {run} --resume and the flags it was started with"
         )
     read_settings(run)
@@ -128,7 +129,7 @@ def package(
 
 
 def describe_plain(files: Files) -> str:
-    """One line for who published them: whether they can be used without clipreid, or why not."""
+    """One line for the user who published them: whether they can be used without clipreid, or why not."""
     content = files[CONFIG]
     assert isinstance(content, bytes)
     _, reason = plain_base(json.loads(content))
@@ -161,7 +162,7 @@ def _json(content: Any) -> bytes:
 
 
 def _check_links(run: Path) -> None:
-    """Refuses files that are looked at and lie elsewhere."""
+    """Raises UserError for files that are links out of the run folder."""
     if not run.is_dir():
         return  # `read_config` says what it is
     inside = run.resolve()
@@ -215,9 +216,9 @@ def _nameless(run: Path) -> bytes:
 
 
 def _crop_images(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Files:
-    """The report's image with crops, where they may be passed on.
+    """The report's image with crops, where they may be redistributed.
 
-    The public sets of persons and vehicles come under terms that forbid passing images on, or with none, which is
+    The public sets of persons and vehicles have terms that forbid redistributing images, or none, which is
     no permission. A copy of one under folder:, csv: or hub: is not known: that, and one's own images, are the
     user's to decide.
     """
@@ -227,8 +228,8 @@ def _crop_images(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any
         if reader in LAYOUTS:
             raise UserError(
                 f"--include-crops: the run was trained or tested on {reader}. The public re-identification sets are "
-                "given out under terms that forbid passing their images on, or state none, which is no permission: "
-                "publish without crops"
+                "published under terms that forbid redistributing their images, or without terms, which is no "
+                "permission: publish without crops"
             )
     file = run / REPORT / LISTS
     if not file.is_file():

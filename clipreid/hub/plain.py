@@ -1,4 +1,4 @@
-"""What a run is without clipreid: whether peft and transformers alone give its features, and how."""
+"""Using a run without clipreid: whether peft and transformers alone give its features, and how."""
 
 from __future__ import annotations
 

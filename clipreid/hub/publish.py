@@ -35,7 +35,7 @@ class Published:
 
 
 def publish_command(run: Path, repository: str, *flags: str) -> str:
-    """What to type to publish a run; typed again it goes on, and updates."""
+    """The command line that publishes a run; repeated it continues, or updates."""
     return shlex.join(["clipreid", "publish", str(run), repository, *flags])
 
 
@@ -66,7 +66,7 @@ def check_repository(repository: str) -> None:
 
 
 def check_account(repository: str, again: str) -> None:
-    """Refuses a name without owner, and asks the Hub whether it knows the token.
+    """Refuses a name without owner, and checks the token with the Hub.
 
     Raises:
         UserError: no OWNER/NAME; no token, or one that is not accepted; no network.
@@ -74,7 +74,7 @@ def check_account(repository: str, again: str) -> None:
     from huggingface_hub import HfApi
 
     _check_token(repository)
-    with _told(repository, again):
+    with _as_user_errors(repository, again):
         _patiently(HfApi().whoami)
 
 
@@ -87,12 +87,12 @@ def _check_token(repository: str) -> None:
 
 
 def open_repository(repository: str, private: bool, again: str) -> Any:
-    """Makes the repository unless it is there, and makes sure that it is ours to write.
+    """Makes the repository unless it is there, and checks that we may write to it.
 
     Args:
         repository: OWNER/NAME.
         private: make it private; an existing one must be.
-        again: what goes on from here, for messages.
+        again: the command line that continues, for messages.
 
     Returns:
         What the Hub knows of it (`huggingface_hub.ModelInfo`).
@@ -104,7 +104,7 @@ def open_repository(repository: str, private: bool, again: str) -> Any:
     from huggingface_hub import HfApi
 
     _check_token(repository)
-    with _told(repository, again):
+    with _as_user_errors(repository, again):
         api = HfApi()
         _patiently(lambda: api.create_repo(repository, private=private or None, exist_ok=True))
         _patiently(lambda: api.auth_check(repository, write=True))  # one that was there already may be others'
@@ -147,7 +147,7 @@ def upload(files: Files, repository: str, private: bool, again: str) -> Publishe
         message = f"Publish with clipreid {clipreid.__version__}"
         return HfApi().create_commit(repository, changes, commit_message=message, parent_commit=info.sha)
 
-    with _told(repository, again):
+    with _as_user_errors(repository, again):
         done = _patiently(commit)
     return Published(f"{HfApi().endpoint}/{repository}", bool(info.private), removed, done.oid != info.sha)
 
@@ -179,7 +179,7 @@ def _check_contents(api: Any, info: Any, repository: str) -> None:
 
 
 def _patiently(call: Callable[[], Result]) -> Result:
-    """`call()`, again after as long as the Hub asks for where it is busy (429, 503)."""
+    """`call()`, again after the time that the Hub names where it is busy (429, 503)."""
     from huggingface_hub.errors import HfHubHTTPError
 
     for left in reversed(range(TRIES)):
@@ -202,7 +202,7 @@ def _retry_after(error: Any) -> float | None:
 
 
 @contextmanager
-def _told(repository: str, again: str) -> Iterator[None]:
+def _as_user_errors(repository: str, again: str) -> Iterator[None]:
     """What the Hub or the network refuses, as a `UserError` that says what to do."""
     from huggingface_hub import constants, errors
 

@@ -1,4 +1,4 @@
-"""Values of JSON against the types that they should have: what others wrote is believed only where it fits."""
+"""Values of JSON against the types that they should have: what others wrote is used only where it fits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def checked(values: Any, hints: Mapping[str, Any], what: str) -> dict[str, Any]:
     """The values, with lists as tuples: exactly these keys, each of its type and in its range."""
     if not isinstance(values, dict) or values.keys() != hints.keys():
         odd = sorted(set(values) ^ set(hints), key=str)[:5] if isinstance(values, dict) else ["(all)"]
-        raise UserError(f"{what} {', '.join(odd)} are unknown or missing: another version wrote it, or no clipreid did")
+        raise UserError(f"{what} {', '.join(odd)} are unknown or missing: another version wrote it, or not clipreid")
     for key, hint in hints.items():
         low, high = RANGES.get(key, (-1e12, 1e12))
         if not fits(values[key], hint, low, high):
@@ -51,7 +51,7 @@ def check_table(values: Any, hints: Mapping[str, Any], what: str, needed: Collec
     if not isinstance(values, dict):
         raise UserError(f"{what} is {shown(values)}: clipreid writes a table there")
     if lacking := [key for key in needed if key not in values]:
-        raise UserError(f"{what} lacks {', '.join(lacking[:5])}: another version wrote it, or no clipreid did")
+        raise UserError(f"{what} lacks {', '.join(lacking[:5])}: another version wrote it, or not clipreid")
     for key, hint in hints.items():
         if key in values and not fits(values[key], hint):
             raise UserError(f"{what}.{key} is {shown(values[key])}: it must be {named(hint)}")
@@ -73,7 +73,7 @@ def fits(value: Any, hint: Any, low: float = -1e12, high: float = 1e12) -> bool:
         return texts and all(fits(each, parts[1], low, high) for each in value.values())
     if kind is UnionType:
         return any(fits(value, part, low, high) for part in parts)
-    if kind is Literal:  # which word it may be is said by who uses it
+    if kind is Literal:  # the code that uses it checks the word
         return isinstance(value, str) and len(value) < 100
     return isinstance(value, hint) and (hint is not str or len(value) < 1000)
 

@@ -69,7 +69,7 @@ class Examples:
     drawn: tuple[ExampleQuery, ...]
     hardest: tuple[ExampleQuery, ...]
     confused: tuple[Confused, ...]
-    has_attention: bool  # whether the model told where it looked
+    has_attention: bool  # whether the model gave attention maps
 
     @property
     def all(self) -> tuple[ExampleQuery, ...]:
@@ -95,7 +95,7 @@ def find_examples(
     """`queries` scored queries drawn at random (by `seed`), as many of the hardest others, the most confused `pairs`.
 
     report, features or similarity: as `evaluate` returned and took them. protocol: the report's, where that is a name.
-    look: where the model looked, asked once for all shown queries.
+    look: gives where the model looked; called once for all shown queries.
     top: results of each list, junk not counted.
 
     One walk over all pairs, in chunks. Raises UserError for what `evaluate` refuses, and another number of queries
@@ -198,6 +198,6 @@ class _Confusions:
 
 
 def facts_of(table: Any, row: int) -> dict[str, str]:
-    """What the metadata knows of one image, for captions: identity, camera, view."""
+    """What the metadata says of one image, for captions: identity, camera, view."""
     known = {name: str(values[row]) for name, values in table.items() if name in ("identity", "camera", "view")}
     return {name: value for name, value in known.items() if value not in ("-1", "")}

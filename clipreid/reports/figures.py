@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clipreid.evaluation.report import Report
 
 INK, GRID, RIGHT, WRONG, MAIN, OTHER = "#24292f", "#d0d7df", "#0b7a53", "#c8371b", "#1f5fbf", "#6e7782"
-# what the page gives these colours in its light and its dark dress
+# the CSS variables of the page for these colours, for light and dark mode
 IN_PAGE = {
     INK: "currentColor",
     GRID: "var(--line)",

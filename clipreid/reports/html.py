@@ -1,4 +1,4 @@
-"""The report as one HTML page: nothing is fetched, nothing runs, every image lies in it.
+"""The report as one HTML page: it fetches nothing, runs no script, and contains every image.
 
 Whatever comes from data (names of files, identities, cameras) is escaped. The page's own policy forbids scripts and
 every connection.
@@ -62,7 +62,7 @@ def section_of(
     others: Mapping[str, Report] | None = None,
     **how: int,
 ) -> Section:
-    """Everything that the page says of one data set; arguments as for `find_examples`, `how` its numbers.
+    """The part of the page for one data set; arguments as for `find_examples`, `how` its numbers.
 
     label, others: what `report` is of, and reports to compare it with, by name.
     """
@@ -113,7 +113,7 @@ def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:
 
 
 def document(title: str, subtitle: str, links: str, body: str, images: bool) -> str:
-    """A page in the dress of the report; links and body are HTML. images: whether crops are on it."""
+    """A page in the style of the report; links and body are HTML. images: whether crops are on it."""
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>

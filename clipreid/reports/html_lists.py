@@ -14,9 +14,9 @@ SAID: dict[Kind, str] = {"right": "same identity", "wrong": "another identity", 
 LOOKED = (
     "<b>Where the model looked:</b> beside each query, attention rollout over all blocks (Abnar and Zuidema, 2020), up "
     "to the token that becomes the feature. Brightness is scaled for each image. It shows where information came "
-    "from, not why two images were held to be alike."
+    "from, not why two images were judged to be similar."
 )
-NOT_LOOKED = "Where the model looked is not shown: an image tower that is wrapped as it is does not tell its attention."
+NOT_LOOKED = "Where the model looked is not shown: a wrapped image tower does not give its attention."
 
 
 def queries_of(examples: Examples, number: str) -> str:

@@ -1,4 +1,4 @@
-"""Ranked lists as an image: what each model puts first for some queries, right or wrong by colour, mark."""
+"""Ranked lists as an image: the first results of each model for some queries, right or wrong by colour and mark."""
 
 from __future__ import annotations
 

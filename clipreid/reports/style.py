@@ -1,4 +1,4 @@
-"""The dress of the report's page: light and dark, wide and narrow. Everything is inside `.clipreid`, for notebooks."""
+"""The CSS of the report's page: light and dark mode, wide and narrow screens. All inside `.clipreid`, for notebooks."""
 
 CSS = """
 .clipreid { --ink: #1c2128; --soft: #5a6370; --paper: #ffffff; --card: #f5f7f9; --line: #d8dee5;

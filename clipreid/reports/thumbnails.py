@@ -1,4 +1,4 @@
-"""Small images for a page, each inside it as a data address, and where a model looked, laid over the crop."""
+"""Small images for a page, each embedded as a data address, and attention maps laid over crops."""
 
 from __future__ import annotations
 

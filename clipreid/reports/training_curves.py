@@ -1,4 +1,4 @@
-"""The image of a model card: how training went and what it changed, drawn from a run folder's own figures.
+"""The curves of a model card: losses, and the CMC before and after training, drawn from the files of a run folder.
 
 There is no crop in it, and no name.
 """

@@ -1,4 +1,4 @@
-"""Where `embed` keeps what is done: one small parquet file for each block of images, joined into one at the end."""
+"""The unfinished work of `embed`: one small parquet file for each block of images, joined into one at the end."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class BlockStore:
             return set()
 
     def lock(self, name: str, timeout: float = -1) -> FileLock:
-        """Held by at most one process; the system releases it when that dies."""
+        """A lock that at most one process holds; the system releases it when the process ends."""
         self.folder.mkdir(exist_ok=True)
         return FileLock(self.folder / f"{name}.lock", timeout=timeout)
 
@@ -102,7 +102,7 @@ class BlockStore:
             file.unlink(missing_ok=True)
 
     def busy(self) -> bool:
-        """Whether a process, of whatever job, is at work in the folder; those that were killed are not."""
+        """Whether a running process of any job uses the folder."""
         for file in self.folder.glob(f"*{AT_WORK}"):
             try:
                 with FileLock(file, timeout=0):
@@ -171,7 +171,7 @@ def check_space(folder: Path, images: int, needed: int) -> None:
 
 @contextlib.contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """What keeps the output from being written, as a `UserError`."""
+    """An error that prevents writing the output, as a `UserError`."""
     try:
         yield
     except OSError as error:

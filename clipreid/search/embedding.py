@@ -1,4 +1,4 @@
-"""Images to a gallery, block by block: a killed process goes on where it was, several share the work.
+"""Images to a gallery, block by block: a killed process can be continued, several share the work.
 
 Each block of images becomes a file in a hidden folder beside the output, named for what is in it: which model, which
 images, their state (size and time, or the bytes themselves), and the size of batches. So a block is done exactly
@@ -46,7 +46,7 @@ class Embedded:
     bad: int  # images left out because they could not be decoded
     listing: Path  # names them, with the reasons; not there where there are none
     found: int = 0  # images that were done already, by an earlier attempt
-    stale: int = 0  # images done earlier that count no more: they, or others of their block, have changed since
+    stale: int = 0  # images done earlier and again now: they, or others of their block, have changed
     complete: bool = False  # the output was there already, made by this model of these images
 
 
@@ -67,8 +67,8 @@ def embed(
     """Writes the features of N images, on the model's device, into a gallery (`clipreid.search.format`).
 
     Images that cannot be decoded are left out and listed in OUTPUT.unusable.txt; when some of them can be later on,
-    `overwrite` makes the gallery anew. Repeated after it was killed it goes on where it was, and the file is the same,
-    bit for bit, on the same machine; several processes that make the same call share the work; those for other images
+    `overwrite` makes the gallery anew. Repeated after it was killed it continues, and the file is the same, bit for
+    bit, on the same machine; several processes that make the same call share the work; those for other images
     leave it alone. Memory: a block of images, and some 1.5 kB an image for paths and names.
 
     Args:
@@ -101,7 +101,7 @@ def embed(
 
 @dataclass
 class _Job:
-    """One process's view of the work."""
+    """The work of one process."""
 
     model: ReIDModel
     images: Split
@@ -124,13 +124,13 @@ class _Job:
         return self.output.with_name(f"{self.output.name}.unusable.txt")
 
     def run(self) -> Embedded:
-        self._look()
+        self._name_blocks()
         if self._finished() and not self._mended():
             return self._result(complete=True)
         self._check_output()
         self._forget_mended()
         done = self.blocks.done()
-        left = set() if self.blocks.busy() else done - set(self.names)  # what others are at was not left behind
+        left = set() if self.blocks.busy() else done - set(self.names)  # blocks of running processes are no leftovers
         stale = {name[:7] for name in left} & {name[:7] for name in set(self.names) - done}
         found = sum(self._size(number) for number, name in enumerate(self.names) if name in done)
         left_to_do = len(self.images) - found
@@ -147,12 +147,12 @@ class _Job:
     def _check_output(self) -> None:
         if self.output.exists() and not self.overwrite:
             raise UserError(
-                f"--output {self.output} is there already, made by another model or of other images: "
+                f"--output {self.output} is there already, made by another model or from other images: "
                 "--overwrite, or another name"
             )
 
     def _mended(self) -> bool:
-        """Whether the finished output lacks images that can be decoded now: then this very file counts no more."""
+        """Whether the finished output lacks images that can be decoded now: then the file is not valid any more."""
         lines = self.listing.read_text().splitlines() if self.listing.is_file() else []
         mended = self._usable([line.partition("\t")[0] for line in lines])
         if mended and not self.overwrite:
@@ -164,7 +164,7 @@ class _Job:
         return mended > 0
 
     def _forget_mended(self) -> None:
-        """Removes blocks that were done without images that can be decoded now, unless others are at work."""
+        """Removes blocks that were done without images that can be decoded now, unless other processes are at work."""
         for name in set() if self.blocks.busy() else self.blocks.done() & set(self.names):
             if self._usable([path for path, _ in self.blocks.bad([name])]):
                 self.blocks.file(name).unlink()
@@ -178,8 +178,8 @@ class _Job:
         images = (image for block in self.images.select(rows).encoded_batches(BLOCK) for image in block)
         return sum(not isinstance(decode(image, size, interpolation), str) for image in images)
 
-    def _look(self) -> None:
-        """At the images: names the blocks, by number and hash."""
+    def _name_blocks(self) -> None:
+        """Names the blocks by number and by a hash of their images as they are now."""
         found = contents(self.images, self.about, BLOCK)
         self.key = hashlib.sha256("".join(found).encode()).hexdigest()[:24]
         hashes = [hashlib.sha256(f"{each} {self.batch_size}".encode()).hexdigest()[:24] for each in found]
@@ -190,7 +190,7 @@ class _Job:
         while True:
             self._do_all()
             names = self.names
-            self._look()  # images may have changed meanwhile
+            self._name_blocks()  # images may have changed meanwhile
             if names == self.names:
                 if self._join():
                     return
@@ -221,7 +221,7 @@ class _Job:
         return max(0, min(BLOCK, len(self.images) - number * BLOCK))
 
     def _finished(self) -> bool:
-        """Whether the output is what this job is to make: another process may have joined the blocks."""
+        """Whether the output is complete: another process may have joined the blocks."""
         try:
             if not self.output.exists() or self.output.stat().st_ino == self.outdated:
                 return False
@@ -241,7 +241,7 @@ class _Job:
                 return
             claimed = [self._claim(number) for number in missing]
             if not any(claimed):
-                time.sleep(PAUSE)  # others are at them
+                time.sleep(PAUSE)  # other processes work on them
 
     def _missing(self) -> list[int]:
         done = self.blocks.done()
@@ -254,7 +254,7 @@ class _Job:
             self.progress(done, len(self.images))
 
     def _claim(self, number: int) -> bool:
-        """Does one block, unless another process has done it or is at it."""
+        """Does one block, unless another process has done it or works on it."""
         name = self.names[number]
         if self.blocks.has(name):
             return False

@@ -55,15 +55,15 @@ def find_images(
 
 
 def _check_names(parts: Mapping[str, Split]) -> None:
-    """Refuses data sets that call different images the same: nobody could tell which one was found."""
+    """Raises UserError for data sets with equal names for different images: results would be ambiguous."""
     known: dict[str, str] = {}  # name -> data set
     for spec, part in parts.items():
         names = set(part.paths.tolist()) - {""}
         if both := names & known.keys():
             name = min(both)
             raise UserError(
-                f"{known[name]} and {spec} both have an image {name!r} ({len(both):,} such names), and what is found "
-                "is told by its name: embed them into two galleries"
+                f"{known[name]} and {spec} both have an image {name!r} ({len(both):,} such names), and results "
+                "are identified by name: embed them into two galleries"
             )
         known |= dict.fromkeys(names, spec)
 
@@ -74,7 +74,7 @@ def is_data(entry: str) -> bool:
 
 
 def absolute_entry(entry: str) -> str:
-    """The same name of images, to be understood in any working folder."""
+    """The entry with an absolute path, so that it is valid in any working folder."""
     reader, _, root = entry.partition(":") if is_data(entry) else ("", "", entry)
     path = os.path.abspath(Path(root).expanduser())
     if not reader:

@@ -1,4 +1,4 @@
-"""The file of a gallery: a parquet file whose features lie in it as they do in memory.
+"""The file of a gallery: a parquet file that stores the features as they are in memory.
 
 Columns path, identity and camera (null = unknown), feature (fixed-size list of float32); the schema's metadata says
 which model made them. Any parquet reader can read it. The features of a row group are one uncompressed page without
@@ -55,7 +55,7 @@ def model_print(model: ReIDModel) -> str:
 
 
 def describe(model: ReIDModel, run: str) -> dict[str, Any]:
-    """What a gallery says of the model that made it."""
+    """The part of a gallery's metadata that describes the model."""
     import clipreid
 
     (backbone,) = model.source
@@ -73,7 +73,7 @@ def describe(model: ReIDModel, run: str) -> dict[str, Any]:
 
 
 def read_about(file: Path) -> dict[str, Any]:
-    """What a gallery says of itself.
+    """The metadata of a gallery.
 
     Raises:
         UserError: no such file; not parquet, or damaged; another kind of parquet file; another version's.

@@ -38,11 +38,11 @@ class Hit:
     identity: str | None
     camera: int | None
     row: int  # of the gallery
-    itself: bool = False  # whether it is the very file that asked
+    itself: bool = False  # whether it is the query file itself
 
 
 def mark_itself(hits: Sequence[Hit], query: str | Path) -> list[Hit]:
-    """The same hits; the one that is the file `query` is marked. A name that is no whole path means no file here."""
+    """The same hits; the one that is the file `query` is marked. A path that is not absolute is never marked."""
     asked = os.path.realpath(query)
     return [replace(hit, itself=os.path.isabs(hit.path) and os.path.realpath(hit.path) == asked) for hit in hits]
 
@@ -219,7 +219,7 @@ class Gallery:
             return None
         have = sorted(set(self.cameras.tolist()) - {-1})
         if not have:
-            raise UserError(f"{self.file} knows no cameras: embed with --pattern, or leave the camera filter out")
+            raise UserError(f"{self.file} has no cameras: embed with --pattern, or leave the camera filter out")
         strange = sorted({*(cameras or ()), *(not_cameras or ())} - set(have))
         if strange:
             raise UserError(f"no camera {strange[0]} in {self.file}: there are {', '.join(map(str, have))}")

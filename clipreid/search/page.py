@@ -1,4 +1,4 @@
-"""What was found, as one HTML page in the dress of the report: nothing is fetched, and every image lies in it."""
+"""What was found, as one HTML page in the style of the report: it fetches nothing and contains every image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GONE = '<span class="tag">the image cannot<br>be found or read</span>'
 
 
 def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Path], found: Sequence[list[Hit]]) -> Path:
-    """Writes index.html; queries: the image (a Path) or the text (str) that asked. Returns the file.
+    """Writes index.html; queries: the image (a Path) or the text (str) of each query. Returns the file.
 
     Images that cannot be found are named only. Raises UserError where the page cannot be written.
     """

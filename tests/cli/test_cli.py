@@ -254,7 +254,7 @@ def test_captions_ask_where_the_protocol_says_so(run: Path, crops: Path, tmp_pat
     found = metrics(run)[f"{spec} (text-to-image)"]
     assert found["stage2"]["feature"] == found["zero-shot"]["feature"] == "projection"
     assert found["stage2"]["mAP"] != found["zero-shot"]["mAP"]  # the image tower was changed
-    assert "protocol  text-to-image: captions ask" in capsys.readouterr().out
+    assert "protocol  text-to-image: queries are captions" in capsys.readouterr().out
 
 
 def test_zero_shot_is_scored_on_every_data_set(run: Path, crops: Path) -> None:

@@ -62,7 +62,7 @@ def test_figures_are_those_of_evaluate_and_files_hold_every_query(
         f"{100 * entries[0]['mAP']:.1f}% (",
         "paired bootstrap over identities",
         "chosen on val",
-        "fused less a",
+        "fused minus a",
     ):
         assert word in said
     weight = found["fusion"]["weight"]

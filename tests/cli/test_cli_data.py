@@ -193,7 +193,7 @@ def test_what_evaluate_refuses_is_no_fit(street: Path, monkeypatch: pytest.Monke
     folders = {"train": "train", "query": "query", "gallery": "gallery"}
     for protocol, why in (
         ("aerial-ground", "needs the column 'view', and none is known in query or gallery: add it, or choose another"),
-        ("text-to-image", "4 of 4 query images have no caption, and captions ask here: add them"),
+        ("text-to-image", "4 of 4 query images have no caption, and here the queries are captions: add them"),
     ):
         monkeypatch.setitem(LAYOUTS, "mini", Layout("mini", folders, MARKET, protocol))
         assert checked(f"mini:{street}") == 1

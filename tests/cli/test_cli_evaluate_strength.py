@@ -58,7 +58,7 @@ def test_every_strength_is_scored_and_kept(
     rows = [line.split() for line in said.splitlines() if line.startswith(f"{crops.name} ")]
     assert [row[1] for row in rows] == ["0", "0.5", "1"]
     assert rows[2][2] == f"{found[f'folder:{crops}']['stage2']['mAP']:.1%}"
-    assert f"home (trained on): {crops.name}" in said
+    assert f"in-domain (trained on): {crops.name}" in said
     with Image.open(run / "strength.png") as image:
         assert image.width > 1.8 * image.height  # two panels
 

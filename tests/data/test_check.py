@@ -59,7 +59,7 @@ def run(root: Path) -> CheckReport:
 def test_a_clean_set_is_fit(tmp_path: Path) -> None:
     report = run(street(tmp_path))
     assert report.fit
-    assert {finding.kind for finding in report.findings} == {"said by the reader"}
+    assert {finding.kind for finding in report.findings} == {"note of the reader"}
     assert [(s["split"], s["pictures"], s["identities"], s["cameras"]) for s in report.splits] == [
         ("train", 6, 3, 2),
         ("query", 4, 2, 2),

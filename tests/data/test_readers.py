@@ -200,13 +200,13 @@ def test_names_and_folders_that_disagree_are_refused(tmp_path: Path) -> None:
         tmp_path / "one" / "train" / "ben" / "0001_c1_7.jpg",
     )
     message = fails(f"folder:{tmp_path}/one")
-    assert "who is train/ben/0001_c1_7.jpg? By its file name '0001' (pattern 'market1501')" in message
-    assert "by its folder 'ben'" in message
+    assert "the identity of train/ben/0001_c1_7.jpg is ambiguous" in message
+    assert "by the file name '0001' (pattern 'market1501'), by the folder 'ben'" in message
     assert "--pattern 'market1501' or --pattern 'identity/'" in message
     by_folder = load_data(f"folder:{tmp_path}/one", pattern="identity/")
     assert by_folder.splits["train"].identities.tolist() == ["anna", "ben"]
     draw(*(tmp_path / "two" / "train" / "anna" / f"{frame}_cam1.jpg" for frame in (1, 2)))
-    assert "who is train/anna/2_cam1.jpg?" in fails(f"folder:{tmp_path}/two")
+    assert "the identity of train/anna/2_cam1.jpg is ambiguous" in fails(f"folder:{tmp_path}/two")
 
 
 def test_names_and_folders_that_agree_are_fine(tmp_path: Path) -> None:

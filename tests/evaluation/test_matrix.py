@@ -56,7 +56,7 @@ def test_rows_are_training_sets_and_columns_are_test_sets(runs: list[Path]) -> N
         "market1501 + msmt17": ["50.0*", "30.0*", "20.0"],
         "my crops": ["25.0", "-", "90.0*"],
     }
-    assert "* = at home" in table
+    assert "* = in-domain" in table
     assert f"my crops = {CROPS}" in table
     assert max(map(len, table.splitlines())) < 100
     assert "26.0" in matrix_table(read_rows(runs)[0], "rank1")
@@ -95,7 +95,7 @@ def test_csv_has_every_figure(runs: list[Path], tmp_path: Path) -> None:
     with open(tmp_path / "m.csv", newline="") as handle:
         lines = list(csv.DictReader(handle))
     assert len(lines) == 7
-    home = [line for line in lines if line["home"] == "yes"]
+    home = [line for line in lines if line["in_domain"] == "yes"]
     assert [(line["tested_on"], float(line["mAP"])) for line in home] == [(MARKET, 0.5), (MSMT, 0.3), (CROPS, 0.9)]
     assert home[0]["trained_on"] == f"{MARKET} + {MSMT}"
     assert float(home[0]["rank10"]) == pytest.approx(0.53)

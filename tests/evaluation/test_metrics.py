@@ -224,7 +224,7 @@ FEATURES = torch.eye(2)
         ({"query_features": FEATURES}, "give query_features and gallery_features, or similarity"),
         ({}, "give query_features and gallery_features, or similarity"),
         ({"query_features": FEATURES, "similarity": FEATURES}, "either features or similarity, not both"),
-        ({"similarity": torch.zeros(2, 3)}, r"similarity has shape \[2, 3\], the metadata asks for \[2, 2\]"),
+        ({"similarity": torch.zeros(2, 3)}, r"similarity has shape \[2, 3\], the metadata needs \[2, 2\]"),
         (
             {"query_features": torch.eye(3), "gallery_features": FEATURES},
             r"query_features has shape \[3, 3\]",

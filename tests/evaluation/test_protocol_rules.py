@@ -224,9 +224,9 @@ def test_queries_of_another_view_are_not_asked_and_counted() -> None:
     gallery = {"identity": [1, 1, 2, 3], "view": [0, 1, 1, 1], "camera": [1, 6, 6, 6]}
     report = evaluate(query=query, gallery=gallery, similarity=np.eye(3, 4), protocol="aerial-to-ground")
     assert report.per_query["n_positives"].tolist() == [1, 0, 1]
-    assert "1 because the protocol asks queries of view 0 (aerial) only: for example query 1 (" in report.notes[-1]
+    assert "1 because the protocol scores queries of view 0 (aerial) only: for example query 1 (" in report.notes[-1]
     assert "view 1" in report.notes[-1]
-    with pytest.raises(UserError, match=r"asks queries of view 2 \(wearable\) only: check the column"):
+    with pytest.raises(UserError, match=r"scores queries of view 2 \(wearable\) only: check the column"):
         evaluate(query=query, gallery=gallery, similarity=np.eye(3, 4), protocol="wearable-to-aerial")
 
 

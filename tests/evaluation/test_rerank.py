@@ -179,8 +179,8 @@ def test_a_stream_of_rows_is_scored_as_its_matrix(seed: int, sizes: list[int]) -
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ([(2, 3)], "its blocks have 2 rows, the metadata asks for 3 queries"),
-        ([(2, 3), (2, 3)], "its blocks have at least 4 rows, the metadata asks for 3"),
+        ([(2, 3)], "its blocks have 2 rows, the metadata needs 3 queries"),
+        ([(2, 3), (2, 3)], "its blocks have at least 4 rows, the metadata needs 3"),
         ([(2, 3), (1, 4)], r"the block of similarity from row 2 has shape \[1, 4\]"),
         ([], "its blocks have 0 rows"),
     ],

@@ -72,5 +72,5 @@ def test_columns_that_evaluate_needs_are_needed_here() -> None:
         unmatched(*sides, "aerial-ground")
     assert str(found.value) == str(refused.value)
     assert "needs the column 'view', and none is known in query or gallery" in str(found.value)
-    with pytest.raises(UserError, match=r"asks queries of view 0 \(aerial\) only, and there are none"):
+    with pytest.raises(UserError, match=r"scores queries of view 0 \(aerial\) only, and there are none"):
         unmatched(*({**side, "view": [1] * len(side["path"])} for side in sides), "aerial-to-ground")

@@ -356,7 +356,7 @@ def test_names_that_are_no_folders_are_written_as_in_a_url(tmp_path: Path) -> No
     read = load_data(f"folder:{tmp_path / 'in' / 'side'}").splits["train"]
     written = ["here%2F0001", "here%2F0002", "%2E.%2F..%2Fescaped", "%2Ehidden", "Zoë"]
     assert sorted(read.identities.tolist()) == sorted(2 * written)
-    with pytest.raises(UserError, match="an image of nobody"):
+    with pytest.raises(UserError, match="an image without identity"):
         explore.write_folder({"train": split_of(["", ""], [1, 2])}, tmp_path / "nobody")
     assert not (tmp_path / "nobody").exists()
 
@@ -396,9 +396,10 @@ def test_similarity_image_is_ordered_and_leaves_the_unknown_out() -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
 
 
-def test_trade_off_image_shows_home_and_abroad() -> None:
-    dial = explore.line_of("dial", [{"home": 0.2, "abroad": 0.6}, {"home": 0.5, "abroad": 0.4}], ["0", "1"])
-    axes = explore.draw_tradeoff([dial, explore.line_of("plain", [{"home": 0.3, "abroad": 0.3}])]).axes[0]
+def test_trade_off_image_shows_both_domains() -> None:
+    points = [{"in-domain": 0.2, "cross-domain": 0.6}, {"in-domain": 0.5, "cross-domain": 0.4}]
+    dial = explore.line_of("dial", points, ["0", "1"])
+    axes = explore.draw_tradeoff([dial, explore.line_of("plain", [{"in-domain": 0.3, "cross-domain": 0.3}])]).axes[0]
     first, second = axes.lines
     assert np.allclose(np.stack(first.get_data()), [[20, 50], [60, 40]])
     assert np.allclose(np.stack(second.get_data()), [[30], [30]])
@@ -407,7 +408,7 @@ def test_trade_off_image_shows_home_and_abroad() -> None:
 
 def test_every_line_bank_and_table_is_drawn_however_many() -> None:
     names = [f"model {n}" for n in range(12)]
-    lines = explore.draw_tradeoff([explore.line_of(name, [{"home": 0.1, "abroad": 0.2}]) for name in names])
+    lines = explore.draw_tradeoff([explore.line_of(name, [{"in-domain": 0.1, "cross-domain": 0.2}]) for name in names])
     probe = explore.draw_probe([{"attribute": "top", "values": 3, SHUFFLED: 0.3} | dict.fromkeys(names, 0.5)])
     bars = explore.draw_ablation({name: [{"without": "none", "mAP": 0.5}] for name in names})
     for figure in (lines, probe, bars):

@@ -25,7 +25,7 @@ from clipreid.hub import CONFIG, backbone_record, save_identities
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 RUNNER = Path(__file__).with_name("run_notebook.py")
-NAMES = ("prompt_anchors", "your_own_crops", "home_and_abroad")
+NAMES = ("prompt_anchors", "your_own_crops", "cross_domain")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,7 +63,7 @@ def small_street(spec: str) -> ReIDData:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_first_cell_can_be_repeated(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for key in ("RUN", "PLAIN", "CROPS", "DATA", "HOME_DATA", "ABROAD_DATA"):
+    for key in ("RUN", "PLAIN", "CROPS", "DATA", "IN_DOMAIN_DATA", "CROSS_DOMAIN_DATA"):
         monkeypatch.setenv(key, str(tmp_path))
     monkeypatch.chdir(NOTEBOOKS)
     (first,) = cells(name, "import")
@@ -91,24 +91,24 @@ def test_broken_image_goes_and_no_other(tmp_path: Path, monkeypatch: pytest.Monk
         assert set(load_data(f"folder:{tmp_path / 'crops'}").splits["train"].paths) == set(data.paths) - {broken}
 
 
-def test_half_of_home_and_abroad_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_of_the_cross_domain_crops_is_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     crops = tmp_path / "crops"
     for key, value in {
         "CROPS": crops,
-        "HOME_DATA": f"folder:{crops}/home",
-        "ABROAD_DATA": f"folder:{crops}/abroad",
+        "IN_DOMAIN_DATA": f"folder:{crops}/in-domain",
+        "CROSS_DOMAIN_DATA": f"folder:{crops}/cross-domain",
     }.items():
         monkeypatch.setenv(key, str(value))
     monkeypatch.chdir(NOTEBOOKS.parent)
-    first, paint = cells("home_and_abroad", "import", "write_folder")
-    paint = paint.partition("places =")[0]
+    first, paint = cells("cross_domain", "import", "write_folder")
+    paint = paint.partition("domains =")[0]
     known: dict[str, Any] = {}
     exec(first, known)
     monkeypatch.setattr(clipreid, "load_data", small_street)
     exec(paint, known)
-    shutil.rmtree(crops / "abroad")
+    shutil.rmtree(crops / "cross-domain")
     exec(paint, known)
-    assert len(list(crops.glob("abroad/test/*/*.png"))) == len(list(crops.glob("home/test/*/*.png"))) == 8
+    assert len(list(crops.glob("cross-domain/test/*/*.png"))) == len(list(crops.glob("in-domain/test/*/*.png"))) == 8
 
 
 def test_questions_can_be_put_to_a_run_on_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,13 +205,13 @@ def test_your_own_crops(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_home_and_abroad(tmp_path: Path) -> None:
+def test_cross_domain(tmp_path: Path) -> None:
     places = {"RUN": tmp_path / "run", "PLAIN": tmp_path / "plain", "CROPS": tmp_path / "crops"}
-    found, images = executed("home_and_abroad", "table", tmp_path, **places)
+    found, images = executed("cross_domain", "table", tmp_path, **places)
     assert images == 2
     zero, plain, tuned = found["zero-shot"], found["no prompts"], found["two stages"]
-    assert tuned["home"] > plain["home"] > zero["home"]
-    assert zero["abroad"] > max(tuned["abroad"], plain["abroad"])
+    assert tuned["in-domain"] > plain["in-domain"] > zero["in-domain"]
+    assert zero["cross-domain"] > max(tuned["cross-domain"], plain["cross-domain"])
     back = found["dial at 0.75"]
-    assert zero["abroad"] - back["abroad"] < (zero["abroad"] - tuned["abroad"]) / 2
-    assert back["home"] >= tuned["home"]
+    assert zero["cross-domain"] - back["cross-domain"] < (zero["cross-domain"] - tuned["cross-domain"]) / 2
+    assert back["in-domain"] >= tuned["in-domain"]

@@ -142,7 +142,7 @@ def test_a_sparse_file_of_the_size_it_claims_is_not_read(run: Path, refused: Ref
     os.truncate(run / ADAPTER, 8 + len(content) + end)
     refused("folder", rf"is \[{numbers}\], this backbone needs")
     os.truncate(run / ADAPTER, 5 << 30)
-    refused("folder", r"has 5,369 MB, a run's at most 4,295: it is refused unread")
+    refused("folder", r"has 5,369 MB, a run's at most 4,295: it is not read")
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,7 +228,7 @@ def test_names_that_lead_out_of_the_cache(run: Path, hub: Hub, refused: Refused,
 def test_sizes_are_looked_at_before_downloading(hub: Hub, run: Path, refused: Refused) -> None:
     hub.put(NAME, run)
     hub.repos[NAME].sizes = {str(ADAPTER): 10**12}
-    refused("repository", r"alice/demo: adapter/.*has 1,000,000 MB, a run's at most 4,295: it is refused unread")
+    refused("repository", r"alice/demo: adapter/.*has 1,000,000 MB, a run's at most 4,295: it is not read")
     assert not hub.asked("(GET|HEAD) .*/resolve/")
 
 

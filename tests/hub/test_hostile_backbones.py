@@ -79,7 +79,7 @@ def test_only_safetensors(hub: Hub, published: Path, tmp_path: Path) -> None:
 
 def test_sizes_are_looked_at_before_downloading(hub: Hub, published: Path) -> None:
     hub.repos[BASE].sizes = {MODEL: 10**12}
-    with pytest.raises(UserError, match=r"hf:eve/base has 1,000,00\d MB, a run's at most 17,180: it is refused unread"):
+    with pytest.raises(UserError, match=r"hf:eve/base has 1,000,00\d MB, a run's at most 17,180: it is not read"):
         clipreid.load(NAME)
     assert not hub.asked(f"(GET|HEAD) /{BASE}/resolve/")
 

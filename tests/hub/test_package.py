@@ -157,7 +157,9 @@ def test_crops_only_when_asked_for_and_never_those_of_a_public_set(run: Path, tm
         package(run, "me/demo", include_crops=True)
     tested = finished(tmp_path / "market")
     (tested / METRICS).write_text(json.dumps({f"msmt17:{ROOT}": {"stage2": entry()}}))  # shown in the report, perhaps
-    with pytest.raises(UserError, match=r"--include-crops: .* tested on msmt17. .*forbid passing their images on, or"):
+    with pytest.raises(
+        UserError, match=r"--include-crops: .* tested on msmt17. .*forbid redistributing their images, or"
+    ):
         package(tested, "me/demo", include_crops=True)
     assert package(tested, "me/demo")
 

@@ -1,4 +1,4 @@
-"""`--push OWNER/NAME`: seen to before training, done at its end; what fails says how to publish later."""
+"""`--push OWNER/NAME`: checked before training, done at its end; what fails says how to publish later."""
 
 import json
 import shlex

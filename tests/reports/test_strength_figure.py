@@ -25,7 +25,7 @@ def test_the_figure_shows_the_figures(values: list[float]) -> None:
         "a": dict(zip(order, map(entry, home), strict=True)),
         "b": dict(zip(order, map(entry, away), strict=True)),
     }
-    left, right = plot_strength(curves, home=["a"]).axes
+    left, right = plot_strength(curves, in_domain=["a"]).axes
     drawn = [torch.tensor(line.get_ydata()) / 100 for line in left.lines]
     torch.testing.assert_close(drawn, [torch.tensor(v, dtype=torch.float64) for v in (home, away)])
     (path,) = right.lines
@@ -36,7 +36,7 @@ def test_the_figure_shows_the_figures(values: list[float]) -> None:
 
 def test_one_panel_without_a_home_or_an_abroad() -> None:
     curves = {"a": {0.0: entry(0.2), 1.0: entry(0.4)}}
-    assert len(plot_strength(curves).axes) == len(plot_strength(curves, home=["a"]).axes) == 1
+    assert len(plot_strength(curves).axes) == len(plot_strength(curves, in_domain=["a"]).axes) == 1
     with pytest.raises(UserError, match="at the same strengths"):
         plot_strength(curves | {"b": {0.0: entry(0.1)}})
 

@@ -129,7 +129,7 @@ def test_camera_filters(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no image of .* passes the camera filter"):
         opened.search(query, cameras=[1], not_cameras=[1])
     unknown = Gallery.open(write_gallery(tmp_path / "u.parquet", gallery))
-    with pytest.raises(UserError, match="knows no cameras: embed with --pattern"):
+    with pytest.raises(UserError, match="has no cameras: embed with --pattern"):
         unknown.search(query, cameras=[1])
 
 

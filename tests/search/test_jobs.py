@@ -1,4 +1,4 @@
-"""Several jobs for one output: of other images, with another batch size, with hardly any room."""
+"""Several jobs for one output: from other images, with another batch size, with hardly any room."""
 
 from collections import namedtuple
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from clipreid.search import Gallery, embed, find_images
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 Disk = namedtuple("Disk", "total used free")
-COLLIDE = "is there already, made by another model or of other images: --overwrite, or another name"
+COLLIDE = "is there already, made by another model or from other images: --overwrite, or another name"
 
 
 def blocks(output: Path) -> set[str]:

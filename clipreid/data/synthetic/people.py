@@ -42,7 +42,7 @@ HAIRS = ("short", "long", "ponytail", "bald")
 HATS = ("none", "cap", "beanie", "brimmed hat")
 BAGS = ("none", "backpack", "handbag", "shoulder bag")
 
-# How often each value is met, where not evenly: plain clothes, no hat and dark hair are the common case.
+# How often each value occurs, where not equally: plain clothes, no hat and dark hair are the common case.
 _ODDS: dict[str, tuple[float, ...]] = {
     "pattern": (0.46, 0.18, 0.18, 0.18),
     "bottom": (0.6, 0.2, 0.2),

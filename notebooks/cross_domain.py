@@ -9,7 +9,7 @@
 # ---
 
 # %% [markdown]
-# # Home and abroad
+# # In-domain and cross-domain
 #
 # A model that was tuned to some cameras is better at these cameras. Is it better at others? In this field, often it is
 # worse: what it learned is partly the cameras. A model that was never tuned has nothing to lose. In between lie the
@@ -21,10 +21,10 @@
 # - **the dial**: only a part of what tuning changed,
 # - **fusion**: zero-shot and tuned side by side, their similarities added.
 #
-# Home are six cameras of the synthetic street; abroad are six others, with other people, that no training saw.
+# In-domain are six cameras of the synthetic street, cross-domain six others, with other people, unseen in training.
 # **The figure is about this street, a tiny CLIP, a few people and a short training: a check of mechanisms.** The same
 # cells draw it for real runs: start Jupyter with `RUN=runs/mine`, `PLAIN=runs/mine-without-prompts`,
-# `HOME_DATA=market1501:...` and `ABROAD_DATA=msmt17:...` in the environment.
+# `IN_DOMAIN_DATA=market1501:...` and `CROSS_DOMAIN_DATA=msmt17:...` in the environment.
 
 # %%
 # %matplotlib inline
@@ -39,27 +39,28 @@ if not Path("recipes").is_dir():
     os.chdir("..")  # commands are typed in the repository, folders are below it
 RUN = os.environ.setdefault("RUN", "runs/two_stages")
 PLAIN = os.environ.setdefault("PLAIN", "runs/no_prompts")
-CROPS = Path(os.environ.setdefault("CROPS", "runs/home_and_abroad"))
-HOME = os.environ.setdefault("HOME_DATA", f"folder:{CROPS}/home")
-ABROAD = os.environ.setdefault("ABROAD_DATA", f"folder:{CROPS}/abroad")
-if f"folder:{CROPS}/home" != HOME and RUN == "runs/two_stages":
-    raise clipreid.UserError("HOME_DATA is given: give RUN and PLAIN as well, the folders of two runs on these data")
+CROPS = Path(os.environ.setdefault("CROPS", "runs/cross_domain"))
+IN_DOMAIN = os.environ.setdefault("IN_DOMAIN_DATA", f"folder:{CROPS}/in-domain")
+CROSS_DOMAIN = os.environ.setdefault("CROSS_DOMAIN_DATA", f"folder:{CROPS}/cross-domain")
+if f"folder:{CROPS}/in-domain" != IN_DOMAIN and RUN == "runs/two_stages":
+    raise clipreid.UserError("IN_DOMAIN_DATA is given: give RUN and PLAIN too, two runs on these data")
 
 # %% [markdown]
-# Some people to learn from at home, others to be tested on there, and as many abroad.
+# Some people to train on, other people at the same cameras to test on, and as many at the other cameras.
 
 # %%
 TRAINED, TESTED = 60, 30
-if f"folder:{CROPS}/home" == HOME and not (CROPS / "home").exists():
-    home = clipreid.load_data("synthetic").splits
-    test = explore.few(home["gallery"], 6, identities=TESTED)
-    explore.write_folder({"train": explore.few(home["train"], 6, identities=TRAINED), "test": test}, CROPS / "home")
-if f"folder:{CROPS}/abroad" == ABROAD and not (CROPS / "abroad").exists():
-    abroad = clipreid.load_data("synthetic:new-cameras").splits
-    explore.write_folder({"test": explore.few(abroad["gallery"], 6, identities=TESTED)}, CROPS / "abroad")
+if f"folder:{CROPS}/in-domain" == IN_DOMAIN and not (CROPS / "in-domain").exists():
+    street = clipreid.load_data("synthetic").splits
+    test = explore.few(street["gallery"], 6, identities=TESTED)
+    train = explore.few(street["train"], 6, identities=TRAINED)
+    explore.write_folder({"train": train, "test": test}, CROPS / "in-domain")
+if f"folder:{CROPS}/cross-domain" == CROSS_DOMAIN and not (CROPS / "cross-domain").exists():
+    others = clipreid.load_data("synthetic:new-cameras").splits
+    explore.write_folder({"test": explore.few(others["gallery"], 6, identities=TESTED)}, CROPS / "cross-domain")
 
-places = {"home": clipreid.load_data(HOME), "abroad": clipreid.load_data(ABROAD)}
-six = [explore.Row(name, [data.splits["gallery"].image(i) for i in range(12)]) for name, data in places.items()]
+domains = {"in-domain": clipreid.load_data(IN_DOMAIN), "cross-domain": clipreid.load_data(CROSS_DOMAIN)}
+six = [explore.Row(name, [data.splits["gallery"].image(i) for i in range(12)]) for name, data in domains.items()]
 explore.draw_rows(six)
 
 # %% [markdown]
@@ -69,7 +70,7 @@ explore.draw_rows(six)
 # not wait, at a higher rate. Folders that hold a trained model already are taken as they are.
 
 # %% language="bash"
-# train() { accelerate launch recipes/clipreid_stage2.py --data "$HOME_DATA" --epochs 7 --rate 2e-3 "$@"; }
+# train() { accelerate launch recipes/clipreid_stage2.py --data "$IN_DOMAIN_DATA" --epochs 7 --rate 2e-3 "$@"; }
 # test -f "$RUN/heads.safetensors" || train --output "$RUN" --prompt-epochs 20
 # test -f "$PLAIN/heads.safetensors" || train --output "$PLAIN" --prompts none
 
@@ -77,15 +78,15 @@ explore.draw_rows(six)
 # ## The dial
 #
 # `clipreid.load(RUN, strength=0.5)` takes half of what tuning changed: 0 is the backbone, 1 the run. Nothing is trained
-# again, so any point between can be had for the asking. (`clipreid evaluate RUN --strength 0,0.25,0.5,0.75,1` draws it
+# again, so any point between is available at once. (`clipreid evaluate RUN --strength 0,0.25,0.5,0.75,1` draws it
 # from the command line.)
 
 # %%
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 tuned = clipreid.load(RUN)
-dial = {strength: explore.score_places(tuned, places, strength) for strength in STRENGTHS}
+dial = {strength: explore.score_domains(tuned, domains, strength) for strength in STRENGTHS}
 zero_shot, two_stages = dial[0.0], dial[1.0]
-no_prompts = explore.score_places(clipreid.load(PLAIN), places)
+no_prompts = explore.score_domains(clipreid.load(PLAIN), domains)
 
 # %% [markdown]
 # ## Fusion
@@ -100,7 +101,7 @@ fusion = {weight: explore.fused_precision(two_stages, zero_shot, weight) for wei
 # %% [markdown]
 # ## The trade-off
 #
-# To the right is better at home, up is better abroad; a ring is a model without a dial.
+# To the right is better in-domain, up is better cross-domain; a ring is a model without strength settings.
 
 # %%
 precision = {strength: explore.mean_precision(found) for strength, found in dial.items()}
@@ -121,8 +122,8 @@ table |= {f"fusion, {weight:g} of two stages": fusion[weight] for weight in WEIG
 print(format_table({"model": name, **{k: f"{v:.1%}" for k, v in found.items()}} for name, found in table.items()))
 
 # %% [markdown]
-# Both trainings gain at home and lose abroad; the one without texts gains less. Turning the dial back from 1 to 0.75
-# gives back most of what was lost abroad, and here it costs nothing at home: this training, short and at a high
+# Both trainings gain in-domain and lose cross-domain; the one without texts gains less. A strength of 0.75 instead of 1
+# regains most of what was lost cross-domain, and here it costs nothing in-domain: this training, short and at a high
 # rate, went too far. (WiSE-FT, [arXiv 2109.01903](https://arxiv.org/abs/2109.01903), found the same shape with CLIP on
 # ImageNet.) Choose the strength on a validation split, never on the test that you report.
 #
@@ -130,6 +131,6 @@ print(format_table({"model": name, **{k: f"{v:.1%}" for k, v in found.items()}} 
 
 # %%
 for name, ends in {"zero-shot": zero_shot, "two stages": two_stages}.items():
-    for place, scored in ends.items():
+    for domain, scored in ends.items():
         low, high = scored.reports[scored.feature].intervals["mAP"]
-        print(f"{name:11s} {place:7s} mAP {low:.1%} to {high:.1%}")
+        print(f"{name:11s} {domain:12s} mAP {low:.1%} to {high:.1%}")

@@ -1,4 +1,4 @@
-"""The dial and the fusion at home and abroad: both ends are what they say."""
+"""The dial and the fusion between two models: both ends are those of the models."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,14 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_ends_of_dial_and_fusion(street: Path, tmp_path: Path) -> None:
     make_run("tiny-clip", tmp_path / "run")
-    places = {"home": load_data(f"folder:{street}")}
-    places["abroad"] = replace(places["home"], name="again")
+    domains = {"in-domain": load_data(f"folder:{street}")}
+    domains["cross-domain"] = replace(domains["in-domain"], name="again")
     model = clipreid.load(tmp_path / "run")
-    tuned, before = explore.score_places(model, places), explore.score_places(model, places, 0.0)
+    tuned, before = explore.score_domains(model, domains), explore.score_domains(model, domains, 0.0)
     plain = ReIDModel(clipreid.load_backbone("tiny-clip", positions="bilinear"), replace(model.config, tuning="head"))
-    fresh = explore.score_places(plain.eval(), places)
-    ends = [explore.mean_precision(found)["home"] for found in (tuned, before, fresh)]
+    fresh = explore.score_domains(plain.eval(), domains)
+    ends = [explore.mean_precision(found)["in-domain"] for found in (tuned, before, fresh)]
     assert ends[0] != ends[1]
     assert ends[1] == pytest.approx(ends[2], abs=1e-6)
-    assert explore.fused_precision(tuned, before, 1.0)["home"] == pytest.approx(ends[0], abs=1e-6)
-    assert explore.fused_precision(tuned, before, 0.0)["abroad"] == pytest.approx(ends[1], abs=1e-6)
+    assert explore.fused_precision(tuned, before, 1.0)["in-domain"] == pytest.approx(ends[0], abs=1e-6)
+    assert explore.fused_precision(tuned, before, 0.0)["cross-domain"] == pytest.approx(ends[1], abs=1e-6)

@@ -1,4 +1,4 @@
-"""Models at home and abroad: the same model, or two of them fused, on several test sets. Figures are mAPs, 0..1."""
+"""Models in-domain and cross-domain: one model, or two of them fused, on several test sets. Figures are mAPs, 0..1."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from clipreid.explore.figures import Line
 from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
 
-Places = Mapping[str, ReIDData]
+Domains = Mapping[str, ReIDData]
 METRIC = "mAP"
 
 
-def score_places(model: ReIDModel, places: Places, strength: float | None = None) -> dict[str, Scored]:
-    """The model on every test set, on a GPU where there is one; with the dial at `strength` first
-    (`clipreid.strength`). It stays there, and so.
+def score_domains(model: ReIDModel, domains: Domains, strength: float | None = None) -> dict[str, Scored]:
+    """Scores the model on every test set, on a GPU where there is one.
+
+    strength: set first (`clipreid.strength`); the model keeps it, and stays on the device.
 
     Raises UserError for what `score` and `set_strength` refuse.
     """
@@ -27,16 +28,16 @@ def score_places(model: ReIDModel, places: Places, strength: float | None = None
         set_strength(model, strength)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     size, how = model.image_size, model.config.interpolation
-    return {name: score(data, model.embed_parts, size, how, device=model.device) for name, data in places.items()}
+    return {name: score(data, model.embed_parts, size, how, device=model.device) for name, data in domains.items()}
 
 
 def mean_precision(scored: Mapping[str, Scored]) -> dict[str, float]:
-    """The mAP of the test feature at every place."""
+    """The mAP of the test feature on every test set."""
     return {name: found.reports[found.feature].metrics[METRIC] for name, found in scored.items()}
 
 
 def fused_precision(a: Mapping[str, Scored], b: Mapping[str, Scored], weight: float) -> dict[str, float]:
-    """The mAP at every place of two models' cosines together: weight * a + (1 - weight) * b (`evaluation.fuse`).
+    """The mAP on every test set of two models' cosines together: weight * a + (1 - weight) * b (`evaluation.fuse`).
 
     Raises UserError for other images in a than in b, and a weight outside 0..1.
     """
@@ -51,5 +52,5 @@ def fused_precision(a: Mapping[str, Scored], b: Mapping[str, Scored], weight: fl
 
 
 def line_of(name: str, points: Sequence[Mapping[str, float]], labels: Sequence[str] = ()) -> Line:
-    """Points with a figure for the place "home" and for "abroad", for `draw_tradeoff`."""
-    return Line(name, [point["home"] for point in points], [point["abroad"] for point in points], labels)
+    """Points with a figure for "in-domain" and one for "cross-domain", for `draw_tradeoff`."""
+    return Line(name, [point["in-domain"] for point in points], [point["cross-domain"] for point in points], labels)
