@@ -57,7 +57,7 @@ if not CROPS.exists():
 # parts, did an image get in twice?
 
 # %% language="bash"
-# clipreid data check "folder:$CROPS" || echo "(to be mended)"
+# clipreid data check "folder:$CROPS" || echo "(to be fixed)"
 
 # %% [markdown]
 # One file of the painted folder is a copy that broke off. Mend what was found, and check again. (Or train with

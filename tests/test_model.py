@@ -274,7 +274,7 @@ def test_embed_names_the_picture_that_cannot_be_read(tiny_folder: Folder, tmp_pa
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:200])
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     for name in ("text.jpg", "cut.png", "dot.png", "missing.png"):
-        with pytest.raises(UserError, match=rf"picture 1 \(.*{name}\) cannot be used: "):
+        with pytest.raises(UserError, match=rf"image 1 \(.*{name}\) cannot be used: "):
             model.embed([good, tmp_path / name])
 
 
@@ -296,8 +296,8 @@ def test_embed_refuses_what_is_no_list_of_pictures(tiny_folder: Folder) -> None:
     for other in (crops.float().numpy(), crops.numpy()[0]):
         with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch"):
             model.embed(other)
-    with pytest.raises(ValueError, match=r"picture 1 is of type ndarray: give paths, PIL images \(Image.fromarray"):
+    with pytest.raises(ValueError, match=r"image 1 is of type ndarray: give paths, PIL images \(Image.fromarray"):
         model.embed([Image.new("RGB", (9, 9)), crops[0].permute(1, 2, 0).numpy()])  # type: ignore[list-item]
     for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (9, 9))):
-        with pytest.raises(ValueError, match=r"embed takes a list of pictures: write model.embed\(\[picture\]\)"):
+        with pytest.raises(ValueError, match=r"embed takes a list of images: write model.embed\(\[image\]\)"):
             model.embed(single)  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ HARMLESS = {"symlink loop": "a link to itself or to a folder above it; it was no
 ADVICE = {
     "wrong file name": "it does not fit the pattern, so its identity is unknown; rename or move it",
     "listed, but not there": "a list of the data set names it; unpack the whole data set",
-    "unusable line": "mend the table",
+    "unusable line": "fix the table",
     "unreadable file": "check that it exists and may be read",
     "zero-byte file": "copy it again, or remove it",
     "not an image": "remove it, or train with --skip-bad",

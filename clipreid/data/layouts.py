@@ -185,7 +185,7 @@ LAYOUTS: dict[str, Layout] = {
             people="dukemtmc",
         ),
         Layout(
-            "occluded-reid",  # Zhuo et al., as above; taken by hand-held cameras that nobody numbered
+            "occluded-reid",  # Zhuo et al., as above; taken by hand-held cameras without numbers
             {"query": "occluded_body_images", "gallery": "whole_body_images"},
             Pattern("occluded-reid", r"^(?:.*/)?(?P<identity>\d+)(?:_[^/]*|/[^/]+)$", "001/001_01.tif"),
             protocol="no-cameras",

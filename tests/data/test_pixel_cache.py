@@ -262,8 +262,8 @@ def test_unknown_interpolation(tmp_path: Path, home: Path) -> None:
 
 OTHER_PROCESS = """
 import sys, time
-from clipreid.data import Split, blocks, cache, pixel_cache, to_pixels
-blocks.cores = lambda: 2  # with more, all blocks would be finished at once
+from clipreid.data import Split, cache, parallel, pixel_cache, to_pixels
+parallel.cores = lambda: 2  # with more, all blocks would be finished at once
 count = int(sys.argv[2])
 def slow(*arguments):
     sys.stdout.write("decoding\\n")  # in one piece: several threads write
