@@ -253,7 +253,7 @@ def test_the_page_holds_everything_and_believes_nothing(there: Path, tmp_path: P
 def test_mistakes_of_search_are_named(there: Path, tmp_path: Path, capsys: Capture) -> None:
     search, image = ("search", "run", "--gallery"), ("--image", "crops/person0/cam1_0.png")
     assert "give one of them, not both" in refused(capsys, *search, "g.parquet", *image, "--text", "x")
-    assert "give images or sentences" in refused(capsys, *search, "g.parquet")
+    assert "give query images or query sentences" in refused(capsys, *search, "g.parquet")
     assert "is empty" in refused(capsys, *search, "g.parquet", "--text", " ")
     assert "is no file: make a gallery" in refused(capsys, *search, "h.parquet", *image)
     assert "--top 13: give 1 to 12" in refused(capsys, *search, "g.parquet", *image, "--top", 13)
