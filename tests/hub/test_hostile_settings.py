@@ -198,7 +198,7 @@ def test_a_config_that_is_no_config(run: Path, refused: Refused) -> None:
         (b"\xff\xfe{}", "is not valid JSON"),
         (b'{"clipreid": "1", "model": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b"null", "was not written by clipreid"),
-        (b'{"clipreid": "' + b"x" * (5 << 20) + b'"}', "config.json has 5 MB, a run's at most 4: it is refused"),
+        (b'{"clipreid": "' + b"x" * (5 << 20) + b'"}', "config.json has 5 MB, a run's at most 4: it is not read"),
     ):
         (run / CONFIG).write_bytes(content)
         for where in ("folder", "repository"):
