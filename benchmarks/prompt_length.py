@@ -4,7 +4,7 @@
 
 One optimiser step on the text tower of CLIP ViT-B/16 (width 512, depth 12, 49,408 tokens; random weights, no download)
 for 64 cached image features, as in a stage 1 on Market-1501. `plain` is the published way; `ours` is `IdentityPrompts`
-as `training/stage1.py` uses it. Both run on the same tower and must give the same loss and the same gradient.
+as `methods/clip_reid.py` uses it. Both run on the same tower and must give the same loss and the same gradient.
 The repeats are interleaved, so that whatever else the machine does hits both. Writes a row for each kind of batch.
 
 B images, n identities in the batch, I identities, L prompt tokens, W text width, E embedding.
@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from clipreid.backbones import Backbone, TextConfig, VisionConfig
 from clipreid.backbones.tokenizer import OpenClipTokenizer
 from clipreid.evaluation import format_table
+from clipreid.methods.clip_reid import prompt_loss
 from clipreid.prompts import IdentityPrompts
-from clipreid.training.stage1 import prompt_loss
 
 CSV = Path(__file__).with_suffix(".csv")
 
@@ -69,7 +69,7 @@ class PlainPrompts(nn.Module):
 
 
 def encode_once(prompts: IdentityPrompts, labels: Tensor) -> Tensor:
-    """As in `learn_prompts`: labels [B] to the text of each image's identity [B, E]."""
+    """As in `PromptLearning`: labels [B] to the text of each image's identity [B, E]."""
     identities, place = labels.unique(return_inverse=True)
     return prompts(identities).index_select(0, place)
 

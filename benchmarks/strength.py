@@ -20,8 +20,9 @@ from typing import Any
 import tyro
 
 from clipreid.cli.evaluate_strength import model_name
+from clipreid.hub import read_config
+from clipreid.hub.files import last_stage, read_metrics
 from clipreid.strength import parse_strengths
-from clipreid.training.folder import read_metrics
 
 CSV = Path(__file__).with_suffix(".csv")
 METRICS = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -37,7 +38,8 @@ class Config:
 
 def score(config: Config, run: Path) -> list[dict[str, Any]]:
     """A row for each data set and strength of one run."""
-    models = {strength: model_name(strength) for strength in parse_strengths(config.strengths)}
+    stage = last_stage(read_config(run))
+    models = {strength: model_name(stage, strength) for strength in parse_strengths(config.strengths)}
     if any(name not in read_metrics(run).get(data, {}) for data in config.data for name in models.values()):
         named = [word for data in config.data for word in ("--data", data)]
         command = [sys.executable, "-m", "clipreid", "evaluate", str(run), *named, "--strength", config.strengths]

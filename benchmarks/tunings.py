@@ -4,7 +4,7 @@
     python benchmarks/tunings.py --data folder:/my/crops --csv mine.csv
 
 Writes one row a run and data set to the CSV, and prints the means over seeds as Markdown. Every variant gets the
-preset of its kind (how far that was tuned: `clipreid/training/config.py`). Finished runs in --runs are not run again.
+preset of its kind (how far that was tuned: `clipreid/methods/clip_reid.py`). Finished runs in --runs are not run again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+
+from clipreid.hub import read_config
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "clipreid_stage2.py"
 CSV = Path(__file__).with_suffix(".csv")
@@ -40,11 +42,16 @@ class Config:
     threads: int = os.cpu_count() or 1  # of each run
 
 
+def finished(folder: Path) -> bool:
+    """Whether it holds a finished run."""
+    return (folder / "config.json").is_file() and bool(read_config(folder)["finished"])
+
+
 def run(config: Config, variant: str, seed: int) -> list[dict[str, object]]:
     """One launch of the recipe; a row for each data set and model."""
     tuning, prompts = variant.split("-")
     folder = config.runs / f"{variant}-{seed}"
-    if not (folder / "metrics.json").is_file() or "finished" not in (folder / "config.json").read_text():
+    if not finished(folder):
         flags = [f"--data={config.data}", f"--backbone={config.backbone}", f"--tuning={tuning}", f"--prompts={prompts}"]
         flags += [f"--seed={seed}", f"--threads={config.threads}", f"--output={folder}"]
         flags += " ".join(config.flags).split()

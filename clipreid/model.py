@@ -1,70 +1,55 @@
 """`ReIDModel`: an image tower that is adapted, the features taken from it, and the necks that training needs.
 
-B pictures of one process, G = B x processes, C tower width, E embedding, I identities, D = width of the test feature.
+B images of one process, G = B x processes, T tokens, C tower width, E embedding, I identities, D width of a feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from clipreid.aggregation import AGGREGATIONS, identity_features
+from clipreid.aggregation import Aggregator, Pooled, Taps
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
 from clipreid.data.augment import normalise
 from clipreid.data.images import Images, stack_images
 from clipreid.distributed import gather
 from clipreid.errors import UserError
-from clipreid.side import Side, SideEmbedding, check_cls
+from clipreid.hooks import TokenHook
+from clipreid.metric import Cosine, Metric
 
 Tuning = Literal["lora", "full", "head"]
-HEADS = ("final", "projection")  # the features with a neck; their concatenation is the test feature
-ONE_HEAD = ("projection",)  # the same, of an image-only tower
+TextTuning = Literal["frozen", "lora", "full"]
+GIVEN = ("cameras", "views")  # what `embed` is told of the images
 LORA_TARGETS = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """What is trained on top of a backbone, and how pictures are prepared for it.
-
-    Raises:
-        UserError: unknown tuning, aggregation or side information.
-    """
-
-    tuning: Tuning = "lora"  # lora: adapters in every block; full: the whole image tower; head: a linear map
-    aggregation: str = "cls"  # cls | mean
-    lora_rank: int = 8
-    lora_alpha: float = 16.0
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)  # of the pixels, 0..1
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    interpolation: str = "bicubic"  # of test crops
-    sie: Side = "none"  # side information embedding of the CLS token: none | camera | view | camera+view
-    sie_coefficient: float = 1.0
-    cameras: tuple[int, ...] = ()  # of each row of the embedding, as numbered in the training set
-    views: tuple[int, ...] = ()  # the same; of camera+view both are as long, and (camera, view) are the trained pairs
-
-    def __post_init__(self) -> None:
-        for what, value, valid in (
-            ("tuning", self.tuning, get_args(Tuning)),
-            ("aggregation", self.aggregation, AGGREGATIONS),
-            ("sie", self.sie, get_args(Side)),
-        ):
-            if value not in valid:
-                raise UserError(f"no {what} {value!r}: choose one of {', '.join(valid)}")
 
 
 @dataclass
 class Output:
-    """One training forward, over the pictures of all processes."""
+    """One training forward, over the images of all processes.
 
-    features: dict[str, Tensor]  # penultimate [G, C], final [G, C], projection [G, E]: before the necks
-    logits: dict[str, Tensor]  # final [G, I], projection [G, I]: classifiers after the necks
+    Attributes:
+        features: every feature of the aggregator by name, [G, D] each, before the necks.
+        logits: [G, I] for each feature that has a neck.
+    """
+
+    features: dict[str, Tensor]
+    logits: dict[str, Tensor]
+
+
+class Classifier(nn.Linear):
+    """One row of weights per training identity, no bias; it is not published."""
+
+    per_identity = True
+
+    def __init__(self, width: int, identities: int) -> None:
+        super().__init__(width, identities, bias=False)
+        nn.init.normal_(self.weight, std=0.001)
 
 
 class Neck(nn.Module):
@@ -74,135 +59,165 @@ class Neck(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(width)
         self.norm.bias.requires_grad_(False)
-        self.classifier = nn.Linear(width, identities, bias=False) if identities else None
-        if self.classifier is not None:
-            nn.init.normal_(self.classifier.weight, std=0.001)
+        self.classifier = Classifier(width, identities) if identities else None
 
-    def forward(self, x: Tensor) -> Tensor:  # [G, C] -> [G, I]
+    def forward(self, x: Tensor) -> Tensor:  # [G, D] -> [G, I]
         if self.classifier is None:
             raise RuntimeError("this model was loaded without its classifiers: it embeds, but cannot be trained")
         return self.classifier(self.norm(x.float()))
 
 
 class ReIDModel(nn.Module):
-    """A backbone's image tower made to recognise individuals (CLIP-ReID, arXiv 2211.13977, section 3).
+    """A backbone's image tower made to recognise individuals: adapters, token hooks, aggregator, necks and metric.
 
-    `forward` is for training; `embed` turns pictures into features for retrieval.
+    `forward` is for training; `embed` turns images into features for retrieval, `embed_text` sentences.
 
     Args:
         backbone: whose image tower is adapted, in place.
-        config: what is trained.
+        tuning: what of the tower is trained. "lora": adapters in every block; "full": all weights; "head": none, but a
+            linear map on each feature with a neck, which starts as the identity.
+        rank, alpha: of LoRA; the update is alpha / rank x B A.
+        text_tuning: the same for the text tower, which is frozen for most methods.
+        aggregator: tokens to features; None: `default_aggregator`.
+        hooks: at the tower's layers, by name, in this order.
+        metric: of test features; None: their cosine.
         identities: number of training identities; 0 for a model that only embeds.
+
+    Raises:
+        UserError: unknown tuning, or one that this backbone has nothing for.
+        ValueError: a hook or an aggregator whose `reads` names something else than "cameras" and "views".
     """
 
-    def __init__(self, backbone: Backbone, config: ModelConfig, identities: int = 0) -> None:
+    def __init__(
+        self,
+        backbone: Backbone,
+        tuning: Tuning = "lora",
+        *,
+        rank: int = 8,
+        alpha: float = 16.0,
+        text_tuning: TextTuning = "frozen",
+        aggregator: Aggregator | None = None,
+        hooks: Mapping[str, TokenHook] | None = None,
+        metric: Metric | None = None,
+        identities: int = 0,
+    ) -> None:
         super().__init__()
+        for flag, value, valid in (("tuning", tuning, Tuning), ("text-tuning", text_tuning, TextTuning)):
+            if value not in get_args(valid):
+                raise UserError(f"--{flag} {value}: choose one of {', '.join(get_args(valid))}")
+        check_fits(backbone, tuning)
         tower = backbone.image
         self.source = (backbone,)  # for its text tower; in a tuple, so that this is no part of the model
-        self.config, self.family, self.raw_logits = config, backbone.family, backbone.raw_logits
-        self.image_size, self.depth = backbone.image_size, tower.depth
-        check_fits(backbone, config.tuning, config.aggregation)
-        self.heads = ONE_HEAD if backbone.family == "image-only" else HEADS
-        all_widths = {"final": tower.width, "projection": tower.embed_dim}
-        self.widths = widths = {name: all_widths[name] for name in self.heads}
-        tower.requires_grad_(config.tuning == "full")
-        self.image: nn.Module = tower
-        if config.tuning == "lora":
-            self.image = _with_lora(tower, config, backbone.name)
+        self.tuning, self.text_tuning = tuning, text_tuning
+        self.family, self.raw_logits = backbone.family, backbone.raw_logits
+        self.image_size, self.mean, self.std = backbone.image_size, backbone.mean, backbone.std
+        self.interpolation = backbone.interpolation
+        self.method, self.config = "", None  # type: str, Any
+        tower.requires_grad_(tuning == "full")
+        self.image: nn.Module = _with_lora(tower, rank, alpha, backbone.name) if tuning == "lora" else tower
+        self.text: nn.Module | None = None
+        if text_tuning != "frozen":
+            text = need_text(backbone, "--text-tuning").requires_grad_(text_tuning == "full")
+            self.text = _with_lora(text, rank, alpha, backbone.name) if text_tuning == "lora" else text
+        self.aggregator = default_aggregator(backbone) if aggregator is None else aggregator
+        widths = {name: self.aggregator.widths[name] for name in self.aggregator.necks}
         self.maps = nn.ModuleDict()
-        if config.tuning == "head":
+        if tuning == "head":
             for name, width in widths.items():
                 self.maps[name] = nn.Linear(width, width, bias=False)
                 nn.init.eye_(self.maps[name].weight)  # type: ignore[arg-type]
-        self.side: SideEmbedding | None = None
-        if config.sie != "none":
-            check_cls(config.sie, backbone.family, backbone.name)
-            self.side = SideEmbedding(config.cameras, config.views, tower.width, config.sie_coefficient)
+        self.hooks = nn.ModuleDict()
+        for name, hook in (hooks or {}).items():
+            self.hooks[name] = hook
+            hook.reset_parameters()
+        _check_reads({f"hook {name!r}": hook for name, hook in self.hooks.items()} | {"aggregator": self.aggregator})
+        self.metric = Cosine() if metric is None else metric
         self.necks = nn.ModuleDict({name: Neck(width, identities) for name, width in widths.items()})
-        self.strength = 1.0  # `clipreid.strength` turns it, and keeps weights before and after training in `ends`
+        self.strength = 1.0  # `clipreid.strength` sets it, and keeps weights before and after training in `ends`
         self.ends: dict[str, tuple[Tensor, Tensor]] = {}
 
     def train(self, mode: bool = True) -> ReIDModel:
         """As of any module, but a frozen tower keeps the batch statistics it came with (OSNet has some)."""
         super().train(mode)
-        if self.config.tuning == "head":
+        if self.tuning == "head":
             self.image.eval()
         return self
 
     @property
     def tower(self) -> VisionTower:
         """The image tower, without the wrapper that holds its adapters."""
-        return self.image.get_base_model() if self.config.tuning == "lora" else self.image  # type: ignore
+        return self.image.get_base_model() if self.tuning == "lora" else self.image  # type: ignore
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each part of the test feature, in order."""
+        return {name: self.aggregator.widths[name] for name in self.aggregator.test}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What hooks and aggregator want to be given at test, of "cameras" and "views"."""
+        parts: list[Any] = [*self.hooks.values(), self.aggregator]
+        return tuple(dict.fromkeys(name for part in parts for name in part.reads))
 
     @property
     def device(self) -> torch.device:
         return next(self.image.parameters()).device
 
-    @contextmanager
-    def without_side(self) -> Iterator[None]:
-        """In this block side information is left out, as before training, when its embedding is a random start."""
-        side, self.side = self.side, None
-        try:
-            yield
-        finally:
-            self.side = side
+    def features(self, pixels: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Normalised pixels [B, 3, H, W] to the aggregator's features, [B, D] each.
 
-    def features(self, pixels: Tensor, cameras: Tensor | None = None, views: Tensor | None = None) -> dict[str, Tensor]:
-        """Normalised pixels [B, 3, H, W] to penultimate [B, C], final [B, C] and projection [B, E]; image-only
-        towers have the last one only.
-
-        cameras, views: [B] numbers as in the data, -1 = unknown; only a model with side information reads them.
+        about: what is known of the images, by name, [B] each (cameras, views: numbers as in the data, -1 = unknown);
+            only hooks and aggregators that ask for it read it.
         """
-        hooks = {0: self.side.hook(cameras, views)} if self.side is not None else None
-        if self.heads == ONE_HEAD:
-            found = {"projection": self.image(pixels).pooled}
-        else:
-            tokens = self.image(pixels, taps=(self.depth - 1,), hooks=hooks)
-            found = dict(identity_features(tokens, self.config.aggregation))
+        about = {name: x.to(pixels.device) for name, x in (about or {}).items()}
+        hooks: Any = tuple(self.hooks.values())
+        tokens = self.image(pixels, taps=self.aggregator.taps, hooks=hooks, about=about)
+        found = self.aggregator(tokens, about)
         return found | {name: self.maps[name](found[name]) for name in self.maps}
 
-    def forward(self, pixels: Tensor, cameras: Tensor | None = None, views: Tensor | None = None) -> Output:
-        """Normalised pixels [B, 3, H, W] of this process to the features and logits of all processes.
-
-        cameras, views: [B] of this process's pictures, as for `features`.
+    def forward(self, batch: Mapping[str, Tensor]) -> Output:
+        """A batch of this process ("pixels" [B, 3, H, W], normalised) to features and logits of all processes.
 
         Features are gathered, with gradient, before the necks: batch statistics, mining and losses see the
         global batch, whatever the number of processes.
         """
-        features = {name: gather(x.float()) for name, x in self.features(pixels, cameras, views).items()}
-        return Output(features, {name: self.necks[name](features[name]) for name in self.heads})
+        about = {name: x for name, x in batch.items() if name != "pixels"}
+        features = {name: gather(x.float()) for name, x in self.features(batch["pixels"], about).items()}
+        return Output(features, {name: self.necks[name](features[name]) for name in self.aggregator.necks})
 
-    def test_feature(self, features: dict[str, Tensor]) -> Tensor:
-        """The retrieval feature, float32 [B, D], L2-normalised: the pre-neck `final` and `projection` side by side.
+    def test_feature(self, features: Mapping[str, Tensor]) -> Tensor:
+        """The retrieval feature, float32 [B, D], L2-normalised: the aggregator's test features side by side.
 
-        For OpenAI's CLIP the concatenation is normalised as a whole, as published; elsewhere each part is
-        normalised first, for their raw norms have no common scale.
+        For OpenAI's CLIP the concatenation is normalised as a whole, as CLIP-ReID published it; elsewhere each part is
+        normalised first, for their raw norms have no common scale. With weights each part is normalised and multiplied
+        by the root of its weight.
         """
-        parts = [features[name].float() for name in self.heads]
-        if not self.raw_logits:
+        parts = [features[name].float() for name in self.aggregator.test]
+        weights = self.aggregator.weights
+        if weights is not None or not self.raw_logits:
             parts = [F.normalize(part, dim=1) for part in parts]
+        if weights is not None:
+            parts = [weight**0.5 * part for weight, part in zip(weights, parts, strict=True)]
         return F.normalize(torch.cat(parts, dim=1), dim=1)
 
     def normalise(self, crops: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to float pixels with this model's mean and std, on its device."""
-        return normalise(crops.to(self.device), self.config.mean, self.config.std)
+        return normalise(crops.to(self.device), self.mean, self.std)
 
     @torch.no_grad()
-    def embed_parts(
-        self, crops: Tensor, cameras: Tensor | None = None, views: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def embed_parts(self, crops: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """uint8 crops [B, 3, H, W] of the right size to the test feature (`concat`) and its parts, L2-normalised.
 
-        cameras, views: [B], as for `features`.
+        about: as for `features`.
         """
         was_training = self.training
         self.eval()
-        features = self.features(self.normalise(crops), cameras, views)
+        features = self.features(self.normalise(crops), about)
         self.train(was_training)
-        parts = {name: F.normalize(features[name].float(), dim=1) for name in self.heads}
+        parts = {name: F.normalize(features[name].float(), dim=1) for name in self.aggregator.test}
         return {"concat": self.test_feature(features), **parts}
 
-    def look(self, crops: Tensor, cameras: Tensor | None = None, views: Tensor | None = None) -> Tensor | None:
+    def attention_maps(self, crops: Tensor, about: Mapping[str, Tensor] | None = None) -> Tensor | None:
         """uint8 crops as for `embed_parts` to maps [B, h, w], float32 on the CPU: how much each patch tells.
 
         Attention rollout (`clipreid.backbones.attention_rollout`), each map sums to one. None for a wrapped
@@ -210,12 +225,13 @@ class ReIDModel(nn.Module):
         """
         if not isinstance(self.tower, VisionTower):
             return None
-        hooks = {0: self.side.hook(cameras, views)} if self.side is not None else None
-        return attention_rollout(self.tower, self.normalise(crops), hooks).cpu()
+        about = {name: x.to(self.device) for name, x in (about or {}).items()}
+        hooks: Any = tuple(self.hooks.values())
+        return attention_rollout(self.tower, self.normalise(crops), hooks, about).cpu()
 
     def crops(self, images: Images) -> Tensor:
-        """Pictures as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole picture resized."""
-        return stack_images(images, self.image_size, self.config.interpolation)
+        """Images as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole image resized."""
+        return stack_images(images, self.image_size, self.interpolation)
 
     def embed(
         self,
@@ -225,40 +241,44 @@ class ReIDModel(nn.Module):
         cameras: Sequence[int] | Tensor | None = None,
         views: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
-        """Pictures to features for retrieval by dot product.
+        """Images to features for retrieval, compared by `metric` (a dot product, for most methods).
 
         Args:
             images: PIL images, paths, or a uint8 tensor or array [N, 3, H, W] (RGB, any size; resized as a whole, never
                 cut).
-            batch_size: pictures at a time.
-            cameras, views: N numbers each, as in the training set (`model.config.cameras`, `.views`). They matter to
-                a model trained with side information (`--sie`) only, which takes the mean embedding for a number
-                that it was not trained on, for -1, and for all pictures when nothing is given.
+            batch_size: images at a time.
+            cameras, views: N numbers each, as in the training set. They matter to a model trained with side
+                information only, which takes the mean embedding for a number that it was not trained on, for
+                -1, and for all images when nothing is given.
 
         Returns:
             float32 [N, D] on the CPU, each row of unit length.
 
         Raises:
-            UserError: a picture cannot be read.
-            ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than pictures; not one camera or view
-                for each picture.
+            UserError: an image cannot be read.
+            ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than images; not one camera or view
+                for each image.
         """
         crops = self.crops(images)
         if not len(crops):
             return torch.empty(0, sum(self.widths.values()))
-        unknown = torch.full((len(crops),), -1)
-        sides = [unknown if given is None else torch.as_tensor(given) for given in (cameras, views)]  # [N] each
-        for what, given in zip(("cameras", "views"), sides, strict=True):
-            if given.shape != unknown.shape:
-                raise ValueError(f"{what} must be {len(crops)} numbers, one for each picture, not {list(given.shape)}")
-        batches = zip(*(x.split(batch_size) for x in (crops, *sides)), strict=True)
-        return torch.cat([self.embed_parts(*batch)["concat"].cpu() for batch in batches])
+        about = {}
+        for what, given in (("cameras", cameras), ("views", views)):
+            if given is not None:
+                about[what] = torch.as_tensor(given)
+                if about[what].shape != (len(crops),):
+                    shape = list(about[what].shape)
+                    raise ValueError(f"{what} must be {len(crops)} numbers, one for each image, not {shape}")
+        rows = torch.arange(len(crops)).split(batch_size)
+        found = [self.embed_parts(crops[at], {name: x[at] for name, x in about.items()})["concat"].cpu() for at in rows]
+        return torch.cat(found)
 
     @torch.no_grad()
     def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """n sentences to float32 [n, E] on the CPU, rows of unit length, to be compared with pictures' "projection".
+        """n sentences to float32 [n, E] on the CPU, rows of unit length, to be compared with images' "projection".
 
-        The text tower is the backbone's own, untouched by training; what does not fit into its context is cut off.
+        The text tower is the backbone's own, with what the method trained of it; what does not fit into its context is
+        cut off.
 
         Raises:
             UserError: the backbone has no text tower or no tokenizer. ValueError: one string, not a list of them.
@@ -268,7 +288,7 @@ class ReIDModel(nn.Module):
         (backbone,) = self.source
         if backbone.text is None or backbone.tokenizer is None:
             lacks = "text tower" if backbone.text is None else "tokenizer"
-            raise UserError(f"{backbone.name} has no {lacks}: captions cannot be compared with its pictures")
+            raise UserError(f"{backbone.name} has no {lacks}: captions cannot be compared with its images")
         backbone.text.to(self.device).eval()
         batches = [list(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         with torch.autocast(self.device.type, enabled=False):
@@ -276,10 +296,51 @@ class ReIDModel(nn.Module):
         return torch.cat(found) if found else torch.empty(0, backbone.text.embed_dim)
 
 
-def _with_lora(tower: VisionTower | ImageTower, config: ModelConfig, backbone: str) -> nn.Module:
+def _check_reads(parts: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the part, where `reads` has a name that is not in `GIVEN`."""
+    for where, part in parts.items():
+        if odd := [name for name in part.reads if name not in GIVEN]:
+            raise ValueError(
+                f"{where} ({type(part).__name__}): reads has {', '.join(map(repr, odd))}, but only "
+                f"{' and '.join(map(repr, GIVEN))} can be given at test; what a batch has is in `about` anyway"
+            )
+
+
+def default_aggregator(backbone: Backbone, kind: str = "cls") -> Aggregator:
+    """CLIP-ReID's three taps by CLS token or mean patch (`Taps`); the one feature of an image-only tower.
+
+    Raises:
+        UserError: an unknown kind, or another one than "cls" for a tower that pools in its own way.
+    """
+    tower = backbone.image
+    if isinstance(tower, ImageTower):
+        if kind != "cls":
+            raise UserError(
+                f"--aggregation {kind}: {backbone.name} has one feature, pooled in its own way "
+                f"({tower.pooling}): leave the flag out"
+            )
+        return Pooled(tower.embed_dim)
+    return Taps(kind, tower.depth, tower.width, tower.embed_dim)
+
+
+def untrained_model(backbone: Backbone, aggregation: str = "cls") -> ReIDModel:
+    """The backbone before any training, as a model: zero-shot. Its linear maps are the identity."""
+    return ReIDModel(backbone, "head", aggregator=default_aggregator(backbone, aggregation)).eval()
+
+
+def need_text(backbone: Backbone, what: str) -> nn.Module:
+    """The text tower; raises `UserError`, with `what` needs it, for a backbone that has none."""
+    if backbone.text is None:
+        raise UserError(
+            f"{what}: {backbone.name} has no text tower: take a backbone with text (tiny-clip, open_clip:..., hf:...)"
+        )
+    return backbone.text
+
+
+def _with_lora(tower: nn.Module, rank: int, alpha: float, backbone: str) -> nn.Module:
     """Adapters on the attention and MLP Linears of every block (Hu et al., arXiv 2106.09685)."""
     targets = tower.lora_targets if isinstance(tower, ImageTower) else LORA_TARGETS
-    settings = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=targets)
-    wrapped = get_peft_model(tower, settings)
-    wrapped.peft_config["default"].base_model_name_or_path = backbone.removeprefix("hf:")
+    settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
+    wrapped: nn.Module = get_peft_model(tower, settings)
+    wrapped.peft_config["default"].base_model_name_or_path = backbone.removeprefix("hf:")  # type: ignore
     return wrapped

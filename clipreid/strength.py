@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -28,13 +29,13 @@ def set_strength(model: ReIDModel, strength: float) -> ReIDModel:
 
     At 0 the features are those of the backbone before training, at 1 those of the run, both exactly. In between:
 
-        LoRA          the update is scaled: W + s * (alpha / r) B A
+        LoRA          the update is scaled: W + s * (alpha / r) B A; of a trained text tower too
         full tuning   weights between before and after: (1 - s) W0 + s W (WiSE-FT, arXiv 2109.01903, equation 1)
         head tuning   the linear maps between the identity and what was learned, likewise
-        SIE           the embedding of camera or view is multiplied by s
+        token hooks   by themselves (`TokenHook.strength`): side information is multiplied by s
 
-    For full tuning the backbone is read again, and both ends stay in memory. The pooling of the features
-    (`aggregation`) is a choice, not trained, and stays.
+    For full tuning the backbone is read again, and both ends stay in memory. The aggregator stays as it
+    is: with one that was trained (SAGA), 0 is not zero-shot.
 
     Returns:
         The same model.
@@ -45,27 +46,34 @@ def set_strength(model: ReIDModel, strength: float) -> ReIDModel:
     strength = check_strength(strength)
     if strength == model.strength:
         return model
-    if model.config.tuning == "lora":
-        for module in model.image.modules():
-            if isinstance(module, LoraLayer):
-                module.set_scale("default", strength)
-    else:
-        _interpolate(model, strength)
-    if model.side is not None:
-        model.side.coefficient = strength * model.config.sie_coefficient
+    adapted = [model.image] if model.tuning == "lora" else []
+    adapted += [model.text] if model.text is not None and model.text_tuning == "lora" else []
+    for module in (module for tower in adapted for module in tower.modules()):
+        if isinstance(module, LoraLayer):
+            module.set_scale("default", strength)
+    _interpolate(model, strength)
+    hooks: list[Any] = list(model.hooks.values())
+    for hook in hooks:
+        hook.strength = strength
     model.strength = strength
     return model
 
 
 @torch.no_grad()
 def _interpolate(model: ReIDModel, strength: float) -> None:
-    """Sets the weights between the two ends, which are found once."""
-    whole = model.tower if model.config.tuning == "full" else model.maps
-    if not model.ends:
-        trained = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
-        before = _base(model) if model.config.tuning == "full" else {n: torch.eye(len(t)) for n, t in trained.items()}
-        model.ends = {name: (before[name].to(tensor.device), tensor) for name, tensor in trained.items()}
-    for name, tensor in whole.state_dict().items():
+    """Sets the weights of towers that were trained whole, and of linear maps, between the two ends, found once."""
+    trained = {f"maps.{name}": tensor for name, tensor in model.maps.state_dict().items()}
+    if model.tuning == "full":
+        trained |= {f"image.{name}": tensor for name, tensor in model.tower.state_dict().items()}
+    if model.text is not None and model.text_tuning == "full":
+        trained |= {f"text.{name}": tensor for name, tensor in model.text.state_dict().items()}
+    if trained and not model.ends:
+        towers = any(not name.startswith("maps.") for name in trained)
+        before = (_base(model) if towers else {}) | {
+            n: torch.eye(len(t)) for n, t in trained.items() if n[:5] == "maps."
+        }
+        model.ends = {name: (before[name].to(tensor.device), tensor.clone()) for name, tensor in trained.items()}
+    for name, tensor in trained.items():
         start, end = model.ends[name]
         if tensor.is_floating_point():
             tensor.copy_(start.lerp(end, strength))  # exact at 0 and at 1
@@ -74,15 +82,22 @@ def _interpolate(model: ReIDModel, strength: float) -> None:
 
 
 def _base(model: ReIDModel) -> dict[str, Tensor]:
-    """The weights of the image tower before full tuning."""
+    """The weights of the towers before full tuning: "image.NAME" and, where there is text, "text.NAME"."""
     (backbone,) = model.source
     if backbone.name == IMPORTED:
-        raise UserError("strength: an imported run holds no backbone from before its training to mix with; "
-                        "only strength 1 is known of it")  # fmt: skip
+        raise UserError(
+            "strength: an imported run holds no backbone from before its training to mix with; "
+            "only strength 1 is known of it"
+        )
     stride = None if backbone.family == "image-only" else backbone.image.config.stride
-    fresh = load_backbone(backbone.name, revision=backbone.revision, image_size=backbone.image_size,
-                          positions=backbone.positions, stride=stride)  # fmt: skip
-    return fresh.image.state_dict()
+    fresh = load_backbone(
+        backbone.name,
+        revision=backbone.revision,
+        image_size=backbone.image_size,
+        positions=backbone.positions,
+        stride=stride,
+    )
+    return {name: x for name, x in fresh.state_dict().items() if name.startswith(("image.", "text."))}
 
 
 def parse_strengths(text: str) -> tuple[float, ...]:
@@ -98,7 +113,9 @@ def parse_strengths(text: str) -> tuple[float, ...]:
         except ValueError:
             number = math.nan
         if not 0 <= number <= 1:
-            raise UserError(f"--strength {text}: {word.strip() or '(nothing)'} is no number from 0 (zero-shot) to 1 "
-                            "(as trained); give such as 0,0.25,0.5,0.75,1")  # fmt: skip
+            raise UserError(
+                f"--strength {text}: {word.strip() or '(nothing)'} is no number from 0 (zero-shot) to 1 "
+                "(as trained); give such as 0,0.25,0.5,0.75,1"
+            )
         found.append(number)
     return tuple(dict.fromkeys(found))

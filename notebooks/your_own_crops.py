@@ -19,7 +19,7 @@
 #     crops/train/anna/cam1_00001.png        to learn from
 #     crops/test/bert/cam3_00007.png         other individuals, to be measured on
 #
-# Identity and camera are read from folders and file names; other ways to name them: `docs/data.md`. Two images of an
+# Identity and camera are read from folders and file names; other ways: `docs/own-images.md`. Two images of an
 # individual are the least, from different cameras where there are several.
 #
 # Start Jupyter with `CROPS=/my/crops` in the environment, and this notebook is about yours. Otherwise it paints a small
@@ -103,7 +103,7 @@ display(Image(RUN / "report" / "ranked_lists.png"))
 # %%
 data = clipreid.load_data(f"folder:{CROPS}")
 scored = explore.score_domains(clipreid.load(RUN), {"test": data})["test"]
-found = {"stage 2": scored.similarity()}
+found = {"stage2": scored.similarity()}
 ranked_lists(RUN / "hardest.png", scored.query, scored.gallery, found, data.protocol, n_queries=4, choose="hardest")
 display(Image(RUN / "hardest.png"))
 

@@ -17,7 +17,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 
 from clipreid.backbones import Backbone, TextConfig, VisionConfig, save_backbone, square_backbone
 from clipreid.backbones.tokenizer import END, FastTokenizer, train_tokenizer
+from clipreid.config import none_is
 from clipreid.data import normalise
 from clipreid.data.synthetic.people import COLOURS
 from clipreid.data.synthetic.pretraining import Captioned, captioned_images
@@ -40,7 +41,9 @@ EXTRA = "a photo of an image of the same person. vehicle. animal. object. X X X 
 class Config:
     output: Path = Path("runs/tiny-clip")
     family: Literal["clip", "siglip"] = "clip"
-    init: Path | None = None  # go on from the state and tokenizer in this folder, with a fresh optimiser
+    init: Annotated[Path | None, none_is("new weights")] = (
+        None  # go on from the state and tokenizer in this folder, with a fresh optimiser
+    )
     images: int = 60_000  # painted once, seen several times
     steps: int = 1_400
     batch: int = 256

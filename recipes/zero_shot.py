@@ -24,18 +24,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 
-from clipreid.backbones import Backbone, ImageTower, load_backbone
+from clipreid.backbones import ImageTower, load_backbone
+from clipreid.config import none_is
 from clipreid.data import ReIDData, load_data, reader_flags
 from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation import format_table
 from clipreid.evaluation.cost import gflops, latency, parameters
-from clipreid.evaluation.score import ZERO_SHOT, score
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.evaluation.score import score
+from clipreid.model import ReIDModel, untrained_model
 from clipreid.training.harness import check_writable, set_threads
 
 Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data A B and --data A --data B are the same
@@ -43,33 +44,27 @@ Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data A B and
 
 @dataclass(frozen=True)
 class ZeroShot:
-    backbones: Names = ()
-    """tiny-clip | open_clip:MODEL/TAG | hf:NAME | timm:NAME | osnet:x1_0/FILE, one or more [default: tiny-clip]"""
-    data: Names = ()
-    """synthetic | market1501:/path | folder:/path | ..., one or more [default: synthetic]"""
-    output: Path | None = None
+    backbones: Annotated[Names, none_is("tiny-clip")] = ()
+    """tiny-clip | open_clip:MODEL/TAG | hf:NAME | timm:NAME | osnet:x1_0/FILE, one or more"""
+    data: Annotated[Names, none_is("synthetic")] = ()
+    """synthetic | market1501:/path | folder:/path | ..., one or more"""
+    output: Annotated[Path | None, none_is("the table is only printed")] = None
     """Also write the table to this CSV file"""
-    image_size: tuple[int, int] | None = None
-    """Height and width of the crops in pixels [default: each backbone's, 256 128 or nearly so]"""
+    image_size: Annotated[tuple[int, int] | None, none_is("each backbone's, 256 128 or nearly so")] = None
+    """Height and width of the crops in pixels"""
     batch_size: int = 32
     """Crops at once, for the time per crop"""
-    threads: int | None = None
-    """CPU threads [default: all cores]"""
+    threads: Annotated[int | None, none_is("all cores")] = None
+    """CPU threads"""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
     """Of the noise that the time is taken with; nothing else is random"""
-    pattern: str | None = None
+    pattern: Annotated[str | None, none_is("the patterns of docs/own-images.md")] = None
     """Regular expression for file names of folder: data, with the groups identity, camera, view"""
-    columns: str | None = None
+    columns: Annotated[str | None, none_is("the names of docs/data.md")] = None
     """Which column is which in hub: data, where a table has other names: identity=pid,camera=camid,..."""
     skip_bad: bool = False
     """Leave out images that cannot be decoded"""
-
-
-def zero_shot_model(backbone: Backbone) -> ReIDModel:
-    """The backbone as it is, its images prepared as its weights want them: an untrained map is the identity."""
-    own = ModelConfig(tuning="head", mean=backbone.mean, std=backbone.std, interpolation=backbone.interpolation)
-    return ReIDModel(backbone, own).eval()
 
 
 def costs(model: ReIDModel, config: ZeroShot) -> dict[str, Any]:
@@ -85,16 +80,8 @@ def costs(model: ReIDModel, config: ZeroShot) -> dict[str, Any]:
 
 def scores(model: ReIDModel, data: ReIDData, config: ZeroShot) -> dict[str, Any]:
     """The columns that do: the better feature, its mAP and rank-1."""
-    found = score(
-        data,
-        model.embed_parts,
-        model.image_size,
-        model.config.interpolation,
-        device=config.device,
-        skip_bad=config.skip_bad,
-        embed_text=model.embed_text,
-    )
-    best = found.best(ZERO_SHOT)
+    found = score(data, model, skip_bad=config.skip_bad)
+    best = found.best()
     feature = model.tower.pooling if isinstance(model.tower, ImageTower) else best
     return {"feature": feature, **{key: found.reports[best].metrics[key] for key in ("mAP", "rank1")}}
 
@@ -128,7 +115,7 @@ def main(config: ZeroShot) -> None:
         raise UserError("no data is left to test on:\n  " + "\n  ".join(failed))
     for name in names:  # one backbone in memory at a time
         with leave_out_failures(failed, name):
-            model = zero_shot_model(load_backbone(name, image_size=config.image_size)).to(config.device)
+            model = untrained_model(load_backbone(name, image_size=config.image_size)).to(config.device)
             cost = costs(model, config)
             for data in tests:
                 with leave_out_failures(failed, f"{name} on {data.name}"):

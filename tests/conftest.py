@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,3 +36,14 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         return written[family]
 
     return write
+
+
+@pytest.fixture
+def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """`tests/hub/toy_methods/toy.py`, as a method of `clipreid.methods`, where it is found by its name."""
+    from clipreid import methods
+
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(Path(__file__).parent / "hub" / "toy_methods")])
+    yield methods.get_method("toy")
+    sys.modules.pop("clipreid.methods.toy")
+    del methods.toy  # type: ignore[attr-defined]

@@ -1,8 +1,7 @@
 """`ReIDModel`: which features it takes, what it trains, that it starts as the backbone it was given, `embed`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from clipreid.aggregation import identity_features
+from clipreid.aggregation import Pooled, Taps
+from clipreid.aggregation.base import HasTokens
 from clipreid.backbones import Backbone, TextConfig, TextTower, VisionConfig, VisionTower, load_backbone
 from clipreid.errors import UserError
+from clipreid.hooks import TokenHook
 from clipreid.hub import save_model
-from clipreid.model import LORA_TARGETS, ModelConfig, Neck, ReIDModel
+from clipreid.model import LORA_TARGETS, Neck, ReIDModel, default_aggregator
 
 Folder = Callable[[str], Path]
 TUNINGS = ("lora", "full", "head")
@@ -26,10 +27,12 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
 def make(folder: Path, tuning: Any = "lora", identities: int = 0, aggregation: str = "cls") -> ReIDModel:
     backbone = load_backbone(f"hf:{folder}")
-    return ReIDModel(backbone, ModelConfig(tuning, aggregation, lora_rank=4, mean=MEAN, std=STD), identities).eval()
+    backbone.mean, backbone.std = MEAN, STD
+    aggregator = default_aggregator(backbone, aggregation)
+    return ReIDModel(backbone, tuning, rank=4, aggregator=aggregator, identities=identities).eval()
 
 
-def pictures(count: int = 3, size: tuple[int, int] = (64, 32), seed: int = 0) -> Tensor:
+def images(count: int = 3, size: tuple[int, int] = (64, 32), seed: int = 0) -> Tensor:
     """Noise, uint8 [count, 3, H, W]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
@@ -72,21 +75,65 @@ def test_taps_are_the_towers_own_tokens(tiny_folder: Folder, family: str, aggreg
     assert (before[:, 0] - model.tower.post_layernorm(before)[:, 0]).abs().max() > 0.1  # no final norm on that tap
 
 
-@pytest.mark.parametrize("layers", [(), (2, 3)])
-def test_one_tap_is_needed(layers: tuple[int, ...]) -> None:
-    tokens = SimpleNamespace(cls=None, patches=torch.zeros(1, 2, 3), pooled=torch.zeros(1, 3),
-                             taps={layer: torch.zeros(1, 2, 3) for layer in layers})  # fmt: skip
-    with pytest.raises(ValueError, match=r"expected one tap \(the block before the last\), got \["):
-        identity_features(tokens, "cls")
+def test_the_default_aggregator_taps_the_block_before_the_last(tiny_folder: Folder) -> None:
+    backbone = load_backbone(f"hf:{tiny_folder('clip')}")
+    taps = default_aggregator(backbone)
+    assert isinstance(taps, Taps)
+    assert (taps.taps, taps.necks, taps.test, taps.weights) == ((2,), *2 * (("final", "projection"),), None)
+    assert taps.widths == {"penultimate": 32, "final": 32, "projection": 24}
+    assert make(tiny_folder("clip")).widths == {"final": 32, "projection": 24}
+    assert Pooled(7).widths == {"projection": 7}
 
 
-def test_unknown_settings_name_the_valid_ones() -> None:
-    with pytest.raises(ValueError, match="no aggregation 'saga2': choose one of cls, mean"):
-        identity_features(SimpleNamespace(cls=None, patches=None, pooled=None, taps={}), "saga2")  # type: ignore
+def test_unknown_settings_name_the_valid_ones(tiny_folder: Folder) -> None:
+    backbone = load_backbone(f"hf:{tiny_folder('clip')}")
     with pytest.raises(UserError, match="no aggregation 'max': choose one of cls, mean"):
-        ModelConfig(aggregation="max")
-    with pytest.raises(UserError, match="no tuning 'dora': choose one of lora, full, head"):
-        ModelConfig(tuning="dora")  # type: ignore[arg-type]
+        default_aggregator(backbone, "max")
+    with pytest.raises(UserError, match="--tuning dora: choose one of lora, full, head"):
+        ReIDModel(backbone, "dora")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--text-tuning some: choose one of frozen, lora, full"):
+        ReIDModel(backbone, text_tuning="some")  # type: ignore[arg-type]
+    backbone.text = None  # type: ignore[assignment]
+    with pytest.raises(UserError, match=r"--text-tuning: hf:.* has no text tower: take a backbone with text"):
+        ReIDModel(backbone, text_tuning="lora")
+
+
+class Doubled(Taps):
+    """An aggregator that reads what is known of the images: cameras, and a key of its own, which is not named."""
+
+    reads = ("cameras",)
+
+    def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        features = super().forward(tokens, about)
+        return features | {"final": features["final"] * (1 + about["occluded"][:, None])}
+
+
+class Add(TokenHook):
+    """Adds the view to all tokens, behind the block before the last."""
+
+    reads = ("views",)
+
+    def after(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+        return x + about["views"].view(-1, 1, 1) if layer == 2 else x
+
+
+@torch.no_grad()
+def test_hooks_and_aggregator_are_told_what_they_read(tiny_folder: Folder) -> None:
+    backbone = load_backbone(f"hf:{tiny_folder('clip')}")
+    model = ReIDModel(backbone, aggregator=Doubled("cls", 3, 32, 24), hooks={"add": Add()}, identities=2).eval()
+    assert model.reads == ("views", "cameras")
+    assert make(tiny_folder("clip")).reads == ()
+    pixels = torch.randn(3, 3, 64, 32)
+    about = {"views": torch.tensor([0, 1, 2]), "occluded": torch.tensor([0, 1, 0])}
+    found, plain = model.features(pixels, about), make(tiny_folder("clip")).features(pixels)
+    for name in ("final", "projection", "penultimate"):
+        torch.testing.assert_close(found[name][0], plain[name][0])
+    before, _, _ = watch(model, pixels)  # the hook is not asked there
+    torch.testing.assert_close(found["penultimate"], before[:, 0] + torch.tensor([[0.0], [1.0], [2.0]]))
+    once = model.features(pixels, about | {"occluded": torch.zeros(3)})["final"]
+    torch.testing.assert_close(found["final"][1], 2 * once[1])
+    training = model.train()({"pixels": pixels, **about})
+    torch.testing.assert_close(training.features["penultimate"], found["penultimate"])
 
 
 # What is trained --------------------------------------------------------------------------------------------------
@@ -98,7 +145,7 @@ def test_unknown_settings_name_the_valid_ones() -> None:
 def test_untrained_it_is_the_untouched_backbone(tiny_folder: Folder, family: str, tuning: str) -> None:
     """LoRA starts at zero and a map at the identity: zero-shot figures can be taken from the model itself."""
     backbone = load_backbone(f"hf:{tiny_folder(family)}")
-    crops = pictures()
+    crops = images()
     pixels = (crops.float() / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     tokens = backbone.tokens(pixels)
     final = tokens.cls if tokens.cls is not None else tokens.patches.mean(1)
@@ -120,6 +167,17 @@ def test_raw_norms_decide_the_mix_for_openais_clip_only(tiny_folder: Folder) -> 
     model.raw_logits = True  # as published: the concatenated vector is normalised once
     whole = torch.cat([features["final"], features["projection"]], dim=1)
     torch.testing.assert_close(model.test_feature(features), whole / whole.norm(dim=1, keepdim=True))
+
+
+@torch.no_grad()
+def test_weights_make_the_dot_product_a_sum_of_cosines(tiny_folder: Folder) -> None:
+    for raw in (False, True):
+        model = make(tiny_folder("clip"))
+        model.raw_logits, model.aggregator.weights = raw, (2.0, 0.5)
+        features = {"final": 9 * torch.randn(4, 32), "projection": torch.randn(4, 24)}
+        found = model.test_feature(features)
+        cosines = [F.normalize(x, dim=1) @ F.normalize(x, dim=1).T for x in features.values()]
+        torch.testing.assert_close(found @ found.T, (2 * cosines[0] + 0.5 * cosines[1]) / 2.5)
 
 
 NECKS = {f"necks.{name}.{part}.weight" for name in ("final", "projection") for part in ("norm", "classifier")}
@@ -144,6 +202,24 @@ def test_trainable_parameters_by_tuning(tiny_folder: Folder, family: str) -> Non
     assert trained("lora") == adapters | NECKS  # nothing of the pooling head, the projection or the embeddings
 
 
+@pytest.mark.parametrize("text_tuning", ["frozen", "lora", "full"])
+def test_the_text_tower_is_trained_where_the_method_asks(tiny_folder: Folder, text_tuning: Any) -> None:
+    backbone = load_backbone(f"hf:{tiny_folder('clip')}")
+    words = ["a red person", "a dog"]
+    with torch.no_grad():
+        before = F.normalize(backbone.encode_text(words), dim=1)
+    model = ReIDModel(backbone, "head", text_tuning=text_tuning, rank=4)
+    torch.testing.assert_close(model.embed_text(words), before)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and name.startswith("text.")}
+    assert bool(trained) == (text_tuning != "frozen")
+    assert all("lora_" in name for name in trained) == (text_tuning != "full")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in trained:
+                parameter.add_(0.1)
+    assert ((model.embed_text(words) - before).abs().max() > 1e-3) == (text_tuning != "frozen")
+
+
 def test_necks_have_frozen_shift_and_small_bias_free_classifiers() -> None:
     torch.manual_seed(0)
     neck = Neck(64, 500)
@@ -161,7 +237,7 @@ def test_a_training_step_moves_what_it_should(tiny_folder: Folder) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):  # lora_A moves only once lora_B is not zero
-        output = model(torch.randn(6, 3, 64, 32))
+        output = model({"pixels": torch.randn(6, 3, 64, 32)})
         optimiser.zero_grad()
         (sum(x.square().mean() for x in output.features.values()) + sum(F.cross_entropy(x, torch.arange(6) % 3)
          for x in output.logits.values())).backward()  # fmt: skip
@@ -176,7 +252,7 @@ def test_a_training_step_moves_what_it_should(tiny_folder: Folder) -> None:
 
 def test_logits_come_from_after_the_neck_and_features_from_before(tiny_folder: Folder) -> None:
     model = make(tiny_folder("clip"), "head", identities=3).train()
-    output = model(torch.randn(8, 3, 64, 32))
+    output = model({"pixels": torch.randn(8, 3, 64, 32)})
     for name, neck in model.necks.items():
         x = output.features[name]
         standardised = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt()
@@ -185,7 +261,7 @@ def test_logits_come_from_after_the_neck_and_features_from_before(tiny_folder: F
 
 def test_without_classifiers_it_cannot_be_trained(tiny_folder: Folder) -> None:
     with pytest.raises(RuntimeError, match="loaded without its classifiers: it embeds, but cannot be trained"):
-        make(tiny_folder("clip"))(torch.randn(2, 3, 64, 32))
+        make(tiny_folder("clip"))({"pixels": torch.randn(2, 3, 64, 32)})
 
 
 def test_adapter_of_a_base_vit_is_under_three_percent_of_both_towers(tmp_path: Path) -> None:
@@ -193,7 +269,7 @@ def test_adapter_of_a_base_vit_is_under_three_percent_of_both_towers(tmp_path: P
     with torch.device("meta"):
         image, text = VisionTower(VisionConfig()), TextTower(TextConfig())
     image.to_empty(device="cpu")  # shapes are all that matters
-    model = ReIDModel(Backbone(image, text, name="hf:some/vit-b-16"), ModelConfig())
+    model = ReIDModel(Backbone(image, text, name="hf:some/vit-b-16"))
     plain = [p for name, p in image.named_parameters() if "lora_" not in name]
     towers = 4 * sum(p.numel() for p in [*plain, *text.parameters()])
     assert 590e6 < towers < 605e6  # CLIP ViT-B/16: 150 million weights
@@ -230,10 +306,8 @@ def as_files(crops: Tensor, folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("size", [(64, 32), (50, 41)])
-def test_embed_takes_pictures_paths_and_tensors_alike(
-    tiny_folder: Folder, tmp_path: Path, size: tuple[int, int]
-) -> None:
-    model, crops = make(tiny_folder("clip")), pictures(3, size)
+def test_embed_takes_images_paths_and_tensors_alike(tiny_folder: Folder, tmp_path: Path, size: tuple[int, int]) -> None:
+    model, crops = make(tiny_folder("clip")), images(3, size)
     files = as_files(crops, tmp_path)
     features = model.embed(crops)
     assert features.shape == (3, 32 + 24)
@@ -245,18 +319,18 @@ def test_embed_takes_pictures_paths_and_tensors_alike(
     assert torch.equal(model.embed([Image.open(file) for file in files]), features)
 
 
-def test_embed_resizes_the_whole_picture(tiny_folder: Folder) -> None:
+def test_embed_resizes_the_whole_image(tiny_folder: Folder) -> None:
     """Nothing is cut away: what is drawn in a corner still shows."""
     model = make(tiny_folder("clip"))
-    picture = np.zeros((200, 90, 3), dtype=np.uint8)
-    marked = picture.copy()
+    image = np.zeros((200, 90, 3), dtype=np.uint8)
+    marked = image.copy()
     marked[:20, :15] = 255
-    plain, corner = model.embed([Image.fromarray(picture), Image.fromarray(marked)])
+    plain, corner = model.embed([Image.fromarray(image), Image.fromarray(marked)])
     assert (plain - corner).abs().max() > 1e-3
 
 
 def test_embed_does_not_depend_on_the_batch_size_or_the_mode(tiny_folder: Folder) -> None:
-    model, crops = make(tiny_folder("clip"), identities=3).train(), pictures(5)
+    model, crops = make(tiny_folder("clip"), identities=3).train(), images(5)
     together = model.embed(crops)
     assert model.training
     torch.testing.assert_close(model.embed(crops, batch_size=2), together, atol=1e-6, rtol=1e-5)
@@ -267,10 +341,10 @@ def test_embed_does_not_depend_on_the_batch_size_or_the_mode(tiny_folder: Folder
         assert model.embed(nothing).shape == (0, 32 + 24)
 
 
-def test_embed_names_the_picture_that_cannot_be_read(tiny_folder: Folder, tmp_path: Path) -> None:
+def test_embed_names_the_image_that_cannot_be_read(tiny_folder: Folder, tmp_path: Path) -> None:
     model = make(tiny_folder("clip"))
-    good = as_files(pictures(1), tmp_path)[0]
-    (tmp_path / "text.jpg").write_text("not a picture")
+    good = as_files(images(1), tmp_path)[0]
+    (tmp_path / "text.jpg").write_text("not a image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:200])
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
     for name in ("text.jpg", "cut.png", "dot.png", "missing.png"):
@@ -279,14 +353,14 @@ def test_embed_names_the_picture_that_cannot_be_read(tiny_folder: Folder, tmp_pa
 
 
 def test_embed_takes_arrays_and_generators(tiny_folder: Folder, tmp_path: Path) -> None:
-    model, crops = make(tiny_folder("clip")), pictures()
+    model, crops = make(tiny_folder("clip")), images()
     assert torch.equal(model.embed(crops.numpy()), model.embed(crops))
     files = as_files(crops, tmp_path)
     assert torch.equal(model.embed(file for file in files), model.embed(files))  # type: ignore[arg-type]
 
 
-def test_embed_refuses_what_is_no_list_of_pictures(tiny_folder: Folder) -> None:
-    model, crops = make(tiny_folder("clip")), pictures()
+def test_embed_refuses_what_is_no_list_of_images(tiny_folder: Folder) -> None:
+    model, crops = make(tiny_folder("clip")), images()
     with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.float32 \[3, 3, 64, 32\]"):
         model.embed(crops.float())
     with pytest.raises(ValueError, match=r"expected uint8 \[N, 3, H, W\], got torch.uint8 \[3, 64, 32, 3\]"):
@@ -301,3 +375,16 @@ def test_embed_refuses_what_is_no_list_of_pictures(tiny_folder: Folder) -> None:
     for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (9, 9))):
         with pytest.raises(ValueError, match=r"embed takes a list of images: write model.embed\(\[image\]\)"):
             model.embed(single)  # type: ignore[arg-type]
+
+
+def test_a_hook_or_aggregator_that_reads_what_nobody_can_give_at_test_is_refused() -> None:
+    hook = TokenHook()
+    hook.reads = ("cameras", "occluded")
+    with pytest.raises(ValueError, match=r"hook 'mask' \(TokenHook\): reads has 'occluded', but only 'cameras'"):
+        ReIDModel(load_backbone("tiny-clip"), hooks={"mask": hook})
+    aggregator = default_aggregator(backbone := load_backbone("tiny-clip"))
+    aggregator.reads = ("captions",)
+    with pytest.raises(ValueError, match=r"aggregator \(Taps\): reads has 'captions'"):
+        ReIDModel(backbone, aggregator=aggregator)
+    hook.reads, aggregator.reads = ("cameras",), ("views", "cameras")
+    assert ReIDModel(backbone, aggregator=aggregator, hooks={"mask": hook}).reads == ("cameras", "views")

@@ -1,9 +1,7 @@
 """The strength dial: zero-shot at 0, the run at 1, both exactly, and a straight way between."""
 
-import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +9,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_hub import make_run, shake
+from test_hub import make_run, shake, write_run
 
 import clipreid
 from clipreid.backbones import load_backbone
+from clipreid.backbones.record import backbone_record, load_recorded
 from clipreid.errors import UserError
-from clipreid.hub import CONFIG, backbone_record, model_record, save_model
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.hub import save_model
+from clipreid.hub.checks import read_settings
+from clipreid.methods import build, clip_reid
+from clipreid.model import ReIDModel, untrained_model
 from clipreid.strength import parse_strengths, set_strength
 
 Folder = Callable[[str], Path]
@@ -28,17 +29,16 @@ def crops() -> torch.Tensor:
     return torch.randint(0, 256, (4, 3, 64, 32), generator=generator, dtype=torch.uint8)
 
 
-def untrained(name: str, model: ReIDModel) -> ReIDModel:
-    """The backbone before training, with the pictures prepared in the same way."""
-    plain = replace(model.config, tuning="head", sie="none", cameras=(), views=())
-    return ReIDModel(load_backbone(name, positions="bilinear"), plain).eval()
+def untrained(run: Path) -> ReIDModel:
+    """The backbone of a run before training, with the images prepared in the same way."""
+    return untrained_model(load_recorded(read_settings(run).backbone))
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full", "head"])
 @pytest.mark.parametrize("family", ["clip", "siglip"])
 def test_both_ends_are_exact(tiny_folder: Folder, tmp_path: Path, family: str, tuning: str) -> None:
     trained = make_run(tiny_folder(family), tmp_path / "run", tuning).embed(crops())
-    before = untrained(f"hf:{tiny_folder(family)}", clipreid.load(tmp_path / "run")).embed(crops())
+    before = untrained(tmp_path / "run").embed(crops())
     found = {s: clipreid.load(tmp_path / "run", strength=s).embed(crops()) for s in (0, 0.5, 1)}
     assert torch.equal(found[0], before)
     assert torch.equal(found[1], trained)
@@ -54,19 +54,18 @@ def test_side_information_is_turned_too(tiny_folder: Folder, tmp_path: Path, tun
     name = f"hf:{tiny_folder('clip')}"
     backbone = load_backbone(name, positions="bilinear")
     record = backbone_record(backbone, "bilinear")
-    config = ModelConfig(tuning, sie="camera", sie_coefficient=2.0, cameras=(1, 2))
-    model = ReIDModel(backbone, config)
+    config = clip_reid.Config(tuning=tuning, sie="camera", sie_coefficient=2.0, cameras=(1, 2))
+    model = build(clip_reid, backbone, config)
     shake(model)
-    (tmp_path / "run").mkdir()
-    save_model(model, tmp_path / "run")
-    written = {"clipreid": "0", "backbone": record, "model": model_record(config)}
-    (tmp_path / "run" / CONFIG).write_text(json.dumps(written))
+    write_run(model, tmp_path / "run", record)
     cameras = [1, 2, 2, -1]
     found = clipreid.load(tmp_path / "run", strength=0).embed(crops(), cameras=cameras)
-    assert torch.equal(found, untrained(name, model).embed(crops()))
+    assert torch.equal(found, untrained(tmp_path / "run").embed(crops()))
     half = clipreid.load(tmp_path / "run", strength=0.5)
-    assert half.side is not None
-    assert half.side.coefficient == 1.0
+    side = half.hooks["side"]
+    assert (side.strength, side.coefficient) == (0.5, 2.0)
+    known = {"cameras": torch.tensor([1])}
+    torch.testing.assert_close(side.before(0, torch.zeros(1, 1, 32), known)[0, 0], side.table[0])  # 0.5 x 2
     whole = set_strength(half, 1).embed(crops(), cameras=cameras)
     assert torch.equal(whole, model.eval().embed(crops(), cameras=cameras))
 
@@ -79,7 +78,7 @@ def test_the_way_between_is_straight_in_the_weights(tiny_folder: Folder, strengt
     base = load_backbone(name).image.encoder.layers[0].mlp.fc1.weight
     ends = []
     for tuning in ("lora", "full"):
-        model = ReIDModel(load_backbone(name), ModelConfig(tuning, lora_rank=4))  # type: ignore[arg-type]
+        model = ReIDModel(load_backbone(name), tuning, rank=4)  # type: ignore[arg-type]
         shake(model)
         layer: Any = model.tower.encoder.layers[0].mlp.fc1  # type: ignore[union-attr]
         trained = base + layer.get_delta_weight("default") if tuning == "lora" else layer.weight.clone()
@@ -104,7 +103,7 @@ def test_an_imported_run_has_no_base(tmp_path: Path) -> None:
     from clipreid.backbones.imported import ImportedBackbone
 
     shape = VisionConfig((32, 16), 8, width=64, depth=2, heads=1, mlp_width=64, embed_dim=16)
-    model = ReIDModel(ImportedBackbone(shape), ModelConfig("full"))
+    model = ReIDModel(ImportedBackbone(shape), "full")
     set_strength(model, 1)
     with pytest.raises(UserError, match="an imported run holds no backbone from before its training"):
         set_strength(model, 0.5)

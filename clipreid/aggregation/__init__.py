@@ -1,5 +1,6 @@
-"""From the tower's tokens to identity features: pure functions on tensors."""
+"""From the tower's tokens to named features; nothing here knows towers, losses or files."""
 
-from clipreid.aggregation.taps import AGGREGATIONS, NAMES, identity_features
+from clipreid.aggregation.base import Aggregator
+from clipreid.aggregation.taps import AGGREGATIONS, Pooled, Taps
 
-__all__ = ["AGGREGATIONS", "NAMES", "identity_features"]
+__all__ = ["AGGREGATIONS", "Aggregator", "Pooled", "Taps"]

@@ -1,53 +1,65 @@
 """The three taps of CLIP-ReID: one feature before the last block, one after it, one in the text space.
 
-B pictures, N patches, C tower width, E embedding.
+B images, N patches, C tower width, E embedding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from torch import Tensor
 
+from clipreid.aggregation.base import Aggregator, HasTokens
+from clipreid.errors import UserError
+
 AGGREGATIONS = ("cls", "mean")
-NAMES = ("penultimate", "final", "projection")  # only the last two have necks and form the test feature
 
 
-class HasTokens(Protocol):
-    """What is read of `clipreid.backbones.Tokens`."""
-
-    cls: Tensor | None
-    patches: Tensor
-    taps: dict[int, Tensor]
-    pooled: Tensor
-
-
-def identity_features(tokens: HasTokens, kind: str) -> Mapping[str, Tensor]:
+class Taps(Aggregator):
     """The features of CLIP-ReID (arXiv 2211.13977, section 3.3; `x11`, `x12` and `proj` of its code).
 
+    `penultimate` [B, C]: after the block before the last, without final norm. `final` [B, C]: after the final norm.
+    `projection` [B, E]: CLIP's projection or SigLIP's pooling head. The last two have necks and form the test feature.
+
     Args:
-        tokens: with exactly one tap, the output of the block before the last.
         kind: `cls` takes the CLS token; a tower without one (SigLIP) takes the mean of its patches instead.
             `mean` takes the mean of the patches for every tower.
-
-    Returns:
-        `penultimate` [B, C], after the block before the last, without final norm; `final` [B, C], after the final
-        norm; `projection` [B, E], CLIP's projection or SigLIP's pooling head.
+        depth: blocks of the tower.
+        width, embed_dim: C and E.
 
     Raises:
-        ValueError: unknown kind, or not exactly one tap.
+        UserError: unknown kind.
     """
-    if kind not in AGGREGATIONS:
-        raise ValueError(f"no aggregation {kind!r}: choose one of {', '.join(AGGREGATIONS)}")
-    if len(tokens.taps) != 1:
-        raise ValueError(f"expected one tap (the block before the last), got {sorted(tokens.taps)}")
-    (penultimate,) = tokens.taps.values()  # [B, (1+)N, C]
-    if kind == "cls" and tokens.cls is not None:
-        return {"penultimate": penultimate[:, 0], "final": tokens.cls, "projection": tokens.pooled}
-    patches = penultimate[:, 1:] if tokens.cls is not None else penultimate  # [B, N, C]
-    return {
-        "penultimate": patches.mean(1),
-        "final": tokens.patches.mean(1),
-        "projection": tokens.pooled,
-    }
+
+    necks = ("final", "projection")
+    test = ("final", "projection")
+
+    def __init__(self, kind: str, depth: int, width: int, embed_dim: int) -> None:
+        super().__init__()
+        if kind not in AGGREGATIONS:
+            raise UserError(f"no aggregation {kind!r}: choose one of {', '.join(AGGREGATIONS)}")
+        self.kind, self.taps = kind, (depth - 1,)
+        self.widths = {"penultimate": width, "final": width, "projection": embed_dim}
+
+    def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens with the tap of the block before the last to {name: [B, C or E]}."""
+        penultimate = tokens.taps[self.taps[0]]  # [B, (1+)N, C]
+        if self.kind == "cls" and tokens.cls is not None:
+            return {"penultimate": penultimate[:, 0], "final": tokens.cls, "projection": tokens.pooled}
+        patches = penultimate[:, 1:] if tokens.cls is not None else penultimate  # [B, N, C]
+        return {"penultimate": patches.mean(1), "final": tokens.patches.mean(1), "projection": tokens.pooled}
+
+
+class Pooled(Aggregator):
+    """The one feature of a tower that pools in its own way: `projection` [B, E] (wrapped image-only towers)."""
+
+    necks = ("projection",)
+    test = ("projection",)
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.widths = {"projection": embed_dim}
+
+    def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens to {"projection": [B, E]}."""
+        return {"projection": tokens.pooled}

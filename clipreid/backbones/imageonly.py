@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from clipreid.backbones.backbone import Backbone, Triple
 from clipreid.backbones.build import DEFAULT_SIZE, check_grid
-from clipreid.backbones.vision import Hook, Tokens
+from clipreid.backbones.vision import About, Hook, Tokens
 from clipreid.errors import UserError
 
 HOOKABLE = "the CLIP and SigLIP backbones have it: tiny-clip, open_clip:MODEL/TAG, hf:OWNER/NAME"
@@ -48,7 +48,9 @@ class ImageTower(nn.Module):
     def tokens(self, pixels: Tensor) -> Tokens:  # [B, 3, H, W]
         raise NotImplementedError
 
-    def forward(self, pixels: Tensor, taps: Sequence[int] = (), hooks: Mapping[int, Hook] | None = None) -> Tokens:
+    def forward(
+        self, pixels: Tensor, taps: Sequence[int] = (), hooks: Sequence[Hook] = (), about: About | None = None
+    ) -> Tokens:
         """Normalised pixels [B, 3, H, W] to tokens; `Tokens.pooled` [B, E] is the feature.
 
         Raises:
@@ -99,21 +101,14 @@ class ImageBackbone(Backbone):
         raise NotImplementedError(f"{self.name} has no text tower; {HOOKABLE}")
 
 
-def check_fits(backbone: Backbone, tuning: str, aggregation: str) -> None:
+def check_fits(backbone: Backbone, tuning: str) -> None:
     """Refuses what a wrapped image-only tower has nothing for.
 
     Raises:
-        UserError: an aggregation other than its own, LoRA on a tower without Linears in its blocks.
+        UserError: LoRA on a tower without Linears in its blocks.
     """
     tower: nn.Module = backbone.image
-    if not isinstance(tower, ImageTower):
-        return
-    if aggregation != "cls":
-        raise UserError(
-            f"--aggregation {aggregation}: {backbone.name} has one feature, pooled in its own way ({tower.pooling}): "
-            "leave the flag out"
-        )
-    if tuning == "lora" and tower.lora_targets is None:
+    if isinstance(tower, ImageTower) and tuning == "lora" and tower.lora_targets is None:
         raise UserError(f"--tuning lora: {backbone.name} has no linear layers in its blocks; use --tuning full or head")
 
 

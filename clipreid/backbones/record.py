@@ -17,7 +17,7 @@ RESIZED = re.compile(r"pos(ition)?_embed")  # position tables: made for the crop
 
 
 def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
-    """What `load_recorded` needs to reload it; to be called before it is trained."""
+    """What `load_recorded` needs to load it again; to be taken before it is trained."""
     return {
         "name": backbone.name,
         "revision": backbone.revision,
@@ -25,6 +25,9 @@ def backbone_record(backbone: Backbone, positions: str) -> dict[str, Any]:
         "positions": positions,
         "stride": None if backbone.family == "image-only" else backbone.image.config.stride,
         "raw_logits": backbone.raw_logits,
+        "mean": list(backbone.mean),
+        "std": list(backbone.std),
+        "interpolation": backbone.interpolation,
         "print": backbone_print(backbone),
     }
 
@@ -39,6 +42,9 @@ def load_recorded(record: Mapping[str, Any]) -> Backbone:
         stride=record["stride"],
     )
     backbone.raw_logits = record["raw_logits"]  # a copy of the weights elsewhere may not say so
+    for name in ("mean", "std", "interpolation"):  # None: the backbone's own
+        if (value := record[name]) is not None:
+            setattr(backbone, name, tuple(value) if isinstance(value, list) else value)
     return backbone
 
 

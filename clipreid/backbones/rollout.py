@@ -7,7 +7,7 @@ much of each input token reaches each output token. B images, T tokens, N patche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,10 +15,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from clipreid.backbones.transformer import Attention
-from clipreid.backbones.vision import Hook, VisionTower
+from clipreid.backbones.vision import About, Hook, VisionTower
 
 
-def attention_rollout(tower: VisionTower, pixels: Tensor, hooks: Mapping[int, Hook] | None = None) -> Tensor:
+def attention_rollout(
+    tower: VisionTower, pixels: Tensor, hooks: Sequence[Hook] = (), about: About | None = None
+) -> Tensor:
     """Normalised pixels [B, 3, H, W] to maps [B, h, w], float32: the share of each patch in the tower's pooled feature.
 
     A map sums to one. CLIP: the CLS token's row of R, without CLS itself. SigLIP: the attention of the pooling head's
@@ -42,7 +44,7 @@ def attention_rollout(tower: VisionTower, pixels: Tensor, hooks: Mapping[int, Ho
         flow[:] = [step @ flow[0] if flow else step]
 
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False), _watched(tower, mix) as probed:
-        tower(pixels.float(), hooks=hooks)
+        tower(pixels.float(), hooks=hooks, about=about)
     (rolled,) = flow
     if tower.has_cls:
         seen = rolled[:, 0, 1:]  # [B, N]

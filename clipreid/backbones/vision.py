@@ -1,8 +1,8 @@
 """The image tower: one thin ViT for CLIP (CLS token, projection) and SigLIP (attention-pooling head)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from einops import rearrange, repeat
@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from clipreid.backbones.transformer import MLP, Encoder, init_encoder, init_linear, run_block
 
-Hook = Callable[[Tensor], Tensor]
+About = Mapping[str, Tensor]  # what is known of the images: "cameras" [B], "views" [B], ...
+
+
+class Hook(Protocol):
+    """What the tower asks around its blocks (`clipreid.hooks.TokenHook`)."""
+
+    def before(self, layer: int, x: Tensor, about: About) -> Tensor: ...
+
+    def after(self, layer: int, x: Tensor, about: About) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -39,11 +47,11 @@ class VisionConfig:
 
 @dataclass
 class Tokens:
-    """Everything the image tower knows about a batch. B pictures, N patches, C tower width, E embedding."""
+    """Everything the image tower knows about a batch. B images, N patches, C tower width, E embedding."""
 
     cls: Tensor | None  # [B, C] CLS after the final norm; None for SigLIP
     patches: Tensor  # [B, N, C] patch tokens after the final norm
-    grid: tuple[int, int]  # (h, w) of the picture; N = h * w unless a hook added or dropped tokens
+    grid: tuple[int, int]  # (h, w) of the image; N = h * w unless a hook added or dropped tokens
     taps: dict[int, Tensor]  # {layer: [B, 1+N, C] or [B, N, C]}, no final norm
     pooled: Tensor  # [B, E] projection | pooling head
 
@@ -96,7 +104,7 @@ class VisionTower(nn.Module):
         gradient_checkpointing: recompute the blocks in the backward pass instead of storing activations.
 
     Raises:
-        ValueError: picture smaller than a patch, unknown activation, width not a multiple of heads,
+        ValueError: image smaller than a patch, unknown activation, width not a multiple of heads,
             or an embedding size that differs from the width for attention pooling.
     """
 
@@ -171,45 +179,50 @@ class VisionTower(nn.Module):
         init_linear(self.head.mlp.fc2, std)
         self.head.layernorm.reset_parameters()
 
-    def forward(self, pixels: Tensor, taps: Sequence[int] = (), hooks: Mapping[int, Hook] | None = None) -> Tokens:
-        """Pictures to tokens.
+    def forward(
+        self, pixels: Tensor, taps: Sequence[int] = (), hooks: Sequence[Hook] = (), about: About | None = None
+    ) -> Tokens:
+        """Images to tokens.
 
         Args:
             pixels: [B, 3, H, W], normalised with the backbone's mean and std; H, W as `config.image_size`.
-            taps: 1-based layers whose raw output (before any hook, no final norm) is kept in `Tokens.taps`.
-            hooks: {0: embedded tokens with positions, before CLIP's pre-norm; i: output of block i}; each
-                takes and returns [B, T, C] and may add, drop or change tokens. For CLIP the first stays CLS.
+            taps: 1-based layers whose output (behind the hooks of that layer, no final norm) is kept in `Tokens.taps`.
+            hooks: asked with tokens [B, T, C]: `before(0)` with the embedded tokens, before CLIP's pre-norm;
+                `before(i)` in front of block i; `after(i)` behind it, in reverse order, so that each finds what it
+                inserted where it put it. For CLIP the first token stays CLS.
+            about: what the hooks are told of the images, by name, [B] each.
 
         Raises:
-            ValueError: wrong picture size, or a layer that does not exist.
+            ValueError: wrong image size, or a layer that does not exist.
         """
-        hooks = hooks or {}
-        self._check(pixels, taps, hooks)
+        self._check(pixels, taps)
+        about = about or {}
         kept: dict[int, Tensor] = {}
         x = self.embeddings(pixels)  # [B, T, C], T = 1+N for CLIP, N for SigLIP
-        if 0 in hooks:
-            x = hooks[0](x)
+        for hook in hooks:
+            x = hook.before(0, x, about)
         if self.has_cls:
             x = self.pre_layrnorm(x)
         for layer, block in enumerate(self.encoder.layers, start=1):
+            for hook in hooks:
+                x = hook.before(layer, x, about)
             x = run_block(block, x, recompute=self.gradient_checkpointing)
+            for hook in reversed(hooks):
+                x = hook.after(layer, x, about)
             if layer in taps:
                 kept[layer] = x
-            if layer in hooks:
-                x = hooks[layer](x)
         x = self.post_layernorm(x)
         if self.has_cls:
             cls, patches = x[:, 0], x[:, 1:]
             return Tokens(cls, patches, self.grid, kept, self.visual_projection(cls))
         return Tokens(None, x, self.grid, kept, self.head(x))
 
-    def _check(self, pixels: Tensor, taps: Sequence[int], hooks: Mapping[int, Hook]) -> None:
+    def _check(self, pixels: Tensor, taps: Sequence[int]) -> None:
         if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, *self.config.image_size):
             height, width = self.config.image_size
             raise ValueError(
                 f"pixels have shape {list(pixels.shape)}, this tower takes [B, 3, {height}, {width}]; "
-                "resize the pictures or load the backbone with another image_size"
+                "resize the images or load the backbone with another image_size"
             )
-        wrong = [t for t in taps if not 1 <= t <= self.depth] + [h for h in hooks if not 0 <= h <= self.depth]
-        if wrong:
-            raise ValueError(f"no layer {wrong}: taps go from 1, hooks from 0, to {self.depth}")
+        if wrong := [tap for tap in taps if not 1 <= tap <= self.depth]:
+            raise ValueError(f"no layer {wrong}: taps go from 1 to {self.depth}")

@@ -28,7 +28,10 @@ __all__ = ["main"]
 
 def main(args: Sequence[str] | None = None) -> None:
     """The entry point of the `clipreid` command; `args` stand in for the command line in tests."""
-    about = "Recognise the same individual again: evaluate what the recipes trained."
+    about = (
+        "Recognise the same individual again: evaluate, search, publish and export trained runs. Training itself is "
+        "done with recipes/ (accelerate launch recipes/clipreid_stage2.py)."
+    )
     commands: Any = Evaluate | Compare | Matrix | Embed | Search | Publish | Export | Import | Data | Version
     command = tyro.cli(commands, prog="clipreid", description=about, args=args, config=(FlagCreatePairsOff,))
     with print_user_errors():

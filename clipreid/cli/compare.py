@@ -11,13 +11,13 @@ from tyro.conf import Positional, arg
 
 from clipreid.cli.scoring import (
     Scoring,
+    before_training,
     check_cameras,
     check_report,
+    known_offsets,
     read_tests,
     score_on,
-    sides_of,
     to_device,
-    untrained_model,
 )
 from clipreid.errors import UserError
 
@@ -68,18 +68,23 @@ class Model:
     zero: bool
 
     def score(self, data: ReIDData, flags: Compare) -> Found:
-        """All its runs on a data set; the features of the first one are kept."""
-        from clipreid.evaluation.score import ZERO_SHOT
+        """All its runs on a data set; the features of the first one are kept.
+
+        Raises UserError where features are to be fused that are not compared by cosine.
+        """
         from clipreid.hub import load, read_config
+        from clipreid.metric import needs_cosine
 
         reports, kept = [], None
         for run in self.runs:
             config, model = read_config(run), to_device(load(run))
+            if not self.zero and (flags.fuse or flags.weight is not None):
+                needs_cosine(model.metric, "--fuse")
             if self.zero:
-                scored = score_on(untrained_model(model, config["backbone"]), data, flags)
+                scored = score_on(before_training(model, config["backbone"]), data, flags)
             else:
-                scored = score_on(model, data, flags, sides_of(model, data, flags, config))
-            feature = scored.best(ZERO_SHOT) if self.zero else scored.feature
+                scored = score_on(model, data, flags, known_offsets(model, data, flags, config))
+            feature = scored.best() if self.zero else scored.feature
             reports.append(scored.reports[feature])
             kept = kept or (scored, feature)
         assert kept is not None  # a model has a run
@@ -95,7 +100,7 @@ class Found:
     feature: str
 
     def features(self) -> tuple[Tensor, Tensor]:
-        """Of queries [Q, D] and gallery [G, D]."""
+        """Of queries [Q, D] and gallery [G, D], compared by cosine."""
         return self.first.query_features[self.feature], self.first.gallery_features[self.feature]
 
 
@@ -167,11 +172,17 @@ def _models(flags: Compare) -> tuple[Model, Model]:
             config = read_config(run)
             if is_zero and "positions" not in config.get("backbone", {}):
                 raise UserError(f"{ZERO}: {run} was imported, and holds no backbone from before its training")
-            about = f"{run}, {config.get('backbone', {}).get('name')}, tuning {config.get('model', {}).get('tuning')}"
+            about = f"{run}, {config.get('backbone', {}).get('name')}, {_about(config)}"
             print(f"{label}: {'before training, ' if is_zero else ''}{about}")
         models.append(Model(label, folders, is_zero))
     print(flush=True)
     return models[0], models[1]
+
+
+def _about(config: dict[str, Any]) -> str:
+    """The method of a run, and what of the image tower it trains."""
+    tuning = config.get("config", {}).get("tuning")
+    return f"method {config.get('method')}" + (f", tuning {tuning}" if tuning else "")
 
 
 def _runs(text: str) -> tuple[Path, ...] | None:

@@ -15,16 +15,16 @@ from clipreid.cli.evaluate_rerank import check_flags, score_reranked
 from clipreid.cli.evaluate_strength import check_strengths, score_strengths
 from clipreid.cli.scoring import (
     Scoring,
+    before_training,
     check_cameras,
     check_columns,
     check_report,
     data_label,
+    known_offsets,
     read_tests,
     score_on,
     show_details,
-    sides_of,
     to_device,
-    untrained_model,
 )
 from clipreid.errors import UserError
 
@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 class Evaluate(Scoring):
     """Score a trained run: mAP, mINP and rank-1/5/10 on one or several data sets.
 
-    The figures are added to RUN/metrics.json as "stage2"; for a run on the Hub they are only printed.
+    The figures are added to RUN/metrics.json under the name of the run's last stage ("stage2", ...); of a run on the
+    Hub they are only printed.
     """
 
     run: Annotated[Positional[Path], arg(metavar="RUN")]
@@ -52,7 +53,7 @@ class Evaluate(Scoring):
     zero_shot: bool = False
     """Also score the backbone as it was before training, on every data set"""
     rerank: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """Also score re-ranked similarities, as "stage2+NAME": k-reciprocal, kwf or aqe; all use the whole test set"""
+    """Also score re-ranked similarities, as "STAGE+NAME": k-reciprocal, kwf or aqe; all look at the whole test set"""
     rerank_options: Annotated[str | None, arg(metavar="OPTION=VALUE,...", help_behavior_hint="")] = None
     """Settings of --rerank, such as k1=50,k2=15 (defaults: docs/evaluation.md)"""
     by: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN", help_behavior_hint="")] = ()
@@ -90,9 +91,10 @@ def evaluate(flags: Evaluate) -> None:
 
 def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
     """Scores the run in `folder`; its figures go to metrics.json in `record`."""
+    from clipreid.evaluation.results import results_table
     from clipreid.hub import load, read_config
     from clipreid.hub.files import METRICS, read_metrics
-    from clipreid.training.folder import results_table
+    from clipreid.metric import needs_cosine
 
     config = read_config(folder)
     if flags.zero_shot and not _has_backbone(config):
@@ -107,7 +109,10 @@ def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
     check_columns(flags.by, tests, flags.protocol)
     model = to_device(load(folder))
-    print(f"{flags.run}: {config['backbone']['name']}, tuning {model.config.tuning}, {model.device}\n", flush=True)
+    if flags.rerank is not None:
+        needs_cosine(model.metric, f"--rerank {flags.rerank}")
+    about = f"{config['backbone']['name']}, method {model.method}, tuning {model.tuning}, {model.device}"
+    print(f"{flags.run}: {about}\n", flush=True)
     if strengths:
         keep = record if record == folder else None
         files = score_strengths(flags, config, model, tests, strengths, keep, flags.report)
@@ -139,27 +144,28 @@ def _score_data(
     first: it is the first data set, the only one whose ranked lists are drawn as an image file.
     """
     from clipreid.evaluation import get_protocol
+    from clipreid.evaluation.results import add_metrics
     from clipreid.evaluation.score import ZERO_SHOT
-    from clipreid.training.folder import add_metrics
+    from clipreid.hub.files import last_stage
 
     print(data.summary(), flush=True)
-    sides = sides_of(model, data, flags, config)
-    found = score_on(model, data, flags, sides)
+    offsets, stage = known_offsets(model, data, flags, config), last_stage(config)
+    found = score_on(model, data, flags, offsets)
     _explain(found)
     name, protocol = data_label(data, flags.protocol), flags.protocol or data.protocol
     details = show_details(found, protocol, flags.by, flags.open_set)
-    add_metrics(record, "stage2", {name: found.entry() | details})
+    add_metrics(record, stage, {name: found.entry() | details})
     if flags.rerank is not None:
-        add_metrics(record, *score_reranked(found, name, flags.rerank, rerank_options))
+        add_metrics(record, *score_reranked(found, stage, name, flags.rerank, rerank_options))
     before = None
     if _has_backbone(config) and (flags.zero_shot or (flags.report and first)):
-        before = score_on(untrained_model(model, config["backbone"]), data, flags)
-        add_metrics(record, "zero-shot", {name: before.entry(before.best(ZERO_SHOT))})
+        before = score_on(before_training(model, config["backbone"]), data, flags)
+        add_metrics(record, ZERO_SHOT, {name: before.entry(before.best())})
     if flags.report is None:
         return None
     if first:
-        draw_lists(flags.report / RANKED_LISTS, before, found, flags.queries)
-    return report_section(name, get_protocol(protocol), model, found, before, sides)
+        draw_lists(flags.report / RANKED_LISTS, before, found, flags.queries, stage)
+    return report_section(name, get_protocol(protocol), model, found, before, offsets, stage)
 
 
 def _has_backbone(config: dict[str, Any]) -> bool:

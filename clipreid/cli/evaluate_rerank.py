@@ -27,12 +27,12 @@ def check_flags(method: str | None, options: str | None, protocols: Sequence[str
 
 
 def score_reranked(
-    found: Scored, data: str, method: str, options: dict[str, Any]
+    found: Scored, stage: str, data: str, method: str, options: dict[str, Any]
 ) -> tuple[str, dict[str, dict[str, Any]]]:
     """Scores and prints the figures with their note; returns the model name and the entries for `add_metrics`."""
     from clipreid.evaluation import format_table
     from clipreid.evaluation.rescore import reranked_entry, reranked_name, rescore
 
-    name, report = f"stage2+{reranked_name(method, options)}", rescore(found, method, **options)
+    name, report = f"{stage}+{reranked_name(method, options)}", rescore(found, method, **options)
     print(f"{format_table([{'re-ranked': name, **report.metrics}])}\n\n{report.explain()}\n", flush=True)
     return name, {data: reranked_entry(found, report, method, options)}

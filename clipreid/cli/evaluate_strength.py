@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipreid.cli.scoring import Scoring, data_label, score_on, sides_of
+from clipreid.cli.scoring import Scoring, data_label, known_offsets, score_on
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,15 +35,16 @@ def check_strengths(text: str, others: list[str], run: Path, config: dict[str, A
     return found
 
 
-def model_name(strength: float) -> str:
-    """What `metrics.json` calls a run at a strength: "stage2@0.5", and "stage2" at strength 1."""
-    return "stage2" if strength == 1 else f"stage2@{strength:g}"
+def model_name(stage: str, strength: float) -> str:
+    """What `metrics.json` calls a run at a strength: "stage2@0.5", and "stage2" for the whole of it."""
+    return stage if strength == 1 else f"{stage}@{strength:g}"
 
 
-def _strengths(models: dict[str, dict[str, Any]]) -> dict[float, dict[str, Any]]:
-    """The entries of one data set in metrics.json that belong to a strength, by strength, ascending."""
-    found = {1.0: models["stage2"]} if "stage2" in models else {}
-    found |= {float(name[7:]): entry for name, entry in models.items() if re.fullmatch(r"stage2@[\d.e-]+", name)}
+def _strengths(models: dict[str, dict[str, Any]], stage: str) -> dict[float, dict[str, Any]]:
+    """Of the entries of one data set in metrics.json those of a strength, in order."""
+    found = {1.0: models[stage]} if stage in models else {}
+    pattern = re.compile(rf"{re.escape(stage)}@([\d.e-]+)")
+    found |= {float(match[1]): entry for name, entry in models.items() if (match := pattern.fullmatch(name))}
     return dict(sorted(found.items()))
 
 
@@ -64,31 +65,31 @@ def score_strengths(
     Returns the files that were written.
     """
     from clipreid.data import short_names, trained_name
-    from clipreid.hub.files import METRICS, read_metrics
+    from clipreid.evaluation.results import add_metrics
+    from clipreid.hub.files import METRICS, last_stage, read_metrics
     from clipreid.reports.strength import strength_table
     from clipreid.strength import set_strength
-    from clipreid.training.folder import add_metrics
 
     names = [data_label(data, flags.protocol) for data in tests]
-    trained = config.get("flags", {}).get("data", [])
-    curves: Curves = {}
-    in_domain = []
+    trained = config.get("run", {}).get("data", [])
+    stage, curves = last_stage(config), Curves()
+    in_domain: list[str] = []
     for data, name, short in zip(tests, names, short_names(names), strict=True):
         print(data.summary(), flush=True)
-        sides = sides_of(model, data, flags, config)
+        offsets = known_offsets(model, data, flags, config)
         curves[short] = {}
         for strength in strengths:
-            entry = score_on(set_strength(model, strength), data, flags, sides).entry()
+            entry = score_on(set_strength(model, strength), data, flags, offsets).entry()
             curves[short][strength] = entry
             if keep is not None:
-                add_metrics(keep, model_name(strength), {name: entry})
+                add_metrics(keep, model_name(stage, strength), {name: entry})
             print(f"  strength {strength:g}: mAP {entry['mAP']:.1%}", flush=True)
         if trained_name(data.name, trained) is not None:
             in_domain.append(short)
     print(f"\n{strength_table(curves)}\n")
     if keep is not None:  # what was scored before is drawn too
         kept = read_metrics(keep)
-        curves = {short: _strengths(kept[name]) for name, short in zip(names, curves, strict=True)}
+        curves = {short: _strengths(kept[name], stage) for name, short in zip(names, curves, strict=True)}
     if in_domain:
         print(f"in-domain (trained on): {', '.join(in_domain)}\n")
     files = [keep / METRICS] if keep is not None else []

@@ -50,12 +50,12 @@ def export(flags: Export) -> None:
     if flags.format == "onnx":
         check_onnx()
     folder = find_run(flags.run)
-    config, _, _ = read_settings(folder)
+    record = read_settings(folder).record
     if flags.format == "merged":
-        check_merged(config)
+        check_merged(record)
     model = load(folder, strength=flags.strength)
-    if model.side is not None:
-        print(f"side information ({model.config.sie}): the mean embedding, as for unknown cameras and views")
+    if model.reads:
+        print(f"side information ({' and '.join(model.reads)}): the mean embedding, as for unknown cameras and views")
     width = sum(model.widths.values())
     size = "x".join(map(str, model.image_size))
     if flags.format == "merged":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +29,7 @@ class Scoring:
     """What to test on: synthetic, synthetic:SET, market1501:ROOT, folder:ROOT, csv:FILE.csv, hub:...; repeatable
     (default: what the run was trained and tested on)"""
     protocol: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
-    """market1501, cross-camera, no-cameras, ...: see clipreid/evaluation/protocols.py (default: the data set's own)"""
+    """market1501, cross-camera, no-cameras, ...: see docs/evaluation.md (default: the data set's own)"""
     skip_bad: bool = False
     """Leave out images that cannot be decoded, and count them"""
     pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
@@ -38,7 +38,7 @@ class Scoring:
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For hub: data whose columns have other names: identity=pid,camera=camid (default: as --pattern)"""
     same_cameras: bool = False
-    """The cameras and views of --data are those of training, with the same numbers: what --sie learned about them
+    """The cameras and views of --data are those of training, with the same numbers: what a model learned about them
     applies (otherwise only where the data set is the same, by its name)"""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """CPU threads (default: all cores)"""
@@ -48,14 +48,14 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
     """The data sets to score, read but not decoded."""
     from clipreid.data import data_place, load_data, reader_flags
 
-    trained = config.get("flags", {})
+    trained = config.get("run", {})
     own = [*trained.get("data", []), *trained.get("test", [])]
     specs = list(dict.fromkeys(flags.data or own))
     if not specs:
         raise UserError(f"{run} does not say what it was trained on: name what to test on with --data")
     of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"))
     kept = {data_place(spec): asked for spec, asked in of_run.items()}
-    noun = config.get("stage1", {}).get("noun")  # unused here, but without it readers print which noun they guess
+    noun = config.get("data", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
     noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
     found = []
     for spec, asked in reader_flags(specs, flags.pattern, flags.columns).items():
@@ -72,8 +72,12 @@ def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequ
     """Raises UserError for --same-cameras where it is unclear which of several training sets has the data's cameras."""
     from clipreid.data import trained_name
 
-    sets = config.get("flags", {}).get("data", [])
-    if not flags.same_cameras or len(sets) < 2 or config.get("model", {}).get("sie", "none") == "none":
+    sets = config.get("run", {}).get("data", [])
+    if (
+        not flags.same_cameras
+        or len(sets) < 2
+        or not any(config.get("config", {}).get(name) for name in ("cameras", "views"))
+    ):
         return
     for data in tests:
         if trained_name(data.name, sets) is None:
@@ -90,28 +94,24 @@ def to_device(model: ReIDModel) -> ReIDModel:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def untrained_model(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
-    """The same backbone before any training, with the same features and the same preparation of images."""
+def before_training(model: ReIDModel, record: dict[str, Any]) -> ReIDModel:
+    """The same backbone (its `record`) before any training, its images prepared in the same way."""
     from clipreid.backbones.record import load_recorded
-    from clipreid.model import ReIDModel
+    from clipreid.model import untrained_model
 
-    plain = replace(model.config, tuning="head", sie="none")  # an untrained linear map is the identity
-    return to_device(ReIDModel(load_recorded(record), plain))
+    return to_device(untrained_model(load_recorded(record), getattr(model.config, "aggregation", "cls")))
 
 
-def sides_of(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
-    """What to add to the data's camera and view numbers, for a model with side information (None: they are unknown).
-
-    Prints which of the two it is.
-    """
+def known_offsets(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict[str, Any]) -> tuple[int, int] | None:
+    """What to raise the data's cameras and views by for a model that has learned them (None: unknown); says so."""
     from clipreid.data import trained_name
 
-    if model.side is None:
+    if not model.reads:
         return None
-    trained = trained_name(data.name, config.get("flags", {}).get("data", []))
+    trained = trained_name(data.name, config.get("run", {}).get("data", []))
     known = flags.same_cameras or trained is not None
     which = "those of training" if known else "unknown, each gets the mean embedding (--same-cameras: they are known)"
-    print(f"  side information ({model.config.sie}): the data set's are {which}", flush=True)
+    print(f"  side information ({' and '.join(model.reads)}): the data set's are {which}", flush=True)
     camera, view = config.get("offsets", {}).get(trained, (0, 0))  # of several training sets
     return (camera, view) if known else None
 
@@ -121,21 +121,12 @@ def data_label(data: ReIDData, protocol: str | None) -> str:
     return data.name + (f" ({protocol})" if protocol not in (None, data.protocol) else "")
 
 
-def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, sides: tuple[int, int] | None = None) -> Scored:
-    """Scores a model on a data set, as the flags say; `sides` as for `evaluation.score.score`."""
+def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[int, int] | None = None) -> Scored:
+    """Scores a model on a data set, as the flags say; `offsets` as for `evaluation.score.score`."""
     from clipreid.evaluation.score import score
 
-    return score(
-        data,
-        model.embed_parts,
-        model.image_size,
-        model.config.interpolation,
-        skip_bad=flags.skip_bad,
-        protocol=flags.protocol,
-        sides=sides,
-        embed_text=model.embed_text,
-        progress=_progress if sys.stderr.isatty() else None,
-    )
+    progress = _progress if sys.stderr.isatty() else None
+    return score(data, model, skip_bad=flags.skip_bad, protocol=flags.protocol, offsets=offsets, progress=progress)
 
 
 def _progress(split: str, done: int, total: int) -> None:
@@ -176,11 +167,11 @@ def show_details(found: Scored, protocol: str, by: Sequence[str], open_set: bool
     from clipreid import evaluation
     from clipreid.evaluation import by_column, camera_pairs, format_table
 
-    query, gallery = (features[found.feature] for features in (found.query_features, found.gallery_features))
     tables = found.query.metadata(), found.gallery.metadata()
+    compared = {"query": tables[0], "gallery": tables[1], "protocol": protocol, **found.compared()}
     for name in by:
         if name == PAIRS:
-            print(camera_pairs(query, gallery, *tables, protocol), end="\n\n", flush=True)
+            print(camera_pairs(**compared), end="\n\n", flush=True)
             continue
         rows = by_column(found.reports[found.feature], tables[0][name], name)
         if len(rows) > MOST:
@@ -189,6 +180,6 @@ def show_details(found: Scored, protocol: str, by: Sequence[str], open_set: bool
         print(format_table(rows), end="\n\n", flush=True)
     if not open_set:
         return {}
-    figures = evaluation.open_set(query, gallery, *tables, protocol)
+    figures = evaluation.open_set(**compared)
     print(f"open set  {figures}\n", flush=True)
     return {"open_set": figures.to_dict()}

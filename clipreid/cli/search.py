@@ -153,8 +153,8 @@ def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
         )
     if done.bad:
         lines.append(f"{done.bad:,} images cannot be decoded and were left out: {done.listing}")
-    if model.side is not None:
-        lines.append(f"side information ({model.config.sie}): every image got the mean embedding")
+    if model.reads:
+        lines.append(f"side information ({' and '.join(model.reads)}): every image got the mean embedding")
     what = "there" if done.complete else "written"
     return "\n".join([*lines, f"{what}: {output}, {done.images:,} images"])
 

@@ -173,7 +173,10 @@ def relabel(identities: Sequence[Any] | np.ndarray) -> tuple[torch.Tensor, list[
 def check_trainable(data: ReIDData, P: int, K: int) -> None:
     """Raises `UserError` when batches of P identities x K images cannot be drawn from the train split."""
     if P < 1 or K < 2:
-        raise UserError(f"P={P} identities x K={K} images: P must be at least 1 and K at least 2")
+        raise UserError(
+            f"P={P} identities x K={K} images: P (-P / --identities-per-batch) must be at least 1 and "
+            "K (-K / --images-per-identity) at least 2"
+        )
     if "train" not in data.splits or not len(data.splits["train"]):
         raise UserError(f"{data.name} has no train split, only {', '.join(data.splits)}: nothing to train on")
     names = sorted(set(data.splits["train"].identities.tolist()))
@@ -185,5 +188,5 @@ def check_trainable(data: ReIDData, P: int, K: int) -> None:
     if len(names) < P:
         raise UserError(
             f"the train split of {data.name} has {len(names)} identities, fewer than the P={P} of a batch: "
-            f"choose a P of at most {len(names)}"
+            f"choose a P of at most {len(names)} (-P / --identities-per-batch)"
         )

@@ -12,7 +12,7 @@ from clipreid.data.readers import data_place
 
 
 def fingerprint(split: Split) -> dict[str, Any]:
-    """Counts of a split, and a hash of its images and labels: {"pictures", "identities", "cameras", "hash"}.
+    """Counts of a split, and a hash of who is where: {"images", "identities", "cameras", "hash"}.
 
     The hash is SHA-256, 16 hex digits, over the sorted rows (file name without folders, identity, camera, view): the
     same wherever the data lies and in whatever order it was read, another one when an image, name or label differs.
@@ -26,7 +26,7 @@ def fingerprint(split: Split) -> dict[str, Any]:
         digest.update(row.encode() + b"\n")
     cameras = split.cameras
     return {
-        "pictures": len(split),  # the key that published runs have
+        "images": len(split),
         "identities": len(set(split.identities.tolist())),
         "cameras": len(set(cameras[cameras >= 0].tolist())),
         "hash": digest.hexdigest()[:16],

@@ -27,9 +27,15 @@ def pk_indices(
     """
     names, label = np.unique(np.asarray(labels).reshape(-1), return_inverse=True)
     if P < 1 or K < 1:
-        raise UserError(f"P={P} identities x K={K} images: both must be at least 1")
+        raise UserError(
+            f"P={P} identities x K={K} images: both must be at least 1 (-P / --identities-per-batch, "
+            "-K / --images-per-identity)"
+        )
     if len(names) < P:
-        raise UserError(f"{len(names)} identities cannot fill batches of P={P}: choose a P of at most {len(names)}")
+        raise UserError(
+            f"{len(names)} identities cannot fill batches of P={P}: choose a P of at most {len(names)} "
+            "(-P / --identities-per-batch)"
+        )
     draw = np.random.default_rng(seed_for(seed, epoch))
     images, starts = _groups(label.reshape(-1), len(names), K, draw)
     used, left = starts[:-1].copy(), np.diff(starts)  # next group of each identity, and how many it has left
@@ -57,7 +63,7 @@ def set_shares(identities: Sequence[int], P: int, balance: str) -> list[int]:
     if not count <= P <= sum(identities):
         raise UserError(
             f"P={P} identities a batch from {count} data sets with {' + '.join(map(str, identities))} identities: "
-            f"choose a P from {count} to {sum(identities)}"
+            f"choose a P from {count} to {sum(identities)} (-P / --identities-per-batch)"
         )
     weights = np.array(identities if balance == "proportional" else [1] * count, dtype=np.float64)
     due, shares = P * weights / weights.sum(), np.ones(count, dtype=np.int64)
@@ -110,7 +116,10 @@ def process_slice(rows: torch.Tensor, rank: int, world: int, *, K: int) -> torch
     if P % world:
         lower, upper = P // world * world, -(-P // world) * world
         nearby = f"P={upper}" if lower == 0 else f"P={lower} or P={upper}"
-        raise UserError(f"P={P} identities cannot be shared equally by {world} processes: choose {nearby}")
+        raise UserError(
+            f"P={P} identities cannot be shared equally by {world} processes: choose {nearby} "
+            "(-P / --identities-per-batch)"
+        )
     width = P // world * K
     return rows[:, rank * width : (rank + 1) * width]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ def extract(
     embed_batch: Callable[..., Features],
     pixels: Pixels,
     *,
-    sides: Sequence[Tensor] = (),
+    about: Mapping[str, Tensor] | None = None,
     batch_size: int | None = None,
     device: torch.device | str | None = None,
     accelerator: Any = None,
@@ -32,7 +32,7 @@ def extract(
     embed_batch: uint8 [B, 3, H, W] on `device` -> [B, D], or a dict of such tensors. Put the model in eval
     mode first.
     pixels: uint8 [N, 3, H, W]; a memory-mapped array is read batch by batch, `ConcatPixels` stay where they are.
-    sides: further values of each image, [N] each (cameras, views), passed on: embed_batch(pixels, *sides).
+    about: what is known of each image, by name, [N] each (cameras, views); passed on: embed_batch(pixels, about).
     batch_size: images at once in each process; default 128, on a CPU 32 (larger ones leave its caches).
     device: default the accelerator's, else the CPU.
     accelerator: an `accelerate.Accelerator`; every process calls this function and gets all features. Each
@@ -53,7 +53,8 @@ def extract(
     filled = torch.zeros(n, dtype=torch.int64, device=device)
     plain = False
     for index in _shares(n, world, rank, batch_size):  # [B], -1 = padding
-        output = embed_batch(_read(pixels, index).to(device), *(side[index.clamp_min(0)].to(device) for side in sides))
+        known = {name: values[index.clamp_min(0)].to(device) for name, values in (about or {}).items()}
+        output = embed_batch(_read(pixels, index).to(device), *([known] if known else []))
         plain = isinstance(output, Tensor)
         features = {"": output} if isinstance(output, Tensor) else output
         index = _gather(accelerator, index.to(device))  # [world * B]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Row:
     @property
     def flags(self) -> dict[str, Any]:
         """What the run was started with; empty for an imported one."""
-        return self.config.get("flags", {})
+        return self.config.get("run", {})
 
 
 def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
@@ -71,7 +71,7 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
         backbone = record.get("name", "?")
         if "positions" in record:  # not in an imported run, whose backbone is unknown
             before.setdefault(backbone, Row(folder, ZERO_SHOT, backbone, (), {}, config))
-        data = tuple(names.setdefault(data_place(spec), spec) for spec in config.get("flags", {}).get("data", ()))
+        data = tuple(names.setdefault(data_place(spec), spec) for spec in config.get("run", {}).get("data", ()))
         for model in dict.fromkeys(model for models in metrics.values() for model in models):
             figures = {_named(test, names): models[model] for test, models in metrics.items() if model in models}
             if model == ZERO_SHOT:
@@ -138,7 +138,7 @@ def commands(rows: Sequence[Row]) -> list[str]:
             wanted.setdefault(key, []).append(spec)
             if row.model == ZERO_SHOT:
                 zero.add(key)
-    sided = {row.folder for row in rows if "imported" in row.config and row.config["model"]["sie"] != "none"}
+    sided = {row.folder for row in rows if "imported" in row.config and _knows_cameras(row.config)}
     lines = []
     for (folder, remark, reading), specs in wanted.items():
         more = [*(["--protocol", remark] if remark else []), *reading]
@@ -202,3 +202,8 @@ def _shortest(folders: Sequence[Path]) -> list[str]:
     """The folders' own names where these differ, else their paths."""
     names = {folder.name for folder in folders}
     return [folder.name if len(names) == len(set(folders)) else str(folder) for folder in folders]
+
+
+def _knows_cameras(config: Mapping[str, Any]) -> bool:
+    """Whether the model of a run has learned something about single cameras or views."""
+    return any(config.get("config", {}).get(name) for name in ("cameras", "views"))

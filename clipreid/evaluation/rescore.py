@@ -11,6 +11,7 @@ from clipreid.evaluation.protocols import Predicate, Protocol, get_protocol
 from clipreid.evaluation.report import Report
 from clipreid.evaluation.rerank import all_options, get_method, reranked_rows
 from clipreid.evaluation.score import Scored
+from clipreid.metric import needs_cosine
 
 
 def check_rerank(method: str, options: dict[str, Any], protocol: str | Protocol | Predicate) -> None:
@@ -31,6 +32,7 @@ def rescore(found: Scored, method: str, **options: Any) -> Report:
         found: what `score` returned.
         method, options: as for `rerank`. Errors too.
     """
+    needs_cosine(found.metric, f"re-ranking by {method}")
     features = found.query_features[found.feature], found.gallery_features[found.feature]
     rules = found.reports[found.feature].protocol
     check_rerank(method, options, rules)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,15 @@ from clipreid.evaluation.gaps import check_captions
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import get_protocol
 from clipreid.evaluation.report import Report
+from clipreid.evaluation.similarity import chunk_size
+from clipreid.metric import Cosine, Metric
 
-ZERO_SHOT = ("concat", "projection")  # the better of the two counts as zero-shot
+if TYPE_CHECKING:
+    from clipreid.model import ReIDModel
+
+ZERO_SHOT = "zero-shot"  # in metrics.json: the backbone before any training
+TEST = "concat"  # the test feature
+OF_ZERO_SHOT = (TEST, "projection")  # the better of the two counts as zero-shot
 
 
 @dataclass(frozen=True)
@@ -31,15 +38,31 @@ class Scored:
     query: Split
     gallery: Split
     bad: int  # images left out because they could not be decoded
+    metric: Metric = field(default_factory=Cosine)  # of the test feature
 
     @property
     def feature(self) -> str:
         """The test feature: `concat`, or `projection` where the queries are captions, for text has no other."""
-        return "concat" if "concat" in self.reports else "projection"
+        return TEST if TEST in self.reports or not self.reports else "projection"
 
-    def best(self, usable: Sequence[str]) -> str:
+    def best(self, usable: Sequence[str] = OF_ZERO_SHOT) -> str:
         """Which of these features has the highest mAP; the first one among equals."""
         return max((u for u in usable if u in self.reports), key=lambda part: self.reports[part].metrics["mAP"])
+
+    def compared(self, feature: str | None = None) -> dict[str, Any]:
+        """What `evaluate`, `open_set`, `camera_pairs` and the reports compare, by the names of their arguments: the
+        features, where they are compared by cosine; else the similarities [Q, G] of the model's metric."""
+        feature = feature or self.feature
+        query, gallery = self.query_features[feature], self.gallery_features[feature]
+        if self.metric.cosine or feature != TEST:
+            return {"query_features": query, "gallery_features": gallery}
+        return {"similarity": self._by_metric(query, gallery)}
+
+    @torch.no_grad()
+    def _by_metric(self, query: Tensor, gallery: Tensor) -> Tensor:
+        place = next((p.device for p in self.metric.parameters()), query.device)
+        rows = query.split(chunk_size(None, (len(query), len(gallery))))
+        return torch.cat([self.metric(part.to(place), gallery.to(place)).float().cpu() for part in rows])
 
     def entry(self, feature: str | None = None) -> dict[str, Any]:
         """What `metrics.json` keeps: the report of `feature`, its name, its CMC, and the figures of every part."""
@@ -49,43 +72,37 @@ class Scored:
         return report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | curve
 
     def similarity(self, feature: str | None = None) -> Tensor:
-        """[Q, G] dot products: cosines, where the features have unit length."""
-        feature = feature or self.feature
-        return self.query_features[feature] @ self.gallery_features[feature].T
+        """[Q, G]: cosines, or what the model's metric says of its test feature."""
+        found = self.compared(feature)
+        return found["similarity"] if "similarity" in found else found["query_features"] @ found["gallery_features"].T
 
 
 def score(
     data: ReIDData,
-    embed_parts: Callable[..., dict[str, Tensor]],
-    size: tuple[int, int],
-    interpolation: str,
+    model: ReIDModel,
     *,
     accelerator: Any = None,
-    device: torch.device | str | None = None,
     skip_bad: bool = False,
     protocol: str | None = None,
-    sides: tuple[int, int] | None = None,
-    embed_text: Callable[[list[str]], Tensor] | None = None,
+    offsets: tuple[int, int] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scored:
-    """Evaluates every part that `embed_parts` returns on the query and gallery of `data`.
+    """Evaluates a model on the query and gallery of `data`: its test feature by its metric, the parts by their cosine.
 
     Args:
         data: with the splits query and gallery.
-        embed_parts: uint8 crops [B, 3, H, W] -> {name: [B, D]}, in eval mode.
-        size, interpolation: of the crops, H and W in pixels.
+        model: on the device where the images are to be embedded.
         accelerator: shares the images among its processes; every process gets the whole result.
         skip_bad: leave out images that cannot be decoded.
-        protocol: instead of the data set's own.
-        sides: call embed_parts(crops, cameras, views), with the numbers [B] of the data, the known ones raised by
-            these two (`Mixture.offsets`); -1 = unknown.
-        embed_text: n sentences -> [n, E], for a protocol whose queries are captions (text-to-image): each caption of
-            the query split is a query, compared with the gallery's `projection` alone.
+        protocol: instead of the data set's own. Where its queries are captions (text-to-image), each caption of the
+            query split is a query, compared with the gallery's `projection` alone.
+        offsets: what the known cameras and views of the data are raised by (`Mixture.offsets`), for a model that has
+            learned them; None: they are unknown to it.
         progress: called as progress("query" or "gallery", images done, N) after each batch.
 
     Raises:
-        UserError: no query or gallery; undecodable images; queries without the caption that the protocol needs;
-            no query with a valid match.
+        UserError: no query or gallery; undecodable images; queries without a caption where the queries are captions, or
+            a model without a text tower; no query with a valid match.
     """
     missing = [name for name in ("query", "gallery") if name not in data.splits]
     if missing:
@@ -98,35 +115,37 @@ def score(
         split = data.splits[name]
         if name == "query" and rules.captions:
             splits[name], captions = _captions(split, data.name)
-            if embed_text is None:
-                raise UserError(f"{data.name}: protocol {rules.name!r} needs a model with a text tower")
-            features[name] = {"projection": embed_text(captions)}
+            features[name] = {"projection": model.embed_text(captions)}
             continue
         if name == "gallery" and not rules.captions and _same_images(split, data.splits["query"]):  # embedded once
             features[name], splits[name] = features["query"], splits["query"]
             continue
-        cache = pixel_cache(split, size, interpolation=interpolation, skip_bad=skip_bad)
-        of_split = partial(progress, name) if progress else None
+        cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
         split = split.select(cache.kept)
-        numbers = side_numbers(split, sides)
         found = extract(
-            embed_parts, cache.pixels, sides=numbers, accelerator=accelerator, device=device, progress=of_split
+            model.embed_parts,
+            cache.pixels,
+            about=about_images(split, offsets if model.reads else None),
+            device=model.device,
+            accelerator=accelerator,
+            progress=partial(progress, name) if progress else None,
         )
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
         splits[name], bad = split, bad + len(cache.bad)
+    scored = Scored({}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric)
     tables = splits["query"].metadata(), splits["gallery"].metadata()
-    reports = {
-        part: evaluate(features["query"][part], features["gallery"][part], *tables, rules) for part in features["query"]
-    }
-    return Scored(reports, features["query"], features["gallery"], splits["query"], splits["gallery"], bad)
+    for part in features["query"]:
+        scored.reports[part] = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(part))
+    return scored
 
 
-def side_numbers(split: Split, sides: tuple[int, int] | None) -> list[Tensor]:
-    """Cameras [N] and views [N], the known ones raised; none at all for a model that does not look at them."""
-    if sides is None:
-        return []
-    return [torch.from_numpy(raise_known(x, by)) for x, by in zip((split.cameras, split.views), sides, strict=True)]
+def about_images(split: Split, offsets: tuple[int, int] | None) -> dict[str, Tensor]:
+    """ "cameras" [N] and "views" [N], the known ones raised; {} where they mean nothing to the model."""
+    if offsets is None:
+        return {}
+    numbers = {"cameras": (split.cameras, offsets[0]), "views": (split.views, offsets[1])}
+    return {name: torch.from_numpy(raise_known(x, by)) for name, (x, by) in numbers.items()}
 
 
 def _captions(split: Split, name: str) -> tuple[Split, list[str]]:

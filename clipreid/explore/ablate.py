@@ -11,6 +11,7 @@ from torch import Tensor
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
 from clipreid.explore.learned import Learned
+from clipreid.prompts import word_embeddings
 
 Replacement = Literal["mean", "neutral", "drop"]
 
@@ -31,8 +32,10 @@ def ablated(learned: Learned, places: Sequence[int], by: Replacement = "mean") -
     chosen = sorted(set(places))
     if by == "drop":
         tokens = tokens[:, [place for place in range(count) if place not in chosen]]
+    elif by == "mean":
+        tokens[:, chosen] = tokens[:, chosen].mean(0, keepdim=True)
     else:
-        tokens[:, chosen] = tokens[:, chosen].mean(0, keepdim=True) if by == "mean" else _neutral(learned)
+        tokens[:, chosen] = word_embeddings(learned.backbone, "x").to(tokens)  # [1, W]
     return learned.read(tokens, torch.arange(len(tokens)))
 
 
@@ -58,13 +61,3 @@ def ablation(
         similarity = float((bank * learned.bank).sum(1).mean())
         rows.append({"without": name, "similarity": similarity} | {k: found.metrics[k] for k in ("mAP", "rank1")})
     return rows
-
-
-@torch.no_grad()
-def _neutral(learned: Learned) -> Tensor:
-    """The embedding [W] of the word x."""
-    backbone = learned.backbone
-    assert backbone.tokenizer is not None
-    without, with_x = backbone.tokenizer([f"a photo of a{x} {learned.noun}." for x in ("", " x")])  # [L] each
-    place = int((without != with_x).int().argmax())
-    return backbone.text.embed(with_x[None].to(learned.tokens.device))[0, place]

@@ -10,6 +10,7 @@ from clipreid.data import ReIDData
 from clipreid.evaluation import evaluate, fuse_features
 from clipreid.evaluation.score import Scored, score
 from clipreid.explore.figures import Line
+from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
 
@@ -27,8 +28,7 @@ def score_domains(model: ReIDModel, domains: Domains, strength: float | None = N
     if strength is not None:
         set_strength(model, strength)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    size, how = model.image_size, model.config.interpolation
-    return {name: score(data, model.embed_parts, size, how, device=model.device) for name, data in domains.items()}
+    return {name: score(data, model) for name, data in domains.items()}
 
 
 def mean_precision(scored: Mapping[str, Scored]) -> dict[str, float]:
@@ -39,11 +39,14 @@ def mean_precision(scored: Mapping[str, Scored]) -> dict[str, float]:
 def fused_precision(a: Mapping[str, Scored], b: Mapping[str, Scored], weight: float) -> dict[str, float]:
     """The mAP on every test set of two models' cosines together: weight * a + (1 - weight) * b (`evaluation.fuse`).
 
-    Raises UserError for other images in a than in b, and a weight outside 0..1.
+    Raises UserError for other images in a than in b, a weight outside 0..1, and models that compare their features by
+    another metric than the cosine.
     """
     found = {}
     for name, first in a.items():
         second, rules = b[name], first.reports[first.feature].protocol
+        for one in (first, second):
+            needs_cosine(one.metric, "fusion")
         query = fuse_features(first.query_features[first.feature], second.query_features[second.feature], weight)
         gallery = fuse_features(first.gallery_features[first.feature], second.gallery_features[second.feature], weight)
         report = evaluate(query, gallery, first.query.metadata(), first.gallery.metadata(), rules)

@@ -81,12 +81,12 @@ def draw_rows(rows: Sequence[Row], height: float = 1.15) -> Figure:
 
 
 def looks(model: ReIDModel, images: Sequence[Image.Image]) -> list[Image.Image]:
-    """The images, glowing where the model looked (`model.look`: attention rollout).
+    """The images, glowing where the model looked (`model.attention_maps`: attention rollout).
 
     The brightest patch of each is its most read one: two images cannot be compared in brightness. Raises UserError
     for a model that does not give its attention.
     """
-    maps = model.look(model.crops(images))
+    maps = model.attention_maps(model.crops(images))
     if maps is None:
         raise UserError("this image tower is wrapped, and does not give its attention")
     return [overlay_attention(image, share.numpy()) for image, share in zip(images, maps, strict=True)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import datasets
 import torch
@@ -23,11 +22,10 @@ from clipreid.errors import UserError
 from clipreid.evaluation import extract
 from clipreid.hub import CONFIG, IDENTITIES, load_identities, read_config
 from clipreid.hub.checks import backbone_settings
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.model import ReIDModel, untrained_model
 from clipreid.prompts import IdentityPrompts
 
 AGREE = 1e-3  # of unit length: how far the text bank may lie from what the prompts say today
-HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +33,7 @@ class Learned:
     """Learned tokens, and the towers that they belong to.
 
     prompts: holds the tokens, `prompts.context` [I, M, W].  names: of the identities, [I].  bank: their texts [I, E].
-    model: the backbone as stage 1 saw it, frozen and untuned; `model.embed` and `model.look` work.
+    model: the backbone as stage 1 saw it, frozen and untuned; it embeds, and has attention maps.
     noun: of the prompts; of the first one, where they differ.
     """
 
@@ -71,12 +69,8 @@ class Learned:
         if tokens.dim() != 3 or missing < 0 or tokens.shape[2] != learned.shape[2]:
             raise ValueError(f"tokens are {list(tokens.shape)}: [n, at most {learned.shape[1]}, {learned.shape[2]}]")
         kind = p.kind[torch.zeros(len(tokens), dtype=torch.long) if like is None else like]  # [n]
-        parts, pool = [p.prefix[kind], tokens, p.suffix[kind]], p.pool[kind]
-        if p.text.causal:
-            pool = pool - missing
-        elif missing:  # read at full length: what is missing is padding at the end
-            parts.append(p.suffix[kind][:, -1:].expand(-1, missing, -1))
-        return F.normalize(p.text(torch.cat(parts, dim=1), pool), dim=1)
+        template = p.template.with_slots(id=tokens.shape[1]) if missing else p.template
+        return F.normalize(template.encode({"id": tokens}, kind), dim=1)
 
     def features(self, split: Split) -> Tensor:
         """Images [N] to features in the text space [N, E], by the untuned image tower, as stage 1 saw them.
@@ -84,7 +78,7 @@ class Learned:
         Raises UserError for images that cannot be decoded.
         """
         model = self.model
-        pixels = pixel_cache(split, model.image_size, interpolation=model.config.interpolation).pixels
+        pixels = pixel_cache(split, model.image_size, interpolation=model.interpolation).pixels
         found = extract(model.embed_parts, pixels, device=model.device)
         assert isinstance(found, dict)
         return found["projection"].cpu()
@@ -110,13 +104,19 @@ def open_prompts(run: str | Path, noun: Sequence[str] | None = None) -> Learned:
     tensors, names = load_identities(folder)
     if "prompts" not in tensors:
         raise UserError(f"{folder / IDENTITIES} holds no prompts: it was trained with --prompts none")
-    source, kind = backbone_settings(config, folder / CONFIG, folder), config["stage1"]["noun"]
+    kind = config.get("data", {}).get("noun")
+    if kind is None:
+        raise UserError(
+            f"{folder} does not say how its prompts were learned: train stage 1 anew with "
+            f"recipes/clipreid_stage1.py --output {folder} --overwrite"
+        )
+    source = backbone_settings(config, folder / CONFIG, folder)
     if noun is None and "," in kind:
         raise UserError(
             f"{folder} was trained on several kinds of individuals ({kind}): give noun=[...], one for each identity"
         )
     backbone = load_recorded(source)
-    learned = learned_prompts(backbone, tensors["prompts"], names, noun or kind, _pixels(backbone, config["values"]))
+    learned = learned_prompts(backbone, tensors["prompts"], names, noun or kind)
     saved = F.normalize(tensors["text_bank"], dim=1)
     if (apart := float((learned.bank - saved).norm(dim=1).max())) > AGREE:
         raise UserError(
@@ -131,11 +131,10 @@ def learned_prompts(
     tokens: Tensor,
     names: Sequence[str],
     noun: str | Sequence[str] = "person",
-    pixels: dict[str, Any] | None = None,
 ) -> Learned:
     """Tokens [I, M, W] of I identities, wherever they come from, to be looked at as those of a run.
 
-    noun: one, or one for each identity.  pixels: mean, std and interpolation of the images (default: the backbone's).
+    noun: one, or one for each identity.
     """
     if tokens.dim() != 3 or len(tokens) != len(names):
         raise ValueError(f"tokens are {list(tokens.shape)} for {len(names)} names: [{len(names)}, M, W] is needed")
@@ -144,8 +143,7 @@ def learned_prompts(
         raise ValueError(f"tokens of width {tokens.shape[2]}: {backbone.name} needs {prompts.context.shape[2]}")
     prompts.context.data.copy_(tokens)
     prompts.requires_grad_(False)
-    plain = ModelConfig(tuning="head", **(pixels or _pixels(backbone, {"pixels": "backbone"})))  # identity maps
-    model = ReIDModel(backbone, plain).eval()
+    model = untrained_model(backbone)
     first = noun if isinstance(noun, str) else noun[0]
     return Learned(prompts, list(names), F.normalize(prompts.bank(), dim=1), model, first)
 
@@ -160,8 +158,8 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
     """
     folder = Path(run)
     config, (_, names) = read_config(folder), load_identities(folder)
-    flags = config.get("flags", {})
-    specs = list(data or flags.get("data") or config["stage1"]["data"])
+    flags = config.get("run", {})
+    specs = list(data or flags.get("data") or config["data"]["names"])
     asked = reader_flags(
         [*specs, *flags.get("data", []), *flags.get("test", [])], flags.get("pattern"), flags.get("columns")
     )
@@ -179,13 +177,3 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
     split = Split("train", table.select_columns(list(SCHEMA)))
     first = mixture.sets[0]
     return replace(first, name=" + ".join(found.name for found in mixture.sets), splits={"train": split})
-
-
-def _pixels(backbone: Backbone, values: dict[str, Any]) -> dict[str, Any]:
-    """How stage 1 prepared its images, from the values of a run."""
-    half = values["pixels"] == "half"
-    return {
-        "mean": HALF if half else backbone.mean,
-        "std": HALF if half else backbone.std,
-        "interpolation": values.get("test_interpolation", backbone.interpolation),
-    }

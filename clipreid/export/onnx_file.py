@@ -15,6 +15,7 @@ import clipreid
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import write_json
+from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 
 GRAPH, PREPROCESSING = "model.onnx", "preprocessing.json"
@@ -52,10 +53,10 @@ def declaration(model: ReIDModel) -> dict[str, Any]:
         "height": height,
         "width": width,
         "resize": "the whole image, aspect ratio not kept, antialiased",
-        "interpolation": model.config.interpolation,
+        "interpolation": model.interpolation,
         "scale": 1 / 255,
-        "mean": list(model.config.mean),
-        "std": list(model.config.std),
+        "mean": list(model.mean),
+        "std": list(model.std),
         "output": OUTPUT,
         "D": sum(model.widths.values()),
         "parts": dict(model.widths),
@@ -85,6 +86,7 @@ def export_onnx(model: ReIDModel, folder: Path) -> float:
         RuntimeError: the graph's features differ by more than 1e-4: a defect.
     """
     check_onnx()
+    needs_cosine(model.metric, "an ONNX graph")
     embedder, size = Embedder(bake(model)).eval(), model.image_size
     program = _trace(embedder, torch.randn(2, 3, *size), model.source[0].name)
     declared = declaration(model)

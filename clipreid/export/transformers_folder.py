@@ -14,7 +14,8 @@ from clipreid.data.images import INTERPOLATIONS
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import share, write_json
-from clipreid.hub.plain import merged_lines
+from clipreid.hub.plain import PLAIN, merged_lines
+from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 
 ARCHITECTURES = {"clip": "CLIPVisionModelWithProjection", "siglip": "SiglipVisionModel"}
@@ -37,7 +38,7 @@ def check_merged(config: dict[str, Any]) -> None:
     Raises:
         UserError: an image-only tower, overlapping patches, head tuning.
     """
-    source, tuning = config["backbone"], config["model"]["tuning"]
+    source, tuning = config["backbone"], config["config"].get("tuning")
     stride, patch = source.get("stride"), None
     if "vision" in source:  # imported: the shape is written down
         stride, patch = source["vision"].get("stride"), source["vision"].get("patch_size")
@@ -46,6 +47,8 @@ def check_merged(config: dict[str, Any]) -> None:
         why = f"{source['name']} is none of transformers' CLIP or SigLIP towers"
     elif stride is not None and stride != patch:
         why = f"its patches overlap (stride {stride}), and transformers' towers have no stride of their own"
+    elif config["method"] not in PLAIN:
+        why = f"the method {config['method']} is not among those whose features are a tower's own ({', '.join(PLAIN)})"
     elif tuning == "head":
         why = "it trained linear maps behind the tower, which transformers' image models have no place for"
     if why is not None:
@@ -65,18 +68,22 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
         model: a run that `check_merged` lets pass, of any strength.
         folder: made if it is not there.
         name: of the run, for the README.
+
+    Raises:
+        UserError: a model that compares features by another metric than their cosine.
     """
+    needs_cosine(model.metric, "the feature of --format merged")
     baked = bake(model)
     tower: Any = baked.tower
     if tuple(tower.grid) != (tower.grid[0],) * 2 or tower.config.image_size != (tower.grid[0] * tower.patch_size,) * 2:
         tower = square_tower(tower, max(tower.grid) * tower.patch_size)
     state = {k if k.startswith("visual_projection.") else f"vision_model.{k}": t for k, t in tower.state_dict().items()}
-    settings, (height, width), architecture = model.config, model.image_size, ARCHITECTURES[model.family]
+    (height, width), architecture = model.image_size, ARCHITECTURES[model.family]
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: t.contiguous() for k, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
     share(folder / "model.safetensors")
     images = preprocessor(
-        model.family, (height, width), int(INTERPOLATIONS[settings.interpolation]), settings.mean, settings.std
+        model.family, (height, width), int(INTERPOLATIONS[model.interpolation]), model.mean, model.std
     )
     write_json(folder / "config.json", {"architectures": [architecture], **vision_config(tower.config)})
     write_json(folder / "preprocessor_config.json", images)

@@ -16,7 +16,6 @@ from clipreid.hub.folder import (
     backbone_record,
     load,
     load_identities,
-    model_record,
     save_identities,
     save_model,
 )
@@ -32,7 +31,6 @@ __all__ = [
     "find_run",
     "load",
     "load_identities",
-    "model_record",
     "read_config",
     "run_name",
     "save_identities",

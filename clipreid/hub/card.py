@@ -12,10 +12,12 @@ from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import TINY
 from clipreid.data.layouts import LAYOUTS, WITHDRAWN
 from clipreid.evaluation import PROTOCOLS
+from clipreid.evaluation.score import ZERO_SHOT
 from clipreid.evaluation.tables import TITLES
 from clipreid.hub.licences import licence_of
-from clipreid.hub.metadata import THIS, ZERO_SHOT, Facts, metadata, numberless
+from clipreid.hub.metadata import Facts, metadata, numberless
 from clipreid.hub.plain import CLASSES, base_argument
+from clipreid.methods import get_method
 
 CURVES, LISTS = "curves.png", "ranked_lists.png"
 WHATS = {"lora": "LoRA adapter", "full": "fully fine-tuned image tower", "head": "linear map on frozen features"}
@@ -36,9 +38,6 @@ PAINTED = """\
 The figures below check mechanisms; they are no evidence about pedestrians, vehicles or animals in photographs."""
 PHOTOGRAPHS = "A backbone that has seen photographs can be expected to do better on them."
 PIP = '```bash\npip install "transformers>=5" "peft>=0.18"\n```'  # the names of modules are those of transformers 5
-TWO_STAGES = """\
-in two stages ([CLIP-ReID](https://arxiv.org/abs/2211.13977)): texts are learned for the training identities, then the
-image tower is pulled towards them"""
 
 
 def make_card(facts: Facts) -> str:
@@ -79,28 +78,31 @@ def _either(facts: Facts) -> str:
 
 
 def _making(facts: Facts) -> str:
-    version, stage1 = f"clipreid {facts.config['clipreid']}", facts.config.get("stage1")
-    if not stage1:
+    version, data = f"clipreid {facts.config['clipreid']}", facts.config.get("data")
+    if not data:
         return f"Its weights were imported with {version}"
-    prompts = facts.config.get("stage2", {}).get("prompts")
-    how = {"identity": f" {TWO_STAGES}", "none": " without texts"}.get(prompts, "")
-    return f"Backbone: `{facts.backbone}`; trained on {' and '.join(stage1['data'])} with {version}{how}"
+    about = (get_method(facts.method).__doc__ or "").partition("\n")[0].rstrip(".")
+    return (
+        f"Backbone: `{facts.backbone}`; trained on {' and '.join(data['names'])} with {version}, method "
+        f"`{facts.method}`: {about}"
+    )
 
 
 def _loading(facts: Facts) -> str:
-    model, (height, width) = facts.config["model"], _crop(facts.config["backbone"])
+    height, width = _crop(facts.config["backbone"])
     lines = [
         "## How to load it",
         "```bash\npip install clipreid\n```",
         f'```python\nimport clipreid\n\nmodel = clipreid.load("{facts.repository}")\nfeatures = model.embed(["a.jpg", '
         f'"b.jpg"])  # float32 [2, {facts.width}], unit length; compare by dot product\n```',
         f"Give crops that show one {_either(facts)} each. `embed` prepares them: the whole crop is "
-        f"resized to {height}x{width} (height x width, {model['interpolation']}), RGB 0..1, mean "
-        f"{_triple(model['mean'])}, std {_triple(model['std'])}.",
+        f"resized to {height}x{width} (height x width, {facts.interpolation}), RGB 0..1, mean "
+        f"{_triple(facts.mean)}, std {_triple(facts.std)}.",
     ]
-    if model["sie"] != "none":
+    if facts.reads:
+        given = ", ".join(f"{name}=[...]" for name in facts.reads)
         lines.append(
-            f"It uses the {model['sie']} of each image: `model.embed(images, cameras=[...], views=[...])`; "
+            f"It was trained with the {' and '.join(facts.reads)} of the images: `model.embed(images, {given})`; "
             "one that it was not trained with takes the mean."
         )
     if facts.plain:
@@ -149,12 +151,14 @@ def _results(facts: Facts) -> str:
     if not entries:
         unknown = "It was not scored before it was published: measure it on your own data before you use it."
         return "\n\n".join(["## Results", unknown, *images])
-    rows = [[data, _called(model), *(_figure(entry, key) for key in TITLES)] for data, model, entry in entries]
+    rows = [
+        [data, _called(model, facts.stage), *(_figure(entry, key) for key in TITLES)] for data, model, entry in entries
+    ]
     weaker = "`clipreid.load(..., strength=s)` with s below 1 goes back towards it, with 0 wholly."
     worse = [
         data
         for data, models in facts.metrics.items()
-        if models.get(THIS, {}).get("mAP", 1.0) < models.get(ZERO_SHOT, {}).get("mAP", 0.0)
+        if models.get(facts.stage, {}).get("mAP", 1.0) < models.get(ZERO_SHOT, {}).get("mAP", 0.0)
     ]
     lines = [
         "## Results",
@@ -169,7 +173,7 @@ def _results(facts: Facts) -> str:
 def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
     """What the figures mean: units, intervals, counts, protocol."""
     names = [name for models in facts.metrics.values() for name in models]
-    counts = "; ".join(f"{data}: {_count(models)}" for data, models in facts.metrics.items())
+    counts = "; ".join(f"{data}: {_count(models, facts.stage)}" for data, models in facts.metrics.items())
     protocols = dict.fromkeys(entry.get("protocol", "") for entry in entries)
     rules = "; ".join(f"`{name}`: {PROTOCOLS[name].description}" for name in protocols if name in PROTOCOLS)
     texts = {
@@ -191,17 +195,17 @@ def _zero_shot_feature(facts: Facts) -> str:
     other = [
         f"{data}: {found[ZERO_SHOT]['feature']}"
         for data, found in facts.metrics.items()
-        if {THIS, ZERO_SHOT} <= found.keys()
-        and found[ZERO_SHOT].get("feature") not in (None, found[THIS].get("feature"))
+        if {facts.stage, ZERO_SHOT} <= found.keys()
+        and found[ZERO_SHOT].get("feature") not in (None, found[facts.stage].get("feature"))
     ]
     return f", scored on the better of its features (not the concatenation on {'; '.join(other)})" if other else ""
 
 
-def _called(model: str) -> str:
+def _called(model: str, stage: str) -> str:
     """`stage2@0.5+k-reciprocal` -> `this model, strength 0.5, re-ranked: k-reciprocal`."""
     head, _, reranking = model.partition("+")
     name, _, strength = head.partition("@")
-    text = "this model" if name == THIS else name
+    text = "this model" if name == stage else name
     return text + (f", strength {strength}" if strength else "") + (f", re-ranked: {reranking}" if reranking else "")
 
 
@@ -214,8 +218,8 @@ def _figure(entry: Mapping[str, Any], key: str) -> str:
     return f"{text} ± {100 * entry['std'][key]:.1f}" if key in entry.get("std", {}) else text
 
 
-def _count(models: Mapping[str, Any]) -> str:
-    counts = (models.get(THIS) or next(iter(models.values()))).get("counts", {})
+def _count(models: Mapping[str, Any], stage: str) -> str:
+    counts = (models.get(stage) or next(iter(models.values()))).get("counts", {})
     if not counts:
         return "counts not kept"
     asked, people = f"{counts['valid_queries']:,} queries", f"{counts['query_identities']:,} identities"
@@ -236,9 +240,9 @@ def _use(facts: Facts) -> str:
 
 
 def _data(facts: Facts) -> str:
-    found, trained = facts.config.get("fingerprint", {}), facts.config.get("stage1", {}).get("data", [])
+    found, trained = facts.config.get("fingerprint", {}), facts.config.get("data", {}).get("names", [])
     rows = [
-        [data, split, *(f"{part[key]:,}" for key in ("pictures", "identities", "cameras")), f"`{part['hash']}`"]
+        [data, split, *(f"{part[key]:,}" for key in ("images", "identities", "cameras")), f"`{part['hash']}`"]
         for data, splits in found.items()
         for split, part in splits.items()
     ]
@@ -264,35 +268,22 @@ def _data(facts: Facts) -> str:
 
 
 def _settings(facts: Facts) -> str:
-    config, model = facts.config, facts.config["model"]
-    values, stage1, stage2 = config.get("values"), config.get("stage1", {}), config.get("stage2", {})
-    if not values:
+    """Every setting of the method that is published, and the preset and seed."""
+    if not facts.config.get("data"):
         return "## Training\n\nThe weights were imported from a checkpoint; how they were trained is not recorded here."
-    tuned = {"lora": f"LoRA, rank {model['lora_rank']}, alpha {model['lora_alpha']:g}"}.get(facts.tuning, facts.tuning)
-    rows = [["tuning", tuned], ["preset, seed", f"{stage1.get('preset')}, {stage1.get('seed')}"]]
-    if stage2.get("prompts") == "identity":
-        how = f"{values['prompt_epochs']} epochs, rate {values['prompt_rate']:g}, batches of {values['prompt_batch']}"
-        rows.append(["stage 1", f"{how}, {stage1.get('tokens')} tokens"])
-    texts = f", image to text {values['weight_i2t']:g}" if stage2.get("prompts") == "identity" else ""
-    rows += [
-        [
-            "stage 2",
-            f"{values['epochs']} epochs of {values['optimiser']}, {values['schedule']} schedule, rate "
-            f"{values['rate'][values['tuning']]:g}, heads {values['head_rate']:g}",
-        ],
-        ["batch", f"{values['identities_per_batch']} identities x {values['pictures_per_identity']} images"],
-        [
-            "losses",
-            f"identity {values['weight_id']:g}, triplet {values['weight_triplet']:g} (margin "
-            f"{values['margin']:g}){texts}",
-        ],
-        [
-            "features",
-            f"aggregation {model['aggregation']}, side information {model['sie']}, positions "
-            f"{config['backbone'].get('positions')}",
-        ],
-    ]
-    return f"## Training\n\n{_table(['setting', 'value'], rows)}\n\nEvery setting is in `config.json`."
+    run, values = facts.config.get("run", {}), facts.config["config"]
+    rows = [["method", f"`{facts.method}`"], ["stages", ", ".join(facts.config["stages"])]]
+    rows += [[name, str(run.get(name))] for name in ("preset", "seed", "precision")]
+    rows += [[name, _shown(value)] for name, value in values.items() if value not in (None, [])]
+    table = _table(["setting", "value"], rows)
+    about = "What they mean is said by `--help` of the recipe, and in `config.json` are all of them."
+    return f"## Training\n\n{about}\n\n<details><summary>Settings</summary>\n\n{table}\n\n</details>"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _licence(facts: Facts) -> str:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 from safetensors import SafetensorError, safe_open
@@ -19,32 +21,46 @@ from clipreid.backbones.build import check_grid
 from clipreid.backbones.load import is_local
 from clipreid.backbones.positions import PositionMode
 from clipreid.backbones.vision import VisionConfig
+from clipreid.config import check_values, is_public
 from clipreid.data.images import check_interpolation
 from clipreid.errors import UserError
 from clipreid.hub.files import CONFIG, TOWER, check_file, snapshot_of
-from clipreid.hub.shapes import check_table, checked
-from clipreid.model import ModelConfig
+from clipreid.hub.legacy import converted, old_name
+from clipreid.hub.shapes import check_table, checked, shown
+from clipreid.methods import get_method
 
 FLOATS, INTS = ("F32", "F16", "BF16"), ("I64", "I32")  # safetensors' names of what may fill a parameter or a counter
-BACKBONE = {"name": str, "revision": str | None, "image_size": tuple[int, int], "positions": PositionMode,
-            "stride": int | None, "raw_logits": bool, "print": str}  # fmt: skip
+TRIPLE = tuple[float, float, float]
+BACKBONE = {
+    "name": str,
+    "revision": str | None,
+    "image_size": tuple[int, int],
+    "positions": PositionMode,
+    "stride": int | None,
+    "raw_logits": bool,
+    "mean": TRIPLE,
+    "std": TRIPLE,
+    "interpolation": str,
+    "print": str,
+}
+OF_0_1_0 = BACKBONE | {"mean": TRIPLE | None, "std": TRIPLE | None, "interpolation": str | None}  # None: its own
 TEXTS = tuple[str, ...]
-PART = {"pictures": int, "identities": int, "cameras": int, "hash": str}  # of a fingerprint
+PART = {"images": int, "identities": int, "cameras": int, "hash": str}  # of a fingerprint
 TABLES: dict[str, dict[str, Any]] = {  # of config.json: what is read of them, where they are there
     "backbone": {"name": str},
-    "model": {"tuning": str, "sie": str},
-    "flags": {"data": TEXTS, "test": TEXTS, "pattern": str | None, "columns": str | None},
-    "stage1": {"data": TEXTS, "noun": str, "preset": str, "seed": int, "tokens": int},
-    "values": {
-        "tuning": str, "rate": dict[str, float], "optimiser": str, "schedule": str, "prompt_epochs": int,
-        "prompt_batch": int, "epochs": int, "identities_per_batch": int, "pictures_per_identity": int,
-        **dict.fromkeys(("prompt_rate", "head_rate", "weight_id", "weight_triplet", "weight_i2t", "margin"), float),
-    },
-    "stage2": {"prompts": str},
-}  # fmt: skip
-NEEDED = {"values": tuple(TABLES["values"]), "stage1": ("data",)}  # of a finished run
-REST = {"status": str, "pooling": str, "local": TEXTS, "offsets": dict[str, tuple[int, int]],
-        "fingerprint": dict[str, dict[str, dict]]}  # fmt: skip
+    "run": {"data": TEXTS, "test": TEXTS, "pattern": str | None, "columns": str | None, "preset": str, "seed": int},
+    "data": {"names": TEXTS, "noun": str, "images": int, "identities": int},
+}
+REST = {
+    "method": str,
+    "finished": bool,
+    "stages": TEXTS,
+    "training": str | None,
+    "pooling": str,
+    "local": TEXTS,
+    "offsets": dict[str, tuple[int, int]],
+    "fingerprint": dict[str, dict[str, dict]],
+}
 HEADER = 4 << 20  # bytes that name the tensors of a file: a few hundred bytes for each
 WORD = r"\w[\w.-]{0,99}"
 PUBLIC = re.compile(rf"tiny-clip|tiny-siglip2|hf:{WORD}/{WORD}|open_clip:{WORD}/{WORD}|timm:{WORD}", re.ASCII)
@@ -70,8 +86,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(config, dict) or "clipreid" not in config:
         raise UserError(f"{file} was not written by clipreid")
+    config = converted(config, file)
     _check_tables(config, file)
-    if snapshot_of(folder) is not None and (flags := config.get("flags")):
+    if snapshot_of(folder) is not None and (flags := config.get("run")):
         for key in ("data", "test"):  # others' folders are not here, or are other folders
             flags[key] = [spec for spec in flags.get(key, []) if _loadable(spec)]
     return config
@@ -83,6 +100,12 @@ def _check_tables(config: dict[str, Any], file: Path) -> None:
     for key, hints in TABLES.items():
         if key in config:
             check_table(config[key], hints, f"{file}: {key}")
+    if "data" in config:
+        check_table(config["data"], {}, f"{file}: data", ("names",))
+    if config.get("finished") and not config.get("stages"):
+        raise UserError(
+            f"{file}: stages is {shown(config.get('stages', []))}: a finished run names the stages it went through"
+        )
     for splits in config.get("fingerprint", {}).values():
         for name, part in splits.items():
             check_table(part, PART, f"{file}: fingerprint, {name}", tuple(PART))
@@ -94,36 +117,80 @@ def _loadable(spec: str) -> bool:
     return LOADABLE.fullmatch(spec) is not None and not (len(place) == 2 and Path(*place).exists())
 
 
-def read_settings(folder: Path) -> tuple[dict[str, Any], ModelConfig, dict[str, Any]]:
-    """`config.json` of a finished run: as it is, its `model_settings` and its `backbone_settings`.
+@dataclass(frozen=True)
+class Settings:
+    """What `load` builds a model from.  name, method: of `clipreid.methods`.  config: the method's.  backbone: as
+    `backbone_settings` gives it.  record: `config.json` as it is."""
+
+    name: str
+    method: ModuleType
+    config: Any
+    backbone: dict[str, Any]
+    record: dict[str, Any]
+
+    def renamed(self, name: str) -> str:
+        """What a tensor of the heads is called in the run's files."""
+        return old_name(name) if "converted" in self.record else name
+
+
+def read_settings(folder: Path) -> Settings:
+    """The settings of a finished run.
 
     Raises:
-        UserError: as these; a run that holds no trained model yet; values that a finished run has and this lacks.
+        UserError: a run that holds no trained model yet; a method that there is not; values that are unknown, missing,
+            or out of range.
     """
-    config = read_config(folder)
-    if "model" not in config:
-        resume = " --resume" if config.get("status") in ("running", "tuning") else ""
+    record, file = read_config(folder), folder / CONFIG
+    if not record.get("finished"):
+        resume = " --resume" if record.get("training") else ""
         raise UserError(
-            f"{folder} holds no trained model yet: run recipes/clipreid_stage2.py --output {folder}{resume} with the "
-            "flags it was begun with"
+            f"{folder} holds no trained model yet: run the recipe of its method ({record.get('method')}) with "
+            f"--output {folder}{resume} and the flags it was begun with"
         )
-    file = folder / CONFIG
-    for key, names in NEEDED.items():
-        if key in config:
-            check_table(config[key], {}, f"{file}: {key}", names)
-    if (values := config.get("values")) is not None and values["tuning"] not in values["rate"]:
-        raise UserError(f"{file}: values.rate has no rate for the tuning {values['tuning']!r}")
-    return config, model_settings(config, file), backbone_settings(config, file, folder)
+    method = get_method(record.get("method"))
+    if snapshot_of(folder) is not None:
+        _check_public(record.get("config"), method.Config, f"{file}: config")
+    config = method_settings(record.get("config"), method.Config, f"{file}: config")
+    return Settings(record["method"], method, config, backbone_settings(record, file, folder), record)
 
 
 # Settings -----------------------------------------------------------------------------------------------------
 
 
-def model_settings(config: Mapping[str, Any], file: Path) -> ModelConfig:
-    """`config.json`'s `model`. Raises `UserError`: unknown or missing keys, values of the wrong type or size."""
-    values = checked(config["model"], get_type_hints(ModelConfig), f"{file}: model settings")
-    check_interpolation(values["interpolation"])
-    return ModelConfig(**values)
+def method_settings(values: Any, kind: type, what: str) -> Any:
+    """A method's settings from JSON. What an earlier version did not know yet has its default.
+
+    Raises:
+        UserError: unknown keys, values of the wrong type or out of range.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{what} is {shown(values)}: clipreid writes a table there")
+    hints = get_type_hints(kind)
+    lacking = {field.name: json_value(field.default) for field in fields(kind) if field.name not in values}
+    found = checked(values | lacking, hints, what)
+    places = [name for name in found if hints[name] is Path or Path in get_args(hints[name])]
+    config = kind(**found | {name: Path(found[name]) for name in places if found[name] is not None})
+    try:
+        check_values(config)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    return config
+
+
+def _check_public(values: Any, kind: type, what: str) -> None:
+    """Refuses texts and paths in the settings of a downloaded run, unless they are the defaults: clipreid publishes
+    none, and nothing that they may name on this machine is read."""
+    if not isinstance(values, dict):
+        return  # `method_settings` refuses it
+    hints = get_type_hints(kind)
+    for name, default in ((field.name, json_value(field.default)) for field in fields(kind)):
+        if not is_public(hints[name]) and values.get(name, default) != default:
+            raise UserError(f"{what} {name} is {shown(values[name])}: a downloaded run has no texts and no paths there")
+
+
+def json_value(value: Any) -> Any:
+    """A default of a setting as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def backbone_settings(config: Mapping[str, Any], file: Path, folder: Path) -> dict[str, Any]:
@@ -139,11 +206,13 @@ def backbone_settings(config: Mapping[str, Any], file: Path, folder: Path) -> di
         vision = checked(source["vision"], get_type_hints(VisionConfig), f"{what}, vision:")
         _check_tower(VisionConfig(**vision), folder / TOWER, folder)
         return {"name": str(source["name"]), "vision": vision}
-    values = checked(source, BACKBONE, what)
+    values = checked(source, OF_0_1_0 if config.get("converted") else BACKBONE, what)
     if values["revision"] is not None and not COMMIT.fullmatch(values["revision"]):
         raise UserError(f"{what}: revision {values['revision']!r} is no commit")
     if values["positions"] not in get_args(PositionMode):
         raise UserError(f"{what}: positions {values['positions']!r}: clipreid has {', '.join(get_args(PositionMode))}")
+    if values["interpolation"] is not None:
+        check_interpolation(values["interpolation"])
     if snapshot_of(folder) is not None and not PUBLIC.fullmatch(values["name"]):
         raise UserError(
             f"{what}: the backbone {values['name']!r} is not a public name: a downloaded run may only use tiny-clip, "
@@ -220,7 +289,9 @@ def _compare(file: Path, wanted: Mapping[str, Tensor], found: Mapping[str, tuple
     for name, tensor in wanted.items():
         shape, kind = found[name]
         if shape != list(tensor.shape):
-            raise UserError(f"{file} does not fit this backbone: {name} is {shape}, this backbone needs "
-                            f"{list(tensor.shape)}: the weights were made for another backbone")  # fmt: skip
+            raise UserError(
+                f"{file} does not fit this backbone: {name} is {shape}, this backbone needs "
+                f"{list(tensor.shape)}: the weights were made for another backbone"
+            )
         if kind not in (FLOATS if tensor.is_floating_point() else INTS):
             raise UserError(f"{file} does not fit this model: {name} is of kind {kind}, not {tensor.dtype}")

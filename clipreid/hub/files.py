@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -22,7 +23,30 @@ CONFIG, HEADS, IDENTITIES, TOWER = (
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, where peft looks for it
 METRICS = "metrics.json"
-LARGEST = {CONFIG: 4 << 20, HEADS: 1 << 30, IDENTITIES: 8 << 30, TOWER: 16 << 30, WEIGHTS: 4 << 30}  # bytes
+TEXT_TOWER = "text_tower.safetensors"
+TEXT_ADAPTER = Path("text_adapter") / WEIGHTS
+OWNED = (
+    CONFIG,
+    METRICS,
+    HEADS,
+    IDENTITIES,
+    TOWER,
+    TEXT_TOWER,
+    "log.jsonl",
+    ADAPTER.parts[0],
+    TEXT_ADAPTER.parts[0],
+    "checkpoints",
+    "report",
+    "README.md",
+)  # what a run writes into its folder
+LARGEST = {
+    CONFIG: 4 << 20,
+    HEADS: 1 << 30,
+    IDENTITIES: 8 << 30,
+    TOWER: 16 << 30,
+    TEXT_TOWER: 16 << 30,
+    WEIGHTS: 4 << 30,
+}  # bytes
 FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one model on one data set
     **dict.fromkeys(FIGURES, float),
@@ -32,6 +56,11 @@ ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one
     "intervals": dict[str, tuple[float, float]],
     "cmc": tuple[float, ...],
 }
+
+
+def last_stage(config: Mapping[str, Any]) -> str:
+    """The stage that a finished run's model came out of: what `metrics.json` calls the model."""
+    return str(config["stages"][-1])
 
 
 def snapshot_of(folder: Path) -> Path | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,36 +17,71 @@ from clipreid.backbones.record import backbone_print, backbone_record, load_reco
 from clipreid.errors import UserError
 from clipreid.hub.checks import check_finite, read_settings, read_tensors
 from clipreid.hub.download import check_backbone, find_run
-from clipreid.hub.files import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, check_file, share, snapshot_of
-from clipreid.hub.plain import mark_adapter
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.hub.files import (
+    ADAPTER,
+    CONFIG,
+    HEADS,
+    IDENTITIES,
+    TEXT_ADAPTER,
+    TEXT_TOWER,
+    TOWER,
+    check_file,
+    share,
+    snapshot_of,
+)
+from clipreid.hub.plain import mark_adapter, plain_facts
+from clipreid.methods import build
+from clipreid.model import ReIDModel
 from clipreid.strength import check_strength, set_strength
 
-PARTS = ("necks.", "maps.", "side.")  # of a model, in heads.safetensors
+ROLES = ("image.", "text.")  # of a model: towers, in files of their own
+
+
+def head_state(model: ReIDModel) -> dict[str, Tensor]:
+    """What of a model belongs to the heads: everything but the towers and what belongs to single identities."""
+    own = _identity_prefixes(model)
+    state = model.state_dict()
+    return {name: x for name, x in state.items() if not name.startswith((*ROLES, *own))}
+
+
+def identity_state(model: ReIDModel) -> dict[str, Tensor]:
+    """What of a model belongs to single identities: modules that are marked `per_identity`."""
+    own = _identity_prefixes(model)
+    return {name: x for name, x in model.state_dict().items() if own and name.startswith(own)}
+
+
+def _identity_prefixes(model: ReIDModel) -> tuple[str, ...]:
+    return tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "per_identity", False))
 
 
 def save_model(model: ReIDModel, folder: Path) -> None:
-    """Writes `adapter/` (plain peft) or `image_tower.safetensors`, and `heads.safetensors`.
+    """Writes `adapter/` (plain peft) or `image_tower.safetensors`, the same of a trained text tower, and the heads.
 
     Raises:
         ValueError: the model's strength is not 1: the files are those of the whole run.
     """
     if model.strength != 1:
         raise ValueError(f"a model of strength {model.strength} is not saved: set_strength(model, 1) first")
-    if model.config.tuning == "lora":
-        # without the word about embeddings peft would ask the Hub for the backbone's config
-        model.image.save_pretrained(str(folder / "adapter"), save_embedding_layers=False)  # type: ignore[operator]
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)  # peft's empty template
+    _save_tower(model.image, model.tuning, folder, ADAPTER, TOWER)
+    if model.tuning == "lora":
         (backbone,) = model.source
-        source = backbone_record(backbone, backbone.positions)
-        mark_adapter(folder / "adapter", {"backbone": source, "model": model_record(model.config)}, model.family)
-    elif model.config.tuning == "full":
-        save_file(_plain(model.tower.state_dict()), folder / TOWER)
-    heads = {n: t for n, t in model.state_dict().items() if n.startswith(PARTS) and "classifier" not in n}
-    save_file(_plain(heads), folder / HEADS)
-    for file in (folder / HEADS, folder / TOWER, folder / ADAPTER):
+        facts = plain_facts(backbone_record(backbone, backbone.positions), model)
+        mark_adapter(folder / ADAPTER.parent, facts, model.family)
+    if model.text is not None:
+        _save_tower(model.text, model.text_tuning, folder, TEXT_ADAPTER, TEXT_TOWER)
+    save_file(_plain(head_state(model)), folder / HEADS)
+    for file in (folder / HEADS, folder / TOWER, folder / ADAPTER, folder / TEXT_TOWER, folder / TEXT_ADAPTER):
         if file.is_file():
             share(file)
+
+
+def _save_tower(tower: Any, tuning: str, folder: Path, adapter: Path, whole: str) -> None:
+    if tuning == "lora":
+        # without the word about embeddings peft would ask the Hub for the backbone's config
+        tower.save_pretrained(str(folder / adapter.parent), save_embedding_layers=False)
+        (folder / adapter.parent / "README.md").unlink(missing_ok=True)  # peft's empty template
+    elif tuning == "full":
+        save_file(_plain(tower.state_dict()), folder / whole)
 
 
 def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) -> None:
@@ -96,19 +130,30 @@ def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0)
     """
     check_strength(strength)
     folder = find_run(run, revision)
-    _, settings, source = read_settings(folder)
-    weights = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}[settings.tuning]
+    settings = read_settings(folder)
+    config = settings.config
+    weights = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}[tuning_of(config)]
     for file in (weights, folder / HEADS):
         check_file(file, folder)  # before the backbone is read, which takes longer
-    model = ReIDModel(_read_backbone(folder, source), settings)
-    if settings.tuning == "lora":
-        wanted = get_peft_model_state_dict(model.image, save_embedding_layers=False)
-        set_peft_model_state_dict(model.image, read_tensors(weights, folder, wanted))
-    elif settings.tuning == "full":
-        model.tower.load_state_dict(read_tensors(weights, folder, model.tower.state_dict()))
-    wanted = {n: t for n, t in model.state_dict().items() if n.startswith(PARTS)}
-    model.load_state_dict(read_tensors(folder / HEADS, folder, wanted), strict=False)
+    backbone = _read_backbone(folder, settings.backbone)
+    model = build(settings.method, backbone, config)
+    load_tower(model.image, model.tuning, weights, folder)
+    if model.text is not None:
+        texts = {"lora": find_adapter(folder, TEXT_ADAPTER), "full": folder / TEXT_TOWER}[model.text_tuning]
+        load_tower(model.text, model.text_tuning, texts, folder)
+    wanted = {settings.renamed(name): x for name, x in head_state(model).items()}
+    found = read_tensors(folder / HEADS, folder, wanted)
+    model.load_state_dict({name: found[settings.renamed(name)] for name in head_state(model)}, strict=False)
     return set_strength(model.eval(), strength)
+
+
+def load_tower(tower: Any, tuning: str, file: Path, folder: Path) -> None:
+    """Fills an image or text tower from the file of its adapter or of all its weights; nothing for "head"."""
+    if tuning == "lora":
+        wanted = get_peft_model_state_dict(tower, save_embedding_layers=False)
+        set_peft_model_state_dict(tower, read_tensors(file, folder, wanted))
+    elif tuning == "full":
+        tower.load_state_dict(read_tensors(file, folder, tower.state_dict()))
 
 
 def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
@@ -135,16 +180,18 @@ def _read_backbone(folder: Path, source: dict[str, Any]) -> Backbone:
     return backbone
 
 
-def find_adapter(folder: Path) -> Path:
-    """The adapter's weights: below adapter/ in a run folder, at the root of a published one."""
-    root = folder / ADAPTER.name
-    return root if root.is_file() and not (folder / ADAPTER).is_file() else folder / ADAPTER
+def find_adapter(folder: Path, adapter: Path = ADAPTER) -> Path:
+    """The adapter's weights: below adapter/ in a run folder; that of the image tower is at the root of a published
+    one."""
+    root = folder / adapter.name
+    published = adapter == ADAPTER and root.is_file() and not (folder / adapter).is_file()
+    return root if published else folder / adapter
+
+
+def tuning_of(config: Any) -> str:
+    """What of the image tower a method's settings train."""
+    return getattr(config, "tuning", "head")
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-
-
-def model_record(config: ModelConfig) -> dict[str, Any]:
-    """The part of `config.json` that `load` needs to build the model."""
-    return asdict(config)

@@ -16,9 +16,11 @@ from clipreid.backbones.imported import IMPORTED, ImportedBackbone
 from clipreid.backbones.openclip import CLIP_NAMES, translate
 from clipreid.backbones.vision import VisionConfig
 from clipreid.errors import UserError
-from clipreid.hub import CONFIG, model_record, save_identities, save_model
+from clipreid.hub import CONFIG, save_identities, save_model
 from clipreid.hub.files import METRICS, write_json
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.hub.folder import identity_state
+from clipreid.methods import build, clip_reid
+from clipreid.model import ReIDModel
 
 SIZES = ((256, 128), (256, 256))  # the published crops: persons, vehicles
 BLOCKS = "transformer.resblocks."
@@ -71,25 +73,24 @@ def import_checkpoint(
     vision = read_shape(tower, checkpoint, image_size, stride)
     cameras, seen = _sides(state.get("cv_embed"), sie, views, checkpoint)
     kind: Any = "none" if "cv_embed" not in state else sie or "camera"
-    settings = ModelConfig(
-        "full",
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
-        interpolation="bilinear",
+    config = clip_reid.Config(
+        tuning="full",
         sie=kind,
         sie_coefficient=sie_coefficient,
         cameras=cameras,
         views=seen,
+        identities_per_batch=16,
+        images_per_identity=4,
     )
     count = len(state.get("classifier.weight", ()))
-    model = ReIDModel(ImportedBackbone(vision), settings, identities=count).eval()
+    model = build(clip_reid, ImportedBackbone(vision), config, count).eval()
     projection = tower.pop("proj").T
     found = {f"image.{k}": t for k, t in translate(tower, CLIP_NAMES).items()}
     found["image.visual_projection.weight"] = projection
     for old, new in NECKS.items():
         found |= {new + k.removeprefix(old): t for k, t in state.items() if k.startswith(old)}
     if "cv_embed" in state:
-        found["side.table"] = state["cv_embed"].flatten(1)
+        found["hooks.side.table"] = state["cv_embed"].flatten(1)
     check_weights(model, found, f"import of {checkpoint}")
     model.load_state_dict(found)
     _write(model, vision, state.get("prompt_learner.cls_ctx"), checkpoint, output)
@@ -192,7 +193,7 @@ def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, check
     """The run folder; its config last, so that an import that was cut short is no run."""
     output.mkdir(parents=True, exist_ok=True)
     save_model(model, output)
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if "classifier" in name}
+    tensors = identity_state(model)
     count = len(next(iter(tensors.values()), ()))
     if prompts is not None:
         tensors["prompts"] = prompts
@@ -201,10 +202,12 @@ def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, check
     backbone = {"name": IMPORTED, "vision": asdict(vision)}
     record = {
         "clipreid": clipreid.__version__,
-        "status": "finished",
+        "method": model.method,
+        "config": asdict(model.config),
+        "stages": ["stage2"],
+        "finished": True,
         "backbone": backbone,
         "imported": checkpoint.name,
-        "model": model_record(model.config),
     }
     write_json(output / CONFIG, record)
 
@@ -218,10 +221,10 @@ def describe(model: ReIDModel, output: Path) -> str:
         f"ViT of {tower.depth} blocks, width {tower.width}, patch {tower.patch_size}, stride {tower.stride}; crops "
         f"{height}x{width}; {0 if identities is None else identities.out_features} training identities"
     ]
-    if model.side is not None:
+    if model.reads:
         known = {"cameras": config.cameras, "views": config.views}
         sides = " and ".join(f"{what} {n[0]} to {n[-1]}" for what, n in known.items() if n)
         lines.append(f"side information of {sides}: model.embed(images, cameras=[...], views=[...])")
-    more = "" if model.side is None else " --same-cameras"
+    more = " --same-cameras" if model.reads else ""
     lines += [f"run folder: {output}", "next, on the data it was trained for:"]
     return "\n".join([*lines, f"  clipreid evaluate {output} --data NAME:ROOT{more}"])

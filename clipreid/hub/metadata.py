@@ -9,10 +9,10 @@ from typing import Any
 
 from clipreid.backbones.load import TINY
 from clipreid.evaluation.tables import TITLES
+from clipreid.hub.files import last_stage
 from clipreid.hub.licences import licence_of
 
 RELATIONS = {"lora": "adapter", "full": "finetune", "head": "adapter"}  # to the base model, by tuning
-THIS, ZERO_SHOT = "stage2", "zero-shot"  # models of metrics.json
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,10 @@ class Facts:
     plain: str  # Python that gives the features with peft and transformers alone, or
     reason: str  # why there is none
     width: int  # D of the test feature
+    mean: Sequence[float]  # of the pixels, 0..1
+    std: Sequence[float]
+    interpolation: str  # of the crops
+    reads: Sequence[str] = ()  # what the model wants to know of the images: cameras, views
     licence: str | None = None  # given by the user
     images: Sequence[str] = ()  # files to show: curves.png, ranked_lists.png
     identities: bool = False  # whether per-identity tensors are published
@@ -36,12 +40,21 @@ class Facts:
         return str(self.config["backbone"]["name"])
 
     @property
+    def method(self) -> str:
+        return str(self.config["method"])
+
+    @property
+    def stage(self) -> str:
+        """What metrics.json calls this model."""
+        return last_stage(self.config)
+
+    @property
     def tuning(self) -> str:
-        return str(self.config["model"]["tuning"])
+        return str(self.config["config"].get("tuning", "head"))
 
     @property
     def noun(self) -> str:
-        return str(self.config.get("stage1", {}).get("noun", "individual"))
+        return str(self.config.get("data", {}).get("noun", "individual"))
 
 
 def metadata(facts: Facts) -> str:
@@ -50,7 +63,7 @@ def metadata(facts: Facts) -> str:
 
     identifier, name = (facts.licence, "") if facts.licence else licence_of(facts.backbone)
     adapter, base = facts.tuning == "lora", _base_model(facts)
-    data = [_identifier(numberless(spec)) for spec in facts.config.get("flags", {}).get("data", [])]
+    data = [_identifier(numberless(spec)) for spec in facts.config.get("run", {}).get("data", [])]
     nouns, results = [f"{noun.strip()}-re-identification" for noun in facts.noun.split(",")], _eval_results(facts)
     card = ModelCardData(
         model_name=facts.repository if results else None,
@@ -116,7 +129,7 @@ def _eval_results(facts: Facts) -> list[Any]:
             metric_args={"protocol": entry.get("protocol", ""), **_interval(entry, key)},
         )
         for data, models in facts.metrics.items()
-        for entry in [models.get(THIS, {})]
+        for entry in [models.get(facts.stage, {})]
         for key in TITLES
         if key in entry
     ]

@@ -22,7 +22,7 @@ from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
 from clipreid.hub.card import CURVES, LISTS, make_card
 from clipreid.hub.checks import read_config, read_settings
-from clipreid.hub.files import METRICS, WEIGHTS, read_metrics
+from clipreid.hub.files import ADAPTER, METRICS, TEXT_ADAPTER, TEXT_TOWER, WEIGHTS, last_stage, read_metrics
 from clipreid.hub.folder import (
     CONFIG,
     HEADS,
@@ -30,6 +30,7 @@ from clipreid.hub.folder import (
     TOWER,
     backbone_print,
     find_adapter,
+    head_state,
     load,
     load_identities,
 )
@@ -45,7 +46,21 @@ CARD, ADAPTER_CONFIG = "README.md", "adapter_config.json"
 LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*", re.ASCII)
 LOG, REPORT = "log.jsonl", "report"
 # what publishing ever writes: only these are removed from a repository when they are not published any more
-PUBLISHED = (CARD, CONFIG, METRICS, ADAPTER_CONFIG, WEIGHTS, TOWER, HEADS, IDENTITIES, CURVES, LISTS)
+PUBLISHED = (
+    CARD,
+    CONFIG,
+    METRICS,
+    ADAPTER_CONFIG,
+    WEIGHTS,
+    TOWER,
+    HEADS,
+    IDENTITIES,
+    CURVES,
+    LISTS,
+    TEXT_TOWER,
+    TEXT_ADAPTER.as_posix(),
+    f"{TEXT_ADAPTER.parent}/{ADAPTER_CONFIG}",
+)
 
 
 def package(
@@ -72,9 +87,8 @@ def package(
         base_model: the public name of the backbone's weights, where the run took them from this machine.
 
     Raises:
-        UserError: not a finished run, or one that does not load; files that lead out of the folder; a backbone that
-            is not publicly available, or another one than the run's; crops that may not be redistributed; no licence of
-            the Hub.
+        UserError: not a finished run, or one that does not load; files that lead out of the folder; a backbone that is
+            not publicly available, or another one than the run's; crops that may not be passed on; no licence's name.
     """
     if licence is not None and not LICENCE.fullmatch(licence):
         raise UserError(
@@ -83,10 +97,10 @@ def package(
         )
     _check_links(run)
     config = read_config(run)
-    if config.get("status") != "finished" or "model" not in config:
+    if not config.get("finished"):
         raise UserError(
-            f"{run} is not finished: a run that still changes is not published. Continue it with "
-            f"recipes/clipreid_stage2.py --output {run} --resume and the flags it was started with"
+            f"{run} is not finished: nothing is published of a run that still changes. Continue it with the recipe of "
+            f"its method ({config.get('method')}), --output {run} --resume and the flags it was started with"
         )
     read_settings(run)
     metrics = read_metrics(run)
@@ -96,13 +110,16 @@ def package(
     public, figures = public_config(known, names, public_backbone(known)), public_metrics(metrics, names)
     model = load(run)
     files: Files = {CONFIG: _json(public), METRICS: _json(figures)} if figures else {CONFIG: _json(public)}
-    if curves := draw_curves(read_losses(run / LOG), figures):
+    if curves := draw_curves(read_losses(run / LOG), figures, last_stage(config)):
         files[CURVES] = curves
-    if model.config.tuning == "lora":
-        files |= {ADAPTER_CONFIG: _adapter_config(model, public), WEIGHTS: _without_notes(find_adapter(run))}
-    elif model.config.tuning == "full":
+    if model.tuning == "lora":
+        files |= {ADAPTER_CONFIG: _adapter_config(model.image, model.family, public)}
+        files |= {WEIGHTS: _without_notes(find_adapter(run))}
+    elif model.tuning == "full":
         files[TOWER] = _without_notes(run / TOWER)
-    files[HEADS] = _without_notes(run / HEADS)
+    if model.text is not None:
+        files |= _text_files(run, model)
+    files[HEADS] = save({name: x.contiguous() for name, x in head_state(model).items()}, metadata={"format": "pt"})
     if include_identities:
         files[IDENTITIES] = _nameless(run)
     files |= images
@@ -117,6 +134,10 @@ def package(
         plain,
         reason or "",
         sum(model.widths.values()),
+        model.mean,
+        model.std,
+        model.interpolation,
+        model.reads,
         licence,
         [name for name in (CURVES, LISTS) if name in files],
         include_identities,
@@ -166,7 +187,9 @@ def _check_links(run: Path) -> None:
     if not run.is_dir():
         return  # `read_config` says what it is
     inside = run.resolve()
-    looked_at = [run / "adapter", *(run / "adapter").glob("*"), *run.glob("*.*"), run / REPORT, run / REPORT / LISTS]
+    adapters = [run / ADAPTER.parent, run / TEXT_ADAPTER.parent]
+    looked_at = [*adapters, *(file for adapter in adapters for file in adapter.glob("*"))]
+    looked_at += [*run.glob("*.*"), run / REPORT, run / REPORT / LISTS]
     for file in looked_at:
         if not Path(os.path.realpath(file)).is_relative_to(inside):  # resolve() fails where links go round
             raise UserError(
@@ -191,15 +214,26 @@ def _rebased(config: dict[str, Any], base_model: str) -> dict[str, Any]:
     return renamed
 
 
-def _adapter_config(model: ReIDModel, config: dict[str, Any]) -> bytes:
+def _adapter_config(tower: Any, family: str, config: dict[str, Any] | None) -> bytes:
     """adapter_config.json by what config.json says, as which the run loads; not the run's own file, which nothing
-    compares with it."""
-    settings: Any = copy(model.image.peft_config["default"])  # type: ignore[index]
-    settings.inference_mode = True
+    compares with it. config: what marks the adapter of an image tower; None for one that says no base."""
+    settings: Any = copy(tower.peft_config["default"])
+    settings.inference_mode, settings.base_model_name_or_path = True, None
     with TemporaryDirectory() as scratch:
         settings.save_pretrained(scratch)
-        mark_adapter(Path(scratch), config, model.family)
+        if config is not None:
+            mark_adapter(Path(scratch), config, family)
         return (Path(scratch) / ADAPTER_CONFIG).read_bytes()
+
+
+def _text_files(run: Path, model: ReIDModel) -> Files:
+    """The trained text tower: its adapter, in a folder of its own, or all its weights."""
+    if model.text_tuning == "full":
+        return {TEXT_TOWER: _without_notes(run / TEXT_TOWER)}
+    return {
+        TEXT_ADAPTER.as_posix(): _without_notes(run / TEXT_ADAPTER),
+        f"{TEXT_ADAPTER.parent}/{ADAPTER_CONFIG}": _adapter_config(model.text, model.family, None),
+    }
 
 
 def _without_notes(file: Path) -> bytes | Path:
@@ -222,7 +256,7 @@ def _crop_images(run: Path, config: Mapping[str, Any], metrics: Mapping[str, Any
     no permission. A copy of one under folder:, csv: or hub: is not known: that, and one's own images, are the
     user's to decide.
     """
-    flags = config.get("flags", {})
+    flags = config.get("run", {})
     specs = [*flags.get("data", []), *flags.get("test", []), *metrics]
     for reader in dict.fromkeys(spec.partition(":")[0] for spec in specs):
         if reader in LAYOUTS:

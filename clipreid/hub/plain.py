@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,11 @@ OPENAI = {
     "open_clip:ViT-B-16-quickgelu/openai": "openai/clip-vit-base-patch16",
     "open_clip:ViT-L-14-quickgelu/openai": "openai/clip-vit-large-patch14",
     "open_clip:ViT-L-14-336-quickgelu/openai": "openai/clip-vit-large-patch14-336",
+}
+# Methods and settings whose features peft and transformers are *shown* to give (tests/hub/test_plain.py): what is not
+# here is not plain.
+PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
+    "clip_reid": {"tuning": ("lora",), "sie": ("none",), "aggregation": ("cls", "mean")},
 }
 CLASSES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # of transformers, by family
 
@@ -39,36 +45,42 @@ def plain_base(config: dict[str, Any]) -> tuple[str | None, str | None]:
     """Whether the adapter of a run, on transformers' own image tower, gives the run's features without clipreid.
 
     Args:
-        config: `config.json` of a finished run; only the name, positions and stride of `backbone` and the tuning and
-            sie of `model` are read.
+        config: `config.json` of a finished run; only `backbone`, `method` and `config` are read.
 
     Returns:
         (base, reason): `transformers_base` of its backbone, and None if peft and transformers with
-        `interpolate_pos_encoding=True` give equal features, else a sentence that says why they cannot.
+        `interpolate_pos_encoding=True` are shown to give equal features (`PLAIN`), else a sentence that says why not.
     """
-    source, model = config["backbone"], config["model"]
-    name = source["name"]
-    base = transformers_base(name)
-    return base, next(iter(_reasons(name, base, source, model)), None)
+    base = transformers_base(config["backbone"]["name"])
+    return base, next(iter(_reasons(base, config)), None)
 
 
-def _reasons(name: str, base: str | None, source: dict[str, Any], model: dict[str, Any]) -> list[str]:
+def _reasons(base: str | None, config: dict[str, Any]) -> list[str]:
+    source, method, settings = config["backbone"], config["method"], config["config"]
+    name, tuning, sie = source["name"], settings.get("tuning"), settings.get("sie", "none")
     if name == IMPORTED:
         return ["it was imported as a whole image tower: there is no adapter"]
     found = {
         f"{name} is an image-only tower, which transformers has no such model for": is_image_only(name),
-        "all weights of the image tower were trained: there is no adapter": model["tuning"] == "full",
-        "a linear map on the frozen features was trained: there is no adapter": model["tuning"] == "head",
+        "all weights of the image tower were trained: there is no adapter": tuning == "full",
+        "a linear map on the frozen features was trained: there is no adapter": tuning == "head",
         f"its patches overlap (stride {source.get('stride')}), which transformers' towers cannot": source.get("stride"),
-        f"it adds side information (sie {model['sie']}) to the tokens, which transformers' towers cannot": (
-            model["sie"] != "none"
-        ),
+        f"it adds side information (sie {sie}) to the tokens, which transformers' towers cannot": sie != "none",
         "its position table was resized bilinearly, and transformers resizes it bicubically": (
             source.get("positions") == "bilinear"
         ),
         f"no repository in transformers' layout is known for certain to hold the weights of {name}": base is None,
+        f"its method, {method}, is not among those that are shown to work without clipreid": method not in PLAIN,
     }
-    return [reason for reason, holds in found.items() if holds]
+    reasons = [reason for reason, holds in found.items() if holds]
+    odd = [flag for flag, shown in PLAIN.get(method, {}).items() if settings.get(flag, shown[0]) not in shown]
+    return reasons or [f"its {flag}, {settings[flag]}, is not shown to work without clipreid" for flag in odd]
+
+
+def plain_facts(source: dict[str, Any], model: ReIDModel) -> dict[str, Any]:
+    """What of `config.json` `plain_base` reads, for a model that is being saved; `source`: its backbone's record."""
+    settings = {} if model.config is None else asdict(model.config)
+    return {"backbone": source, "method": model.method, "config": settings}
 
 
 def mark_adapter(folder: Path, config: dict[str, Any], family: str) -> None:
@@ -135,9 +147,9 @@ def merged_lines(model: ReIDModel, folder: str, image: str = "a.jpg") -> str:
 
 def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], image: str) -> str:
     """What both have in common: the image, the two parts of the feature, and their concatenation."""
-    is_clip, config, (height, width) = model.family == "clip", model.config, model.image_size
+    is_clip, (height, width) = model.family == "clip", model.image_size
     final = "out.pooler_output" if is_clip else "out.last_hidden_state.mean(1)"
-    if is_clip and config.aggregation == "mean":
+    if is_clip and getattr(model.aggregator, "kind", "cls") == "mean":
         final = "tower.post_layernorm(out.last_hidden_state[:, 1:]).mean(1)"
     projection = "base.visual_projection(out.pooler_output)" if is_clip else "out.pooler_output"
     parts = "[final, projection]" if model.raw_logits else "[normalize(final), normalize(projection)]"
@@ -151,9 +163,9 @@ def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], im
         "",
         *load,
         "prepare = transforms.Compose([",
-        f"    transforms.Resize(({height}, {width}), transforms.InterpolationMode.{config.interpolation.upper()}),",
+        f"    transforms.Resize(({height}, {width}), transforms.InterpolationMode.{model.interpolation.upper()}),",
         "    transforms.ToTensor(),",
-        f"    transforms.Normalize({list(config.mean)}, {list(config.std)}),",
+        f"    transforms.Normalize({list(model.mean)}, {list(model.std)}),",
         "])",
         f'pixels = prepare(Image.open({json.dumps(image)}).convert("RGB"))[None]',
         "with torch.no_grad():",

@@ -1,49 +1,34 @@
 """What of a run may be seen by others: data without places, settings without paths, figures without notes.
 
-Everything is chosen by name, so that what a later version adds to a run folder, or somebody else wrote into it, is not
-published by accident; and of the texts only single words, but for the noun, which is the user's own.
+Settings are published by type: numbers, true or false, and words of our own choosing, never texts and paths. Everything
+else is chosen by name, so that what somebody else wrote into a run folder is not published by accident; of the texts
+only single words, but for the noun, which is the user's own.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import is_local
+from clipreid.config import RunConfig, choices_of, is_public
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
 from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.tables import TITLES
 from clipreid.hub.checks import BACKBONE, LOADABLE, PUBLIC
-from clipreid.hub.shapes import check_table
-from clipreid.model import ModelConfig
+from clipreid.hub.shapes import check_table, fits
+from clipreid.methods import get_method
 
-# The keys of config.json's tables that are published. VALUES and STAGE2: the fields of `Values` and `TuneConfig` in
-# clipreid.training, which may not be imported from here.
-SETTINGS = ("clipreid", "status", "pooling")
-SHARED = ("preset", "seed", "image_size", "stride")
-STAGE1 = (*SHARED, "pictures", "identities", "epochs", "rate", "batch", "tokens")
-FLAGS = (*SHARED, "validate", "precision")
-VALUES = (
-    "tuning", "prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "optimiser", "epochs", "rate",
-    "head_rate", "bias_rate_factor", "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "least_steps",
-    "identities_per_batch", "pictures_per_identity", "smoothing", "margin", "weight_id", "weight_triplet", "weight_i2t",
-    "pad", "flip", "erase", "pixels", "positions", "train_interpolation", "test_interpolation",
-)  # fmt: skip
-STAGE2 = (
-    "prompts", "tuning", "aggregation", "sie", "sie_coefficient", "lora_rank", "lora_alpha", "epochs", "rate",
-    "head_rate", "identities_per_batch", "pictures_per_identity", "balance", "checkpoint_every",
-    "gradient_checkpointing",
-)  # fmt: skip
-TABLES = {"model": tuple(field.name for field in fields(ModelConfig)), "values": VALUES, "stage2": STAGE2,
-          "separability": ("text_to_image", "image_to_text")}  # fmt: skip
+SETTINGS = ("clipreid", "method", "finished", "pooling")  # of config.json
+TABLES = {"separability": ("text_to_image", "image_to_text")}
+COUNTS = ("images", "identities")  # of `data`
 BODY = tuple(key for key in BACKBONE if key != "name")
-PART = ("pictures", "identities", "cameras", "hash")  # of a fingerprint
+PART = ("images", "identities", "cameras", "hash")  # of a fingerprint
 FIGURES = (*TITLES, "counts", "protocol", "intervals", "std", "feature", "parts", "bad", "cmc", "open_set")
 OWN = "own data"
 WORD = re.compile(r"[\w@.+-]{1,60}")
@@ -62,8 +47,8 @@ class DataNames:
     """
 
     def __init__(self, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        flags, self.local = config.get("flags", {}), set(config.get("local", []))
-        specs = [*flags.get("data", []), *flags.get("test", []), *config.get("stage1", {}).get("data", [])]
+        flags, self.local = config.get("run", {}), set(config.get("local", []))
+        specs = [*flags.get("data", []), *flags.get("test", []), *config.get("data", {}).get("names", [])]
         named = [*config.get("offsets", {}), *config.get("fingerprint", {}), *metrics]
         self.specs = tuple(dict.fromkeys([*specs, *(_parted(name)[0] for name in named)]))  # as they were typed
         self.names, groups = {}, dict[str, list[str]]()
@@ -110,19 +95,22 @@ def public_config(config: Mapping[str, Any], names: DataNames, backbone: str) ->
 
     config: as `read_settings` has checked it.  backbone: its public name (`public_backbone`).
     """
-    flags, stage1, source = config.get("flags", {}), config.get("stage1"), config["backbone"]
+    flags, data, source = config.get("run", {}), config.get("data"), config["backbone"]
     shape = {"vision": source["vision"]} if "vision" in source else _chosen(source, BODY)
     found = {**_chosen(config, SETTINGS), "backbone": {**shape, "name": backbone}}
+    found |= {"stages": config["stages"]}
+    for name in config["stages"]:
+        _chosen({"stages": name}, ["stages"])
+    found["config"] = public_settings(config["config"], get_method(config["method"]).Config, "config")
     for key, keys in TABLES.items():
         if key in config:
             check_table(config[key], {}, f"config.json: {key}")
             found[key] = _chosen(config[key], keys)
-    if stage1:
-        noun = {"noun": stage1["noun"]} if "noun" in stage1 else {}
-        data = [names(spec) for spec in stage1["data"]]
-        found["stage1"] = {"backbone": backbone, "data": data, **noun, **_chosen(stage1, STAGE1)}
+    if data:
+        noun = {"noun": data["noun"]} if "noun" in data else {}
+        found["data"] = {"names": [names(spec) for spec in data["names"]], **noun, **_chosen(data, COUNTS)}
         tested = {key: names.loadable(flags.get(key, [])) for key in ("data", "test")}
-        found["flags"] = {"backbone": backbone, **tested, **_chosen(flags, FLAGS)}
+        found["run"] = {"backbone": backbone, **tested, **public_settings(flags, RunConfig, "run")}
     if "offsets" in config:
         found["offsets"] = {names(spec): both for spec, both in config["offsets"].items()}
     if "fingerprint" in config:
@@ -131,6 +119,33 @@ def public_config(config: Mapping[str, Any], names: DataNames, backbone: str) ->
             for spec, splits in config["fingerprint"].items()
         }
     return found
+
+
+def public_settings(values: Mapping[str, Any], kind: type, what: str) -> dict[str, Any]:
+    """Of the settings of a dataclass those whose type is public (`clipreid.config.is_public`): texts and paths never.
+
+    Raises:
+        UserError: a value that is not of its type.
+    """
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        if name not in values or not is_public(hint):
+            continue
+        value = values[name]
+        if not fits(value, hint) or not set(_texts(value)) <= set(choices_of(hint)):
+            raise UserError(
+                f"config.json: {what}.{name} is {value!r}, which clipreid never writes there, and nothing "
+                "else is published; mend it"
+            )
+        found[name] = value
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts in a value of JSON, in lists too."""
+    if isinstance(value, list | tuple):
+        return [text for each in value for text in _texts(each)]
+    return [value] if isinstance(value, str) else []
 
 
 def public_metrics(metrics: Mapping[str, Mapping[str, Any]], names: DataNames) -> dict[str, dict[str, Any]]:

@@ -4,29 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
+from clipreid.config import RANGES
 from clipreid.errors import UserError
 
-RANGES: dict[str, tuple[float, float]] = {  # of the numbers in config.json, by key
-    "image_size": (8, 4096),
-    "patch_size": (1, 256),
-    "stride": (1, 256),
-    "width": (1, 16_384),
-    "depth": (1, 256),
-    "heads": (1, 256),
-    "mlp_width": (1, 65_536),
-    "embed_dim": (1, 16_384),
-    "eps": (0, 1),
-    "lora_rank": (1, 1024),
-    "lora_alpha": (0, 1e6),
-    "mean": (-10, 10),
-    "std": (1e-3, 10),
-    "sie_coefficient": (-1e3, 1e3),
-    "cameras": (-1, 1e9),
-    "views": (-1, 1e9),
-}
 MOST = 10_000  # values of one list or table
 
 
@@ -71,8 +55,10 @@ def fits(value: Any, hint: Any, low: float = -1e12, high: float = 1e12) -> bool:
     if kind is dict:
         texts = isinstance(value, dict) and len(value) <= MOST and all(len(key) < 1000 for key in value)
         return texts and all(fits(each, parts[1], low, high) for each in value.values())
-    if kind is UnionType:
+    if kind in (UnionType, Union):
         return any(fits(value, part, low, high) for part in parts)
+    if hint is Path:
+        return isinstance(value, str | Path) and len(str(value)) < 1000
     if kind is Literal:  # the code that uses it checks the word
         return isinstance(value, str) and len(value) < 100
     return isinstance(value, hint) and (hint is not str or len(value) < 1000)
@@ -86,7 +72,7 @@ def named(hint: Any) -> str:
         return f"a list of {many}{named(parts[0]).split()[-1]}s"
     if kind is dict:
         return f"a table, each value {named(parts[1])}"
-    if kind is UnionType:
+    if kind in (UnionType, Union):
         return " or ".join(named(part) for part in parts)
     words = {int: "an integer", float: "a number", NoneType: "null", bool: "true or false", dict: "a table"}
     return words.get(hint, "a short text")

@@ -1,5 +1,6 @@
-"""From identities to text features, through a frozen text tower."""
+"""From learned tokens and words to text features, through a text tower."""
 
 from clipreid.prompts.identity import IdentityPrompts
+from clipreid.prompts.template import Template, word_embeddings
 
-__all__ = ["IdentityPrompts"]
+__all__ = ["IdentityPrompts", "Template", "word_embeddings"]

@@ -13,21 +13,25 @@ from torch import Tensor, nn
 
 from clipreid.backbones import Backbone
 from clipreid.distributed import gather, world
-from clipreid.errors import UserError
+from clipreid.prompts.template import Template
 
 
 class IdentityPrompts(nn.Module):
     """Learned text features, one per identity (CLIP-ReID, arXiv 2211.13977, section 3.2).
 
-    Only `context` is trained. A causal text tower reads the prompt up to its EOT only (12 tokens for CLIP instead
-    of 77): exact, for nothing behind EOT can influence it. A bidirectional one reads its full length.
+    Only `context` is trained; the text tower is frozen here.
 
     Args:
-        backbone: whose text tower encodes the prompts; it is frozen here.
+        backbone: whose text tower encodes the prompts.
         identities: I.
         noun: what the individuals are: "person", "vehicle", ...; or I nouns, one for each identity.
         tokens: M.
         generator: draws the initial tokens (normal, std 0.02).
+
+    Attributes:
+        context: the learned tokens [I, M, W].
+        template: the sentences, one for each different noun, with the slot `id`.
+        kind: which sentence each identity takes, [I], 0..T-1.
 
     Raises:
         UserError: no tokenizer, one that does not give each placeholder one token, or more than the context holds.
@@ -47,37 +51,27 @@ class IdentityPrompts(nn.Module):
         if len(nouns) != identities:
             raise ValueError(f"{len(nouns)} nouns for {identities} identities: give one, or one for each")
         kinds = list(dict.fromkeys(nouns))
-        self.text = backbone.text.requires_grad_(False)
-        templates = [_template(backbone, kind, tokens) for kind in kinds]
-        ids, start = torch.cat([found for found, _ in templates]), templates[0][1]  # [T, L]
-        pool = backbone.text.pool_index(ids)  # [T]
-        if self.text.causal:
-            ids = ids[:, : int(pool.max()) + 1]
-        with torch.no_grad():
-            embedded = self.text.embed(ids.to(self.text.embeddings.token_embedding.weight.device))  # [T, L, W]
+        self.text = backbone.text.requires_grad_(False)  # a part of this module, so that it moves to its device
+        sentences = ["a photo of a {id} " + kind.replace("{", "{{").replace("}", "}}") + "." for kind in kinds]
+        flags, otherwise = {"id": "--prompt-tokens"}, "use --prompts none"
+        self.template = Template(backbone, sentences, {"id": tokens}, flags=flags, otherwise=otherwise)
         self.kind: Tensor
-        self.pool: Tensor
-        self.prefix: Tensor
-        self.suffix: Tensor
-        self.register_buffer("kind", torch.tensor([kinds.index(n) for n in nouns]), persistent=False)  # [I], 0..T-1
-        self.register_buffer("pool", pool, persistent=False)
-        self.register_buffer("prefix", embedded[:, :start], persistent=False)
-        self.register_buffer("suffix", embedded[:, start + tokens :], persistent=False)
+        self.register_buffer("kind", torch.tensor([kinds.index(n) for n in nouns]), persistent=False)
         drawn = torch.empty(identities, tokens, self.text.width).normal_(std=0.02, generator=generator)
-        self.context = nn.Parameter(drawn)  # [I, M, W]
+        self.context = nn.Parameter(drawn)
+
+    def _slots(self, identities: Tensor) -> dict[str, Tensor]:
+        # F.embedding, not indexing: its backward is deterministic
+        learned = F.embedding(identities, self.context.flatten(1))  # [n, M * W]
+        return {"id": learned.view(len(identities), *self.context.shape[1:])}
 
     def prompt(self, identities: Tensor) -> Tensor:
         """Identity numbers [n] to prompt embeddings [n, L, W], ready for the text tower."""
-        count, (_, tokens, width) = len(identities), self.context.shape
-        # F.embedding, not indexing: its backward is deterministic
-        learned = F.embedding(identities, self.context.flatten(1)).view(count, tokens, width)
-        kind = self.kind[identities]  # [n]
-        return torch.cat([self.prefix[kind], learned, self.suffix[kind]], dim=1)
+        return self.template.embeddings(self._slots(identities), self.kind[identities])
 
     def encode(self, identities: Tensor) -> Tensor:
         """Identity numbers [n] to text features [n, E], not normalised."""
-        with torch.autocast(identities.device.type, enabled=False):  # the same precision in training and in the bank
-            return self.text(self.prompt(identities), self.pool[self.kind[identities]])
+        return self.template.encode(self._slots(identities), self.kind[identities])
 
     def forward(self, identities: Tensor) -> Tensor:
         """Identity numbers [n], the same in every process, to text features [n, E].
@@ -96,24 +90,3 @@ class IdentityPrompts(nn.Module):
         """The text features of all identities, [I, E]."""
         everyone = torch.arange(len(self.context), device=self.context.device)
         return torch.cat([self.encode(part) for part in everyone.split(batch_size)])
-
-
-def _template(backbone: Backbone, noun: str, tokens: int) -> tuple[Tensor, int]:
-    """Token ids of the prompt [1, L] with placeholders, and where the placeholders begin."""
-    if backbone.tokenizer is None:
-        raise UserError(f"backbone {backbone.name!r} has no tokenizer, which prompts need: use --prompts none")
-    sentences = [f"a photo of a{' x' * count} {noun}." for count in (0, 1, tokens)]
-    none, one, ids = backbone.tokenizer(sentences)  # [L] each
-    start = int((none != one).int().argmax())
-    if not torch.equal(one[start + 1 :], none[start:-1]):  # one placeholder moves the rest by one place
-        raise UserError(
-            f"the tokenizer of {backbone.name!r} does not give each placeholder x one token of its own: "
-            "use --prompts none"
-        )
-    room = max(start, len(none) - tokens)  # what is behind must be padding
-    if not torch.equal(ids[start + tokens :], none[start:room]) or bool((none[room:] != none[-1]).any()):
-        raise UserError(
-            f"--prompt-tokens {tokens}: the sentence with {tokens} learned tokens does not fit into the {len(none)} "
-            f"tokens of {backbone.name!r}: choose fewer"
-        )
-    return ids[None], start

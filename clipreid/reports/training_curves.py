@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipreid.evaluation.score import ZERO_SHOT
 from clipreid.reports.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-TUNED, ZERO_SHOT, SHOWN = "stage2", "zero-shot", 3  # models of metrics.json; data sets drawn at most
+SHOWN = 3  # data sets drawn at most
 COLOURS = {"loss": MAIN, "id_loss": MAIN, "triplet_loss": WRONG, "i2t_loss": RIGHT, "t2i_loss": OTHER}
 
 
@@ -31,17 +32,20 @@ def read_losses(log: Path) -> dict[str, list[dict[str, Any]]]:
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("loss"), int | float):
-            found.setdefault(str(entry.get("stage")), {})[int(entry.get("step", 0))] = entry
+            found.setdefault(str(entry.get("stage")), {})[int(entry.get("epoch") or entry.get("step") or 0)] = entry
     return {stage: [epochs[step] for step in sorted(epochs)] for stage, epochs in found.items()}
 
 
-def draw_curves(losses: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Any]) -> bytes | None:
+def draw_curves(
+    losses: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Any], tuned: str
+) -> bytes | None:
     """A PNG: the losses of each stage, then for each data set (at most three) the CMC before and after.
 
-    losses: as `read_losses`.  metrics: as metrics.json, its data sets named as they are to be shown.
+    losses: as `read_losses`.  metrics: as metrics.json, its data sets named as they are to be shown.  tuned: what
+    they call the model.
     None where there is nothing to draw.
     """
-    shown = [(name, models) for name, models in metrics.items() if TUNED in models][:SHOWN]
+    shown = [(name, models) for name, models in metrics.items() if tuned in models][:SHOWN]
     stages = [(name, epochs) for name, epochs in losses.items() if len(epochs) > 1]
     count = len(stages) + len(shown)
     if not count:
@@ -56,7 +60,7 @@ def draw_curves(losses: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapp
         for (name, epochs), cell in zip(stages, axes, strict=False):
             _losses(cell, name, epochs)
         for (name, models), cell in zip(shown, axes[len(stages) :], strict=False):
-            _cmc(cell, name, models)
+            _cmc(cell, name, models, tuned)
         for cell in axes[count:]:
             cell.set_axis_off()
     return to_png(figure)
@@ -78,10 +82,10 @@ def _losses(axes: Axes, name: str, epochs: Sequence[Mapping[str, Any]]) -> None:
     axes.legend(fontsize=8)
 
 
-def _cmc(axes: Axes, name: str, models: Mapping[str, Mapping[str, Any]]) -> None:
+def _cmc(axes: Axes, name: str, models: Mapping[str, Mapping[str, Any]], tuned: str) -> None:
     """Rank-k before (where it was scored) and after; the curve where metrics.json keeps it, else ranks 1, 5 and 10."""
     lowest, last = 100.0, 10
-    for model, label, colour, line in ((ZERO_SHOT, "zero-shot", OTHER, "--"), (TUNED, "this model", MAIN, "-")):
+    for model, label, colour, line in ((ZERO_SHOT, "zero-shot", OTHER, "--"), (tuned, "this model", MAIN, "-")):
         if model not in models:
             continue
         entry = models[model]

@@ -26,6 +26,7 @@ from clipreid.data import Split
 from clipreid.data.cache import decode
 from clipreid.data.parallel import in_blocks
 from clipreid.errors import UserError
+from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 from clipreid.search.block_store import BlockStore, check_space, contents, to_table, writing
 from clipreid.search.find import absolute_entry
@@ -83,9 +84,11 @@ def embed(
         In every process the same, but for what it found.
 
     Raises:
-        UserError: no image can be decoded; an output that is in the way, lacks images that can be decoded by now,
-            or cannot be written; images that keep changing.
+        UserError: a model that compares features by another metric than their cosine; no image can be decoded; an
+            output that is in the way, lacks images that can be decoded by now, or cannot be written; images that keep
+            changing.
     """
+    needs_cosine(model.metric, "a gallery")
     output = Path(os.path.abspath(Path(output).expanduser()))
     if not 1 <= batch_size <= LARGEST:
         raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
@@ -173,7 +176,7 @@ class _Job:
         """How many of these images can be decoded."""
         if not paths:
             return 0
-        size, interpolation = self.model.image_size, self.model.config.interpolation
+        size, interpolation = self.model.image_size, self.model.interpolation
         rows = np.flatnonzero(np.isin(self.images.paths, paths))
         images = (image for block in self.images.select(rows).encoded_batches(BLOCK) for image in block)
         return sum(not isinstance(decode(image, size, interpolation), str) for image in images)
@@ -272,7 +275,7 @@ class _Job:
     def _embed_block(self, number: int, done: int) -> tuple[pa.Table, list[tuple[str, str]]]:
         """The rows of one block, and (path, reason) of its bad images; `done` images were done before."""
         rows = np.arange(number * BLOCK, number * BLOCK + self._size(number))
-        size, interpolation = self.model.image_size, self.model.config.interpolation
+        size, interpolation = self.model.image_size, self.model.interpolation
 
         def work(image: dict[str, Any]) -> tuple[str | None, np.ndarray | str]:
             return image["path"], decode(image, size, interpolation)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from clipreid.backbones.record import settings_of, weights_print
 from clipreid.errors import UserError
+from clipreid.hub.legacy import METHOD, model_settings, old_name
 from clipreid.model import ReIDModel
 
 KEY, VERSION = b"clipreid", 1  # of the metadata
@@ -49,9 +50,22 @@ def writer(file: Path, about: Mapping[str, Any]) -> pq.ParquetWriter:
 def model_print(model: ReIDModel) -> str:
     """A hash of everything that the features of a model depend on: weights, settings, crop size, strength."""
     (backbone,) = model.source
-    tower = [settings_of(backbone), list(model.image_size), backbone.positions, model.raw_logits]
-    about = [asdict(model.config), tower, model.strength]
+    pixels = [list(model.image_size), list(model.mean), list(model.std), model.interpolation]
+    tower = [settings_of(backbone), backbone.positions, model.raw_logits, pixels]
+    bare = {"aggregation": getattr(model.aggregator, "kind", "")}  # of a backbone before any training
+    settings = json.loads(json.dumps(asdict(model.config) if model.method else bare, default=str))  # paths as text
+    about = [model.method, settings, tower, model.strength]
     return weights_print(((n, t) for n, t in model.named_parameters() if not n.startswith("necks.")), about)
+
+
+def print_of_0_1_0(model: ReIDModel) -> str | None:
+    """`model_print` as clipreid 0.1.0 made it, for galleries of then; None for methods that it did not have."""
+    if model.method != METHOD:
+        return None
+    (backbone,) = model.source
+    tower = [settings_of(backbone), list(model.image_size), backbone.positions, model.raw_logits]
+    kept = ((name, x) for name, x in model.named_parameters() if not name.startswith("necks."))
+    return weights_print(((old_name(name), x) for name, x in kept), [model_settings(model), tower, model.strength])
 
 
 def describe(model: ReIDModel, run: str) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from clipreid.errors import UserError
 from clipreid.evaluation.similarity import unit_rows
+from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 from clipreid.search.exact import Nearest
-from clipreid.search.format import FEATURE, model_print, read_about
+from clipreid.search.format import FEATURE, model_print, print_of_0_1_0, read_about
 
 TOP = 10  # images found for each query, where the gallery has as many
 CHUNK = 2**13  # rows compared at a time; `embed` writes as many into a row group
@@ -88,8 +89,10 @@ class Gallery:
         return int(self._starts[-1])
 
     def check(self, model: ReIDModel) -> None:
-        """Raises `UserError` where the gallery was made by another model: its features could not be compared."""
-        if model_print(model) == self.about["model"]:
+        """Raises `UserError` where the gallery was made by another model: its features could not be compared; and for a
+        model that compares features by another metric than their cosine."""
+        needs_cosine(model.metric, "search in a gallery")
+        if self.about["model"] in (model_print(model), print_of_0_1_0(model)):
             return
         made, (backbone,) = self.about, model.source
         ours = {"backbone": backbone.name, "strength": model.strength, "crop": list(model.image_size)}

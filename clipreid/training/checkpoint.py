@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and JSON of what training changes, complete or not there at all.
 
-A checkpoint is a folder `checkpoints/NAME/` with `tensors.safetensors` and `state.json`. It is written under another
+A checkpoint is a folder `checkpoints/STAGE-EPOCH/` with `tensors.safetensors` and `state.json`. The last one of every
+stage is kept: a stage that is finished is taken from it when a later stage is continued. It is written under another
 name, flushed to disk, checksummed and renamed, so a process killed at any moment leaves the previous one whole.
 """
 
@@ -9,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipreid.errors import UserError
+from clipreid.training.stage import Stage
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
 
@@ -30,9 +34,8 @@ def changing_state(module: nn.Module) -> dict[str, Tensor]:
     return found  # type: ignore[return-value]
 
 
-def restore(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Copies `tensors` into the trainable parameters and buffers of `module`; refuses other names or shapes."""
-    target = changing_state(module)
+def _check_fits(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Refuses, with `UserError`, tensors of other names or shapes than those they are to replace."""
     if target.keys() != tensors.keys():
         odd = sorted(target.keys() ^ tensors.keys())[:5]
         raise UserError(f"the checkpoint is of another model: {', '.join(odd)} missing on one side")
@@ -40,47 +43,58 @@ def restore(module: nn.Module, tensors: dict[str, Tensor]) -> None:
         if target[name].shape != tensor.shape:
             here, there = list(target[name].shape), list(tensor.shape)
             raise UserError(f"the checkpoint is of another model: {name} is {there} there, {here} here")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            target[name].copy_(tensor)
 
 
-def save(folder: Path, name: str, module: nn.Module, optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Writes checkpoint `name`, then removes the other ones in `folder`."""
-    moments = optimiser.state_dict()
-    tensors = {f"model.{k}": v.detach() for k, v in changing_state(module).items()}
-    for index, entries in moments["state"].items():
-        tensors |= {f"optimiser.{index}.{k}": torch.as_tensor(v) for k, v in entries.items()}
+def save(folder: Path, stage: Stage, epoch: int) -> None:
+    """Writes the checkpoint of a stage after `epoch` epochs, then removes its earlier ones."""
+    tensors = {f"model.{name}": x.detach() for name, x in changing_state(stage.module).items()}
+    if stage.memory is not None:
+        tensors |= {f"memory.{name}": x.detach() for name, x in stage.memory.state_dict().items()}
+    groups = []
+    for turn, optimiser in enumerate(stage.optimisers):
+        moments = optimiser.state_dict()
+        groups.append(moments["param_groups"])
+        for index, entries in moments["state"].items():
+            tensors |= {f"optimiser.{turn}.{index}.{key}": torch.as_tensor(x) for key, x in entries.items()}
+    name = f"{stage.name}-{epoch:05d}"
     scratch, target = folder / f"{name}.writing", folder / name
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    save_file({k: v.cpu().contiguous() for k, v in tensors.items()}, scratch / TENSORS)
-    record = state | {"groups": moments["param_groups"], "sha256": _digest(scratch / TENSORS)}
+    save_file({key: x.cpu().contiguous().clone() for key, x in tensors.items()}, scratch / TENSORS)
+    record = {"stage": stage.name, "epoch": epoch, "groups": groups, "sha256": _digest(scratch / TENSORS)}
     (scratch / STATE).write_text(json.dumps(record, indent=1))
     for file in (scratch / TENSORS, scratch / STATE):
         _flush(file)
     shutil.rmtree(target, ignore_errors=True)
     scratch.rename(target)
     _flush(folder)
-    for other in folder.iterdir():
+    for other in _of_stage(folder, stage.name):
         if other.name != name:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def latest(folder: Path, kind: str) -> Path | None:
-    """The complete checkpoint of this kind ("stage1", "stage2") in `folder`, if any."""
-    found = [p for p in folder.glob(f"{kind}-*") if p.is_dir() and not p.name.endswith(".writing")]
-    return max(found, key=lambda p: p.name) if found else None
+def _of_stage(folder: Path, stage: str) -> list[Path]:
+    """The complete checkpoints of a stage, the oldest first."""
+    pattern = re.compile(rf"{re.escape(stage)}-(\d{{5,}})")
+    found = [path for path in folder.glob("*") if path.is_dir() and pattern.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
-def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restores module and optimiser from a checkpoint; returns the state it was saved with.
+def latest(folder: Path, stage: str) -> Path | None:
+    """The last complete checkpoint of this stage in `folder`, if any."""
+    found = _of_stage(folder, stage)
+    return found[-1] if found else None
+
+
+def load(path: Path, stage: Stage) -> int:
+    """Restores module, memory and optimisers of the stage from a checkpoint; returns the epochs that it has done.
 
     Raises:
         UserError: damaged, or of another model.
     """
     try:
         state = json.loads((path / STATE).read_text())
+        epoch, groups = state["epoch"], state["groups"]
         intact = _digest(path / TENSORS) == state["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -91,14 +105,34 @@ def load(path: Path, module: nn.Module, optimiser: torch.optim.Optimizer) -> dic
             f"the checkpoint {path} is damaged (checksum differs): remove it, or start anew with --overwrite"
         )
     tensors = load_file(path / TENSORS)
-    restore(module, {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-    moments: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimiser."):
-            _, index, name = key.split(".", 2)
+    changing, memory = changing_state(stage.module), stage.memory or nn.Module()
+    model, remembered = _under("model.", tensors), _under("memory.", tensors)
+    _check_fits(changing, model)
+    _check_fits(memory.state_dict(), remembered)
+    _check_optimisers(stage, groups)
+    with torch.no_grad():
+        for name, tensor in model.items():
+            changing[name].copy_(tensor)
+    memory.load_state_dict(remembered)
+    for turn, optimiser in enumerate(stage.optimisers):
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in _under(f"optimiser.{turn}.", tensors).items():
+            index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": state["groups"]})
-    return state
+        optimiser.load_state_dict({"state": moments, "param_groups": groups[turn]})
+    return int(epoch)
+
+
+def _check_optimisers(stage: Stage, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:
+    """Refuses, with `UserError`, other optimisers, or other groups in them."""
+    here = [[len(group["params"]) for group in optimiser.param_groups] for optimiser in stage.optimisers]
+    there = [[len(group["params"]) for group in each] for each in groups]
+    if here != there:
+        raise UserError(f"the checkpoint is of another model: its optimisers have groups of {there}, here {here}")
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
 
 def _digest(file: Path) -> str:

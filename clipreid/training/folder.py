@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from clipreid.data import short_names
+from clipreid.config import RunConfig
 from clipreid.errors import UserError
-from clipreid.evaluation import format_table
-from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, read_config
-from clipreid.hub.files import METRICS, read_metrics, write_json
-from clipreid.training.config import RunConfig
+from clipreid.hub import read_config
+from clipreid.hub.files import CONFIG, IDENTITIES, OWNED
+from clipreid.hub.folder import load_identities
 
-OWNED = (CONFIG, METRICS, HEADS, IDENTITIES, TOWER, "log.jsonl", ADAPTER.parts[0], "checkpoints", "report", "README.md")
-
-
-def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) -> None:
-    """Adds figures of `model` by data set to `metrics.json`; everything else in it stays."""
-    metrics = read_metrics(folder)
-    for data, entry in entries.items():
-        metrics.setdefault(data, {})[model] = entry
-    write_json(folder / METRICS, metrics)
-
-
-def results_table(folder: Path, data: Sequence[str] | None = None) -> str:
-    """`metrics.json` as a table: one row for each data set (all, or these) and model; long names below it."""
-    metrics, keys = read_metrics(folder), ("mAP", "mINP", "rank1", "rank5", "rank10")
-    names = list(data or metrics)
-    short = dict(zip(names, short_names(names), strict=True))
-    table = format_table(
-        {"data": short[name], "model": model, **{key: found[key] for key in keys}}
-        for name in names
-        for model, found in metrics[name].items()
-    )
-    longer = [f"{short[name]} = {name}" for name in names if short[name] != name]
-    return "\n".join([table, "", *longer] if longer else [table])
-
-
-def evaluate_command(folder: Path, data: Sequence[str], *more: str) -> str:
-    """What to type to score the run on these data sets; quoted where paths need it."""
-    named = [word for spec in data for word in ("--data", spec)]
-    return shlex.join(["clipreid", "evaluate", str(folder), *named, *more])
+AGAIN = "start anew with --overwrite"
+FREE = ("checkpoint_every", "gradient_checkpointing", "names")  # these change neither the result nor its meaning
+PROGRESS = ("stages", "training")  # of config.json: what an earlier recipe did
 
 
 def choose_folder(output: Path | None) -> Path:
@@ -56,26 +28,42 @@ def choose_folder(output: Path | None) -> Path:
     return Path("runs") / f"{max(taken, default=0) + 1:03d}"
 
 
-def claim(folder: Path, record: dict[str, Any], config: RunConfig, stage2: bool, accelerator: Accelerator) -> None:
-    """Takes the run folder, or refuses it: finished, interrupted, made with other settings, or not ours."""
+def claim(
+    folder: Path,
+    record: dict[str, Any],
+    flags: RunConfig,
+    names: list[str],
+    stage_flags: Mapping[str, Sequence[str]],
+    accelerator: Accelerator,
+) -> None:
+    """Takes the run folder, or refuses it: finished, interrupted, made with other settings, or not ours.
+
+    What an earlier recipe finished in it is added to `record`.
+
+    Args:
+        names: [I] of the training identities.
+        stage_flags: stage -> the settings that matter to it alone, and may change until it begins.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
         raise UserError(f"--output {folder} holds other files and no {CONFIG}: give an empty or a new folder")
     ours = (folder / CONFIG).is_file()
-    if config.resume and not ours:
+    if flags.resume and not ours:
         raise UserError(f"--resume: {folder} holds no run; give the --output of the interrupted one")
-    if ours and not config.overwrite:
+    if ours and not flags.overwrite:
         before = read_config(folder)
         try:
-            _check_continuation(folder, before, record, config, stage2)
+            _check_continuation(folder, before, record, flags, stage_flags)
         except KeyError as error:
-            raise UserError(f"{folder / CONFIG} lacks {error}: start anew with --overwrite") from error
-        record |= {k: before[k] for k in ("status", "separability") if k in before}
+            raise UserError(f"{folder / CONFIG} lacks {error}: {AGAIN}") from error
+        if (folder / IDENTITIES).is_file() and load_identities(folder)[1] != names:
+            raise UserError(f"{folder / IDENTITIES} is of other identities than the training data: {AGAIN}")
+        record |= {key: value for key, value in before.items() if key not in record or key in PROGRESS}
     accelerator.wait_for_everyone()  # every process has looked before anything is removed
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if ours and config.overwrite and accelerator.is_main_process:
+        if ours and flags.overwrite and accelerator.is_main_process:
             for path in (folder / name for name in OWNED):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (folder / f"{CONFIG}.{accelerator.process_index}").touch()
@@ -86,31 +74,34 @@ def claim(folder: Path, record: dict[str, Any], config: RunConfig, stage2: bool,
 
 
 def _check_continuation(
-    folder: Path, before: dict[str, Any], now: dict[str, Any], config: RunConfig, stage2: bool
+    folder: Path,
+    before: dict[str, Any],
+    now: dict[str, Any],
+    flags: RunConfig,
+    stage_flags: Mapping[str, Sequence[str]],
 ) -> None:
-    status, again = before["status"], "start anew with --overwrite, or give another --output"
-    if status == "finished":
+    again = f"{AGAIN}, or give another --output"
+    if before["finished"]:
         raise UserError(f"{folder} holds a finished run: evaluate it with `clipreid evaluate {folder}`, {again}")
+    if before.get("converted"):
+        raise UserError(f"{folder} was begun by clipreid {before['clipreid']}, which trained in another way: {again}")
+    if before["method"] != now["method"]:
+        raise UserError(f"{folder} holds a run of the method {before['method']}, not {now['method']}: {again}")
+    begun = {*before["stages"], before.get("training")}
+    free = {name for stage, names in stage_flags.items() if stage not in begun for name in names} | set(FREE)
     differing = [
-        f"{k} ({before['stage1'].get(k)} there, {v} now)"
-        for k, v in now["stage1"].items()
-        if before["stage1"].get(k) != v
+        f"{name} ({there.get(name)} there, {value} now)"
+        for there, here in (
+            (before["run"], now["run"]),
+            (before["data"], now["data"]),
+            (before["config"], now["config"]),
+        )
+        for name, value in here.items()
+        if name not in free and there.get(name) != value
     ]
     if not differing and {**before["backbone"], "revision": None} != {**now["backbone"], "revision": None}:
         differing = ["the backbone's weights"]
     if differing:
         raise UserError(f"{folder} was begun with another {', '.join(differing)}: give the flags of then, {again}")
-    if status == "tuning" and _stage2(before) != _stage2(now):
-        raise UserError(f"{folder} was begun with other stage-2 settings: use the same flags, {again}")
-    if status == "prompts" and not stage2:
-        raise UserError(f"{folder} holds a finished stage 1: continue with recipes/clipreid_stage2.py, {again}")
-    if status in ("running", "tuning") and not config.resume:
+    if before.get("training") and not flags.resume:
         raise UserError(f"{folder} holds an interrupted run: continue it with --resume, {again}")
-
-
-def _stage2(record: dict[str, Any]) -> dict[str, Any]:
-    """What must be the same for a resumed stage 2 to end as it would have."""
-    free = ("checkpoint_every", "gradient_checkpointing")  # these change neither the result nor its meaning
-    flags = {k: record["flags"].get(k) for k in ("precision", "validate", "pattern", "columns", "skip_bad", "test")}
-    chosen = {k: v for k, v in record.get("stage2", {}).items() if k not in free}
-    return {"values": record["values"], "flags": flags, "stage2": chosen}

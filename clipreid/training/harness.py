@@ -1,28 +1,19 @@
-"""The small shared frame of both stages: processes, threads, log, progress. No loop lives here."""
+"""The small frame around the loop: processes, threads, log, progress."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from clipreid.errors import UserError, print_user_errors
-from clipreid.training.config import RunConfig
-
-Config = TypeVar("Config")
-
-
-def launch(main: Callable[[Config], object], config: Config) -> None:
-    """Runs a recipe: what the user can mend is printed as one message and ends with status 2, without traceback."""
-    with print_user_errors("interrupted; --resume with the same --output continues from the last checkpoint"):
-        main(config)
+from clipreid.config import RunConfig
+from clipreid.errors import UserError
 
 
 def set_threads(threads: int | None) -> int:
@@ -92,39 +83,62 @@ class Log:
 
 
 class Progress:
-    """Mean losses of the epoch so far, pictures per second and time left.
+    """Mean losses of the epochs since the last line, images per second and time left.
 
-    Prints every few seconds (`update`) and at the end of an epoch (`close_epoch`), which is also logged.
+    The clock starts behind the first step, which may compute the features of all images or compile.
+
+    Prints every few seconds (`update`) and at the end of epochs (`close_epochs`), which is also logged.
+
+    Args:
+        stage: its name.  epochs: how many are left.  per_epoch: steps of one.  done: steps before this process began.
     """
 
-    def __init__(self, log: Log, stage: str, steps: int, per_step: int, first: int = 0, every: float = 10.0) -> None:
-        self.log, self.stage, self.steps, self.per_step, self.every = log, stage, steps, per_step, every
-        self.first, self.begun, self.printed = first, time.monotonic(), time.monotonic()
+    def __init__(self, log: Log, stage: str, epochs: int, per_epoch: int, done: int = 0, every: float = 10.0) -> None:
+        self.log, self.stage, self.every = log, stage, every
+        self.step, self.steps = done, done + epochs * per_epoch
+        self.begun = self.printed = time.monotonic()
         self.sums: dict[str, Tensor] = {}
         self.count = 0
+        self.started = False
+        self.timed_steps = self.timed_images = 0  # behind the first step
 
-    def update(self, step: int, losses: dict[str, Tensor]) -> None:
-        """Counts one step (0-based) and its losses; nothing is copied from the device until a line is due."""
+    def update(self, losses: dict[str, Tensor], images: int) -> None:
+        """Counts one step, its losses and its images; nothing is copied from the device until a line is due."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value.detach()
-        self.count += 1
+        self.count, self.step = self.count + 1, self.step + 1
+        if not self.started:
+            self.started, self.begun = True, time.monotonic()
+        else:
+            self.timed_steps, self.timed_images = self.timed_steps + 1, self.timed_images + images
         if time.monotonic() - self.printed > self.every:
-            self._line(step, f"step {step + 1}/{self.steps}", {})
+            self._line(f"step {self.step}/{self.steps}", {})
 
-    def close_epoch(self, step: int, where: str, **more: float) -> None:
-        """Prints and logs the means of the epoch, and begins the next."""
-        rate, means = self._line(step, where, more)
-        self.log.write(self.stage, step + 1, loss=sum(means.values()), images_per_second=rate, **means, **more)
+    def check_finite(self, epoch: int) -> None:
+        """Raises `UserError` where a loss was NaN or infinite: after `epoch` epochs, before anything of it is kept."""
+        if bad := [name for name, value in self.sums.items() if not bool(value.isfinite())]:
+            raise UserError(
+                f"{self.stage}: {', '.join(bad)} not finite in epoch {epoch}: lower the learning rates (--rate, ...), "
+                "and start anew with --overwrite; what earlier epochs left is kept"
+            )
+
+    def close_epochs(self, epoch: int, epochs: int, **more: float) -> None:
+        """Prints and logs the means, after `epoch` of `epochs`, and begins the next."""
+        rate, means = self._line(f"epoch {epoch}/{epochs}", more)
+        self.log.write(
+            self.stage, self.step, epoch=epoch, loss=sum(means.values()), images_per_second=rate, **means, **more
+        )
         self.sums, self.count = {}, 0
 
-    def _line(self, step: int, where: str, more: dict[str, float]) -> tuple[float, dict[str, float]]:
+    def _line(self, where: str, more: dict[str, float]) -> tuple[float, dict[str, float]]:
         self.printed = time.monotonic()
-        rate = (step + 1 - self.first) * self.per_step / max(self.printed - self.begun, 1e-9)
-        left = (self.steps - step - 1) * self.per_step / rate
+        spent = max(self.printed - self.begun, 1e-9)
+        left = max(0, self.steps - self.step) * spent / max(self.timed_steps, 1)
         means = {name: float(value) / max(self.count, 1) for name, value in self.sums.items()}
         parts = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in means.items())
         extra = "".join(f"  {name} {value:.3g}" for name, value in more.items())
         total = f"loss {sum(means.values()):7.3f} ({parts})"
+        rate = self.timed_images / spent
         self.log.say(f"{self.stage}  {where:14s} {total}{extra}  {rate:6.0f} images/s  {clock(left)} left")
         return rate, means
 

@@ -1,4 +1,4 @@
-"""`--push OWNER/NAME`: token and repository are seen to before training, the finished run is published at its end."""
+"""`--push OWNER/NAME`: token and repository are checked before training, the finished run is published at its end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from clipreid.backbones.load import is_local
+from clipreid.config import RunConfig
 from clipreid.data import ReIDData
 from clipreid.data.fingerprint import fingerprints, local_places
 from clipreid.errors import UserError
 from clipreid.hub.download import check_backbone
 from clipreid.hub.public import public_backbone
 from clipreid.hub.publish import check_account, check_repository, describe, open_repository, publish_command, upload
-from clipreid.training.config import RunConfig
 
 AGAIN = "start the training again"
 LATER = (
@@ -29,21 +29,21 @@ def origin(config: RunConfig, sets: Sequence[ReIDData], tests: Sequence[ReIDData
     return {"fingerprint": fingerprints(sets, tests), "local": [*here, *local_places([*config.data, *config.test])]}
 
 
-def check_push(config: RunConfig, stage2: bool) -> None:
+def check_push(config: RunConfig, whole: bool = True) -> None:
     """Refuses what could not be published, before anything slow.
 
     Raises:
-        UserError: --private alone; stage 1 alone; a name without owner; a backbone that nobody else can have; no token,
-            or a wrong one.
+        UserError: --private alone; a single stage; a name without owner; a backbone that is not publicly available; no
+            token, or a wrong one.
     """
     if config.push is None:
         if config.private:
             raise UserError("--private is for --push OWNER/NAME: nothing is published without it")
         return
-    if not stage2:
+    if not whole:
         raise UserError(
-            "--push: stage 1 alone has nothing to publish, what it learns belongs to single identities; give --push to "
-            "recipes/clipreid_stage2.py"
+            "--push: this stage alone has nothing to publish, what it learns belongs to single identities; give --push "
+            "to the recipe that trains the whole method"
         )
     check_repository(config.push)
     source = {"name": config.backbone}

@@ -1,11 +1,17 @@
-"""The data sets of a run: read and checked before anything slow, then decoded."""
+"""The data sets of a run: read and checked before anything slow, then decoded. N training images, I identities."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from clipreid.backbones import is_image_only
+from clipreid.config import RunConfig
 from clipreid.data import (
     Mixture,
     Pixels,
@@ -16,14 +22,65 @@ from clipreid.data import (
     load_data,
     pixel_cache,
     reader_flags,
+    relabel,
     set_shares,
 )
 from clipreid.data.layouts import same_people
 from clipreid.errors import UserError
 from clipreid.evaluation import get_protocol
-from clipreid.training.config import RunConfig
+from clipreid.evaluation.results import VAL
 
-VAL = " (val)"  # marks figures of the val split
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """The data of a run: N training images of I identities, and what is scored.
+
+    Attributes:
+        read: every --data, as it was read.
+        mixture: the same without the images left out (--skip-bad).
+        tests: what is scored.
+        bad: (path, reason) of the images left out.
+    """
+
+    read: Mixture
+    mixture: Mixture
+    tests: list[ReIDData]
+    bad: list[tuple[str, str]]
+
+    @cached_property
+    def _labelled(self) -> tuple[Tensor, list[str]]:
+        return relabel(self.mixture.identities)
+
+    @property
+    def labels(self) -> Tensor:
+        """[N] long, 0..I-1."""
+        return self._labelled[0]
+
+    @property
+    def names(self) -> list[str]:
+        """[I] what the identities are called in the data; "SET/IDENTITY" with several sets."""
+        return self._labelled[1]
+
+    @property
+    def groups(self) -> Tensor:
+        """The data set of each training image, [N] long, 0 where there is one."""
+        return torch.from_numpy(self.mixture.groups)
+
+    @property
+    def sides(self) -> tuple[Tensor, Tensor]:
+        """Cameras [N] and views [N] of the training images, -1 = unknown; no number twice in several sets."""
+        return torch.from_numpy(self.mixture.cameras), torch.from_numpy(self.mixture.views)
+
+    def crops(self, size: tuple[int, int], interpolation: str, skip_bad: bool) -> Pixels:
+        """The training images, uint8 [N, 3, H, W], memory-mapped; decoded once for each interpolation.
+
+        Raises:
+            UserError: they have changed since the data was opened.
+        """
+        mixture, pixels, _ = decode(self.read, size, interpolation, skip_bad)
+        if not np.array_equal(mixture.identities, self.mixture.identities):
+            raise UserError("the training images changed while the run was being prepared: start it again")
+        return pixels
 
 
 def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
@@ -102,7 +159,7 @@ def check_batch(mixture: Mixture, P: int, K: int, balance: str) -> list[int]:
 def decode(
     mixture: Mixture, size: tuple[int, int], interpolation: str, skip_bad: bool
 ) -> tuple[Mixture, Pixels, list[tuple[str, str]]]:
-    """The usable training pictures, their pixels uint8 [N, 3, H, W], and (path, reason) of those left out.
+    """The usable training images, their pixels uint8 [N, 3, H, W], and (path, reason) of those left out.
 
     Each set keeps its own memory-mapped cache, decoded once; nothing is copied.
     """

@@ -1,5 +1,6 @@
 """The towers themselves: taps, hooks, checkpointing, initialisation, refusals."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipreid.backbones import Backbone, TextConfig, TextTower, VisionConfig, VisionTower
+from clipreid.hooks import TokenHook
 
 VISION = {
     "clip": VisionConfig((64, 32), 8, width=32, depth=3, heads=4, mlp_width=64, embed_dim=24),
@@ -40,22 +42,39 @@ def test_tokens_and_taps(family: str) -> None:
 def test_hooks_see_and_change_tokens(family: str) -> None:
     tower, cls = VisionTower(VISION[family]), family == "clip"
     pixels = torch.randn(2, 3, 64, 32)
-    seen: dict[int, Tensor] = {}
+    seen: dict[tuple[str, int], Tensor] = {}
 
-    def watch(layer: int) -> Any:
-        return lambda x: seen.setdefault(layer, x)
+    class Watch(TokenHook):
+        def before(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+            return seen.setdefault(("before", layer), x)
+
+        def after(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+            return seen.setdefault(("after", layer), x)
 
     plain = tower(pixels, taps=(1, 2, 3))
-    watched = tower(pixels, taps=(1, 2, 3), hooks={layer: watch(layer) for layer in range(4)})
+    watched = tower(pixels, taps=(1, 2, 3), hooks=(Watch(),))
     torch.testing.assert_close(watched.pooled, plain.pooled)
-    torch.testing.assert_close(seen[0], tower.embeddings(pixels))  # before CLIP's pre-norm
+    embedded = tower.embeddings(pixels)
+    torch.testing.assert_close(seen["before", 0], embedded)  # before CLIP's pre-norm
+    torch.testing.assert_close(seen["before", 1], tower.pre_layrnorm(embedded) if cls else embedded)  # and behind it
     for layer in (1, 2, 3):
-        torch.testing.assert_close(seen[layer], plain.taps[layer])
+        torch.testing.assert_close(seen["after", layer], plain.taps[layer])
+        if layer < 3:
+            assert seen["before", layer + 1] is seen["after", layer]
+    assert seen.keys() == {("before", layer) for layer in range(4)} | {("after", layer) for layer in (1, 2, 3)}
 
-    dropped = tower(pixels, taps=(1, 2), hooks={1: lambda x: x[:, :-5]})
-    assert dropped.taps[1].shape[1] == 32 + cls  # taps are raw: what the block gave
+    class Drop(TokenHook):
+        def after(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+            return x[:, :-5] if layer == 1 else x
+
+    class Add(TokenHook):
+        def before(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+            return torch.cat([x, x[:, -2:]], dim=1) if layer == 0 else x
+
+    dropped = tower(pixels, taps=(1, 2), hooks=(Drop(),))
+    assert dropped.taps[1].shape[1] == 27 + cls  # taps are read behind the hooks of their layer
     assert dropped.taps[2].shape[1] == dropped.patches.shape[1] + cls == 27 + cls
-    added = tower(pixels, hooks={0: lambda x: torch.cat([x, x[:, -2:]], dim=1)})
+    added = tower(pixels, hooks=(Add(),))
     assert added.patches.shape[1] == 34
     assert not torch.allclose(added.pooled, plain.pooled)
 
@@ -161,8 +180,8 @@ def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"pixels have shape \[1, 3, 32, 64\], this tower takes \[B, 3, 64, 32\]"):
         tower(torch.zeros(1, 3, 32, 64))
     pixels = torch.zeros(1, 3, 64, 32)
-    with pytest.raises(ValueError, match=r"no layer \[0, 4\]: taps go from 1, hooks from 0, to 3"):
-        tower(pixels, taps=(0,), hooks={4: lambda x: x})
+    with pytest.raises(ValueError, match=r"no layer \[0, 4\]: taps go from 1 to 3"):
+        tower(pixels, taps=(0, 2, 4))
     with pytest.raises(ValueError, match=r"image size \(4, 32\) is smaller than one 8 patch"):
         VisionTower(VisionConfig((4, 32), 8))
     with pytest.raises(ValueError, match="attention pooling gives width 32, not 24"):

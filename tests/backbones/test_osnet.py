@@ -14,7 +14,7 @@ from clipreid.backbones import load_backbone
 from clipreid.backbones.osnet import WIDTHS, OSBlock, OSNet
 from clipreid.errors import UserError
 from clipreid.evaluation.cost import gflops, parameters
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.model import ReIDModel
 
 SMALL = "x0_25"
 
@@ -165,5 +165,5 @@ def test_what_can_be_wrong(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"weights missing: fc.0.bias; is it a checkpoint of this model\?"):
         load_backbone(f"osnet:{SMALL}/{tmp_path / 'part.safetensors'}")
     with pytest.raises(UserError, match=re.escape(f"--tuning lora: {name} has no linear layers in its blocks; use")):
-        ReIDModel(load_backbone(name), ModelConfig("lora"))
-    assert ReIDModel(load_backbone(name), ModelConfig("full")).heads == ("projection",)
+        ReIDModel(load_backbone(name), "lora")
+    assert ReIDModel(load_backbone(name), "full").aggregator.test == ("projection",)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from clipreid.backbones import load_backbone
 from clipreid.backbones.record import backbone_print
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.model import ReIDModel
 from clipreid.search.format import model_print
 
 Folder = Callable[[str], Path]
@@ -25,7 +25,7 @@ def test_how_a_machine_rounds_the_resizing_of_positions_does_not_matter(tiny_fol
     with torch.no_grad():
         backbones[1].image.embeddings.position_embedding.weight.mul_(1 + 1e-7)
     assert len({backbone_print(backbone) for backbone in backbones}) == 1
-    assert len({model_print(ReIDModel(backbone, ModelConfig("head"))) for backbone in backbones}) == 1
+    assert len({model_print(ReIDModel(backbone, "head")) for backbone in backbones}) == 1
 
 
 def test_prints_are_equal_on_other_kinds_of_cpu(tiny_folder: Folder) -> None:
@@ -34,11 +34,11 @@ def test_prints_are_equal_on_other_kinds_of_cpu(tiny_folder: Folder) -> None:
 import torch
 from clipreid.backbones import load_backbone
 from clipreid.backbones.record import backbone_print
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.model import ReIDModel
 from clipreid.search.format import model_print
 
 backbone = load_backbone("hf:{tiny_folder("siglip")}", image_size=(88, 40))
-print(backbone_print(backbone), model_print(ReIDModel(backbone, ModelConfig("head"))))
+print(backbone_print(backbone), model_print(ReIDModel(backbone, "head")))
 """
     said = set()
     for kind in ("default", "avx2"):
@@ -79,5 +79,5 @@ def test_size_and_stride_change_the_print_and_lora_does_not(tiny_folder: Folder)
     assert len({backbone_print(load_backbone(name, **kind)) for kind in kinds}) == 3
     backbone = load_backbone(name)
     before = backbone_print(backbone)
-    ReIDModel(backbone, ModelConfig("lora"))
+    ReIDModel(backbone, "lora")
     assert backbone_print(backbone) == before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,8 @@ from clipreid.backbones import (
     attention_rollout,
     load_backbone,
 )
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.hooks import TokenHook
+from clipreid.model import ReIDModel
 
 FAMILIES = ("clip", "siglip")
 POOLING = {"clip": "cls", "siglip": "attention"}
@@ -91,27 +92,42 @@ def test_attention_forced_onto_one_patch_shows_that_patch(family: str, patch: in
         assert image.flatten()[patch] > (0.99 if family == "clip" else 0.6)  # SigLIP's probe looks at others, too
 
 
+class Shift(TokenHook):
+    """Adds what it is told of the images to every channel of the embedded tokens."""
+
+    def before(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+        return x + about["shift"][:, None] if layer == 0 else x
+
+
+class Drop(TokenHook):
+    def after(self, layer: int, x: Tensor, about: Mapping[str, Tensor]) -> Tensor:
+        return x[:, :-1] if layer == 1 else x
+
+
 def test_a_hook_may_change_tokens_but_not_their_number() -> None:
     tower, pixels = make("clip"), images()
     plain = attention_rollout(tower, pixels)
-    changed = attention_rollout(tower, pixels, {0: lambda x: x + torch.arange(16.0)})
-    assert not torch.allclose(plain, changed)
+    shift = torch.arange(16.0) * torch.tensor([[0.0], [1.0], [2.0]])
+    changed = attention_rollout(tower, pixels, (Shift(),), {"shift": shift})
+    torch.testing.assert_close(plain[0], changed[0])
+    assert not torch.allclose(plain[1], changed[1])
+    assert not torch.allclose(plain[2], changed[2])
     with pytest.raises(ValueError, match="saw 8 tokens instead of 9"):
-        attention_rollout(tower, pixels, {1: lambda x: x[:, :-1]})
+        attention_rollout(tower, pixels, (Drop(),))
     assert not any(m._forward_pre_hooks for m in tower.modules())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_looks_through_its_adapters(family: str, tiny_folder: Callable[[str], Path]) -> None:
-    model = ReIDModel(load_backbone(f"hf:{tiny_folder(family)}"), ModelConfig("lora")).eval()
+    model = ReIDModel(load_backbone(f"hf:{tiny_folder(family)}"), "lora").eval()
     crops = torch.randint(0, 256, (2, 3, *model.image_size), dtype=torch.uint8)
-    before = model.look(crops)
+    before = model.attention_maps(crops)
     assert before is not None
     torch.testing.assert_close(before, attention_rollout(model.tower, model.normalise(crops)))
     for name, parameter in model.named_parameters():
         if "lora_B" in name and "q_proj" in name:
             parameter.data.normal_()
-    after = model.look(crops)
+    after = model.attention_maps(crops)
     assert after is not None
     assert not torch.allclose(before, after)
 
@@ -124,4 +140,4 @@ def test_a_wrapped_tower_has_none() -> None:
             return Tokens(None, pixels.flatten(2).mT, (8, 4), {}, pixels.mean((2, 3)))
 
     backbone = ImageBackbone(Flat(), name="flat", mean=(0, 0, 0), std=(1, 1, 1), interpolation="bicubic")
-    assert ReIDModel(backbone, ModelConfig("head")).look(torch.zeros(1, 3, 8, 4, dtype=torch.uint8)) is None
+    assert ReIDModel(backbone, "head").attention_maps(torch.zeros(1, 3, 8, 4, dtype=torch.uint8)) is None

@@ -13,7 +13,8 @@ from torch import nn
 
 from clipreid.backbones import ImageBackbone, is_image_only, load_backbone, save_backbone
 from clipreid.errors import UserError
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.hooks import TokenHook
+from clipreid.model import ReIDModel
 
 TINY = "test_vit"  # 0.3 M weights
 # name: (default crop, pooling, Linears that LoRA adapts in each block)
@@ -105,7 +106,7 @@ def test_what_it_has_not_names_the_families_that_have_it(weights: Any, tmp_path:
     for what, call in {
         "has no text tower": lambda: backbone.encode_text(["a person"]),
         "has no taps": lambda: backbone.tokens(pixels, taps=(3,)),
-        "has no hooks": lambda: backbone.image(pixels, hooks={0: torch.nn.Identity()}),
+        "has no hooks": lambda: backbone.image(pixels, hooks=(TokenHook(),)),
         "has no folder format of transformers": lambda: save_backbone(backbone, tmp_path / "out"),
     }.items():
         with pytest.raises(NotImplementedError, match=f"{what}; {have}"):
@@ -125,8 +126,8 @@ def test_lora_reaches_every_linear_of_every_block(weights: Any, name: str) -> No
     pixels = torch.randn(2, 3, *backbone.image_size)
     with torch.no_grad():
         before = backbone.encode_image(pixels)
-    model = ReIDModel(backbone, ModelConfig("lora"), identities=2)
-    assert model.heads == ("projection",)
+    model = ReIDModel(backbone, "lora", identities=2)
+    assert model.aggregator.necks == model.aggregator.test == ("projection",)
     features = model.features(pixels)
     torch.testing.assert_close(features["projection"], before, atol=1e-5, rtol=0)  # LoRA starts at zero
     features["projection"].square().sum().backward()

@@ -40,14 +40,14 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def tiny_hf_model(family: str, **vision: Any) -> nn.Module:
-    """A random CLIPModel or SiglipModel: 3 and 2 layers, width 32, 64x64 images, patch 8."""
+def tiny_hf_model(family: str, context: int = 16, **vision: Any) -> nn.Module:
+    """A random CLIPModel or SiglipModel: 3 and 2 layers, width 32, 64x64 images, patch 8, texts of `context` tokens."""
     from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
 
     size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4}
     vision = {**size, "num_hidden_layers": 3, "image_size": 64, "patch_size": 8, **vision}
     eot = tiny_tokenizer().token_to_id("<eot>")
-    text = {**size, "num_hidden_layers": 2, "vocab_size": eot + 1, "max_position_embeddings": 16}
+    text = {**size, "num_hidden_layers": 2, "vocab_size": eot + 1, "max_position_embeddings": context}
     text |= {"eos_token_id": eot, "bos_token_id": None, "pad_token_id": 0}
     torch.manual_seed(0)
     if family == "clip":
@@ -56,12 +56,12 @@ def tiny_hf_model(family: str, **vision: Any) -> nn.Module:
     return randomise(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)))
 
 
-def write_tiny_folder(folder: Path, family: str = "clip", **extra: Any) -> nn.Module:
+def write_tiny_folder(folder: Path, family: str = "clip", context: int = 16, **extra: Any) -> nn.Module:
     """Write a random tiny model with tokenizer and preprocessor to `folder`; returns transformers' model.
 
     `extra` goes to the top level of config.json, e.g. `clipreid={"image_size": [64, 32]}`.
     """
-    model = tiny_hf_model(family)
+    model = tiny_hf_model(family, context)
     model.save_pretrained(folder)
     write_tokenizer(folder)
     preprocessor = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import clipreid
 from clipreid.backbones import load_backbone
 from clipreid.cli import main
 from clipreid.data import load_data
-from clipreid.hub import backbone_record, model_record, save_model
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.hub import backbone_record, save_model
+from clipreid.methods import build, clip_reid
+from clipreid.model import untrained_model
 
 Capture = pytest.CaptureFixture[str]
 KEYS = ("mAP", "mINP", "rank1", "rank5", "rank10")
@@ -52,8 +54,8 @@ def make_run(folder: Path, weights: Path, tuning: str, data: list[str]) -> Path:
     """A finished run folder as recipes/clipreid_stage2.py leaves it, but for the training."""
     backbone = load_backbone(f"hf:{weights}")
     record = backbone_record(backbone, "bicubic")
-    settings = ModelConfig(tuning, mean=backbone.mean, std=backbone.std)  # type: ignore[arg-type]
-    model = ReIDModel(backbone, settings, identities=2)
+    settings = clip_reid.Config(tuning=tuning)  # type: ignore[arg-type]
+    model = build(clip_reid, backbone, settings, identities=2)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -63,11 +65,13 @@ def make_run(folder: Path, weights: Path, tuning: str, data: list[str]) -> Path:
     flags = {"data": data, "test": [], "pattern": None}
     config = {
         "clipreid": clipreid.__version__,
-        "status": "finished",
+        "method": "clip_reid",
+        "config": asdict(settings),
+        "stages": ["stage1", "stage2"],
+        "finished": True,
         "backbone": record,
-        "flags": flags,
-        "stage1": {"data": data, "noun": "person"},
-        "model": model_record(settings),
+        "run": flags,
+        "data": {"names": data, "noun": "person"},
     }
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -132,7 +136,7 @@ def test_each_mistake_is_named(run: Path, crops: Path, tmp_path: Path, capsys: C
 
 def test_a_run_that_does_not_say_its_data_needs_the_flag(run: Path, capsys: Capture) -> None:
     config = json.loads((run / "config.json").read_text())
-    del config["flags"]
+    del config["run"]
     (run / "config.json").write_text(json.dumps(config))
     assert "with --data" in refused(capsys, "evaluate", run)
 
@@ -219,7 +223,7 @@ def test_the_report_sets_the_run_against_its_untouched_backbone(
     main(["evaluate", str(run), "--report", str(tmp_path / "report"), "--queries", "2"])
     found = metrics(run)[f"folder:{crops}"]
     backbone = load_backbone(f"hf:{tiny_folder('clip')}")
-    untouched = ReIDModel(backbone, ModelConfig("head", mean=backbone.mean, std=backbone.std)).eval()
+    untouched = untrained_model(backbone)
     data = load_data(f"folder:{crops}")
     split, rules = data.splits["query"], data.protocol
     parts = untouched.embed_parts(untouched.crops([split.image(i) for i in range(len(split))]))

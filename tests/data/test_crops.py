@@ -90,14 +90,14 @@ def test_check_trainable() -> None:
     data = ReIDData("mine", {"train": small()}, "no-cameras")
     check_trainable(data, P=3, K=2)
     with pytest.raises(
-        UserError, match="mine has 3 identities, fewer than the P=4 of a batch: choose a P of at most 3"
+        UserError, match=r"mine has 3 identities, fewer than the P=4 of a batch: choose a P of at most 3 \(-P / --id"
     ):
         check_trainable(data, P=4, K=2)
     with pytest.raises(UserError, match=r"has one identity only \('p0'\): nothing to tell apart"):
         check_trainable(ReIDData("mine", {"train": small(2)}, "no-cameras"), P=1, K=2)
     with pytest.raises(UserError, match="mine has no train split, only query: nothing to train on"):
         check_trainable(ReIDData("mine", {"query": small()}, "no-cameras"), P=2, K=2)
-    with pytest.raises(UserError, match="P must be at least 1 and K at least 2"):
+    with pytest.raises(UserError, match=r"P \(-P / .*\) must be at least 1 and K \(-K / .*\) at least 2"):
         check_trainable(data, P=2, K=1)
 
 

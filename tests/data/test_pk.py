@@ -85,9 +85,9 @@ def test_resampling_draws_with_replacement() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="3 identities cannot fill batches of P=4: choose a P of at most 3"):
+    with pytest.raises(UserError, match=r"batches of P=4: choose a P of at most 3 \(-P / --identities-per-batch\)"):
         pk_indices([1, 2, 3], 4, 2, 0, 0)
-    with pytest.raises(UserError, match="P=2 identities x K=0 images: both must be at least 1"):
+    with pytest.raises(UserError, match=r"K=0 images: both must be at least 1 \(-P / .*, -K / --images-per-identity\)"):
         pk_indices([1, 2, 3], 2, 0, 0, 0)
     with pytest.raises(UserError, match="P=10 identities cannot be shared equally by 4 processes: choose P=8 or"):
         process_slice(torch.zeros(3, 40), 0, 4, K=4)

@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clipreid.backbones import Backbone, load_backbone
+from clipreid.config import configure
 from clipreid.data import ReIDData, Split
 from clipreid.data.synthetic import SETS
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
-from clipreid.evaluation.score import Scored, score
-from clipreid.model import ModelConfig, ReIDModel
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.evaluation.score import score
+from clipreid.methods import clip_reid
+from clipreid.model import ReIDModel, untrained_model
 from clipreid.training.run import open_run
 
 COLOURS = ("red", "blue", "green", "black")
@@ -30,7 +31,7 @@ def backbone(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path])
 
 @pytest.fixture
 def model(backbone: Backbone) -> ReIDModel:
-    return ReIDModel(backbone, ModelConfig("head", mean=backbone.mean, std=backbone.std)).eval()
+    return untrained_model(backbone)
 
 
 @pytest.fixture(autouse=True)
@@ -49,10 +50,6 @@ def captioned(folder: Path, captions: list[str], query: list[int]) -> ReIDData:
     return ReIDData("mine", {"query": asked, "gallery": Split.from_columns("gallery", files, names)}, "text-to-image")
 
 
-def scored(model: ReIDModel, data: ReIDData) -> Scored:
-    return score(data, model.embed_parts, model.image_size, "bicubic", embed_text=model.embed_text)
-
-
 def test_text_features_are_the_backbones_and_no_part_of_the_model(model: ReIDModel, backbone: Backbone) -> None:
     texts = [f"a person in {colour}" for colour in COLOURS] * 3
     with torch.no_grad():
@@ -67,7 +64,7 @@ def test_text_features_are_the_backbones_and_no_part_of_the_model(model: ReIDMod
 def test_captions_are_compared_with_the_projection(model: ReIDModel, tmp_path: Path) -> None:
     captions = [f"a person in {colour}" for colour in COLOURS]
     data = captioned(tmp_path, captions, [0, 2, 4, 6])
-    found = scored(model, data)
+    found = score(data, model)
     images = model.embed_parts(model.crops([str(tmp_path / f"{i}.png") for i in range(8)]))["projection"]
     gallery = {"identity": [i // 2 for i in range(8)]}
     expected = evaluate(model.embed_text(captions), images, {"identity": range(4)}, gallery, protocol="no-cameras")
@@ -82,40 +79,38 @@ def test_captions_are_compared_with_the_projection(model: ReIDModel, tmp_path: P
 
 def test_each_caption_of_an_image_asks(model: ReIDModel, tmp_path: Path) -> None:
     data = captioned(tmp_path, ["a red person\na person in red", "a blue person"], [0, 5])
-    found = scored(model, data)
+    found = score(data, model)
     assert found.query.identities.tolist() == ["0", "0", "2"]
     single = captioned(tmp_path, ["a red person", "a person in red", "a blue person"], [0, 0, 5])
-    assert found.reports["projection"].metrics == scored(model, single).reports["projection"].metrics
+    assert found.reports["projection"].metrics == score(single, model).reports["projection"].metrics
 
 
 def test_images_may_still_ask(model: ReIDModel, tmp_path: Path) -> None:
     data = captioned(tmp_path, ["", ""], [0, 5])
-    found = score(data, model.embed_parts, model.image_size, "bicubic", protocol="no-cameras")
+    found = score(data, model, protocol="no-cameras")
     assert found.feature == "concat"
 
 
 def test_missing_captions_and_missing_text_towers_are_named(model: ReIDModel, tmp_path: Path) -> None:
     data = captioned(tmp_path, ["a red person", ""], [0, 5])
     with pytest.raises(UserError, match="mine: 1 of 2 query images have no caption"):
-        scored(model, data)
+        score(data, model)
     data = captioned(tmp_path, ["a red person", "a blue person"], [0, 5])
-    with pytest.raises(UserError, match="protocol 'text-to-image' needs a model with a text tower"):
-        score(data, model.embed_parts, model.image_size, "bicubic")
     model.source[0].tokenizer = None
     with pytest.raises(UserError, match="has no tokenizer: captions cannot be compared"):
-        scored(model, data)
+        score(data, model)
     model.source[0].text = None  # type: ignore[assignment]  # as in a wrapped image-only tower
     with pytest.raises(UserError, match="has no text tower: captions cannot be compared"):
-        scored(model, data)
+        score(data, model)
 
 
 def test_training_without_text_refuses_such_a_test_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = captioned(tmp_path, ["a red person"], [0])
     data = replace(data, splits={**data.splits, "train": data.splits["gallery"]})
     monkeypatch.setattr("clipreid.training.sets.load_data", lambda *_, **__: data)
-    run = RunConfig(backbone="timm:vit_tiny_patch16_224", data=("mine",), output=tmp_path / "run")
+    given = {"backbone": "timm:vit_tiny_patch16_224", "data": ("mine",), "output": tmp_path / "run", "prompts": "none"}
     with pytest.raises(UserError, match=r"mine is scored with captions \(text-to-image\), and --backbone timm:"):
-        open_run(run, PromptConfig(), TuneConfig(prompts="none"))
+        open_run(clip_reid, *configure(clip_reid, **given))
 
 
 def test_the_captioned_street_is_asked_by_captions() -> None:

@@ -10,7 +10,7 @@ import pytest
 from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.evaluation.matrix import columns_of, commands, matrix_table, read_rows, write_csv
-from clipreid.training.folder import results_table
+from clipreid.evaluation.results import results_table
 
 MARKET, MSMT, CROPS = "market1501:/data/Market-1501-v15.09.15", "msmt17:/data/MSMT17", "folder:/home/me/many/my crops"
 
@@ -18,7 +18,8 @@ MARKET, MSMT, CROPS = "market1501:/data/Market-1501-v15.09.15", "msmt17:/data/MS
 def write_run(folder: Path, data: list[str], figures: dict[str, dict[str, float]], backbone: str = "tiny-clip") -> Path:
     """A run folder with these mAPs: {model: {test: mAP}}."""
     folder.mkdir(parents=True)
-    config = {"clipreid": "1", "backbone": {"name": backbone, "positions": "bicubic"}, "flags": {"data": data}}
+    config = {"clipreid": "1", "method": "clip_reid", "backbone": {"name": backbone, "positions": "bicubic"}}
+    config |= {"run": {"data": data}}
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     for model, tests in figures.items():
         for test, value in tests.items():
@@ -155,7 +156,7 @@ def test_one_place_is_one_column(tmp_path: Path) -> None:
 
 def flagged(run: Path, **flags: object) -> Path:
     config = json.loads((run / "config.json").read_text())
-    config["flags"] |= flags
+    config["run"] |= flags
     (run / "config.json").write_text(json.dumps(config))
     return run
 
@@ -184,7 +185,8 @@ def test_commands_read_the_data_as_the_run_that_has_it(tmp_path: Path) -> None:
 
 def test_an_imported_run_with_side_information_is_reminded_of_its_cameras(runs: list[Path], tmp_path: Path) -> None:
     imported = write_run(tmp_path / "imported", [], {"stage2": {"veri:/v": 0.5}})
-    config = {"clipreid": "1", "backbone": {"name": "imported"}, "imported": "x.pth", "model": {"sie": "camera"}}
+    config = {"clipreid": "1", "backbone": {"name": "imported"}, "imported": "x.pth", "method": "clip_reid"}
+    config |= {"config": {"sie": "camera", "cameras": [1, 2]}}
     (imported / "config.json").write_text(json.dumps(config))
     (line,) = [line for line in commands(read_rows([*runs, imported])[0]) if str(imported) in line]
     assert line.endswith("  # and --same-cameras, if it was trained on this data")

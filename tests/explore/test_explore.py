@@ -221,9 +221,9 @@ def test_a_token_that_is_not_there_is_refused() -> None:
 
 def stage1_folder(folder: Path, tokens: Tensor, bank: Tensor, noun: str = "person") -> Path:
     folder.mkdir()
-    values = {"pixels": "half", "test_interpolation": "bilinear"}
-    record = backbone_record(backbone(), "bicubic")
-    config = {"clipreid": "0", "backbone": record, "stage1": {"noun": noun}, "values": values}
+    record = backbone_record(backbone(), "bicubic") | {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+    config = {"clipreid": "0", "method": "clip_reid", "config": {}, "stages": ["stage1"], "finished": False}
+    config |= {"backbone": record, "data": {"names": ["synthetic"], "noun": noun}}
     (folder / CONFIG).write_text(json.dumps(config))
     save_identities(folder, {"prompts": tokens, "text_bank": bank}, NAMES)
     return folder
@@ -235,7 +235,8 @@ def test_prompts_of_a_run_folder_are_those_that_were_saved(tmp_path: Path) -> No
     assert opened.names == NAMES
     assert torch.equal(opened.tokens, learned.tokens)
     assert torch.allclose(opened.bank, learned.bank, atol=1e-6)
-    assert opened.model.config.mean == (0.5, 0.5, 0.5)
+    assert (opened.model.mean, opened.model.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert opened.model.interpolation == "bilinear"
 
 
 def test_prompts_that_do_not_give_their_bank_are_refused(tmp_path: Path) -> None:
@@ -246,7 +247,7 @@ def test_prompts_that_do_not_give_their_bank_are_refused(tmp_path: Path) -> None
 
 def trained_folder(folder: Path, names: list[str], flags: dict[str, Any]) -> Path:
     folder.mkdir()
-    config = {"clipreid": "0", "backbone": {}, "stage1": {"data": flags["data"]}, "flags": flags}
+    config = {"clipreid": "0", "method": "clip_reid", "data": {"names": flags["data"]}, "run": flags}
     (folder / CONFIG).write_text(json.dumps(config))
     save_identities(folder, {"prompts": torch.zeros(len(names), 4, 8)}, names)
     return folder
@@ -444,10 +445,11 @@ def test_drawing_leaves_the_users_settings_alone() -> None:
 def test_looks_glow_where_the_model_looked(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_prompts().model
     crop = Image.new("RGB", (64, 128), "grey")
-    rows, columns = model.look(model.crops([crop]))[0].shape
+    (found,) = model.attention_maps(model.crops([crop]))
+    rows, columns = found.shape
     planted = torch.zeros(2, rows, columns)
     planted[0, 0, 0] = planted[1, -1, -1] = 1
-    monkeypatch.setattr(type(model), "look", lambda model, crops: planted[: len(crops)])
+    monkeypatch.setattr(type(model), "attention_maps", lambda model, crops: planted[: len(crops)])
     for glowing, bright in zip(explore.looks(model, [crop, crop]), [(0, 0), (-1, -1)], strict=True):
         small = np.asarray(glowing.convert("L").resize((columns, rows), Image.Resampling.BOX), dtype=float)
         assert np.unravel_index(small.argmax(), small.shape) == (bright[0] % rows, bright[1] % columns)
@@ -457,7 +459,7 @@ def test_looks_glow_where_the_model_looked(monkeypatch: pytest.MonkeyPatch) -> N
 def test_looks_are_those_of_the_model_at_these_images() -> None:
     model = random_prompts().model
     crops = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (128, 64, 3), np.uint8)) for i in range(2)]
-    maps = model.look(model.crops(crops))
+    maps = model.attention_maps(model.crops(crops))
     for crop, share, glowing in zip(crops, maps, explore.looks(model, crops), strict=True):
         assert glowing.tobytes() == overlay_attention(crop, share.numpy()).tobytes()
         assert glowing.tobytes() != crop.resize(glowing.size, Image.Resampling.LANCZOS).tobytes()

@@ -119,8 +119,8 @@ def test_questions_can_be_put_to_a_run_on_other_images(tmp_path: Path, monkeypat
     learned = explore.learned_prompts(load_backbone("tiny-clip"), torch.randn(2, 4, 128), names)
     (tmp_path / "run").mkdir()
     save_identities(tmp_path / "run", {"prompts": learned.tokens, "text_bank": learned.bank}, names)
-    config = {"clipreid": "0", "backbone": backbone_record(learned.backbone, "bicubic"), "flags": {"data": [spec]}}
-    config |= {"stage1": {"noun": "person", "data": [spec]}, "values": {"pixels": "backbone"}}
+    config = {"clipreid": "0", "method": "clip_reid", "backbone": backbone_record(learned.backbone, "bicubic")}
+    config |= {"data": {"names": [spec], "noun": "person"}, "run": {"data": [spec]}}
     (tmp_path / "run" / CONFIG).write_text(json.dumps(config))
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     monkeypatch.setenv("DATA", "")

@@ -121,7 +121,7 @@ def test_an_imported_run(tmp_path: Path) -> None:
 
 def config_of(tuning: str = "lora", **backbone: Any) -> dict[str, Any]:
     source = {"name": "tiny-clip", "positions": "bicubic", "stride": None}
-    return {"backbone": source | backbone, "model": {"tuning": tuning}}
+    return {"backbone": source | backbone, "method": "clip_reid", "config": {"tuning": tuning}}
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -130,7 +130,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "timm": (config_of(name="timm:vit_small_patch14_dinov2.lvd142m"), "is none of transformers' CLIP or SigLIP"),
     "osnet": (config_of("full", name="osnet:x1_0/w.pth"), "is none of transformers' CLIP or SigLIP"),
     "imported, overlapping": (
-        {"backbone": {"name": "imported", "vision": {"stride": 12, "patch_size": 16}}, "model": {"tuning": "full"}},
+        config_of("full") | {"backbone": {"name": "imported", "vision": {"stride": 12, "patch_size": 16}}},
         r"its patches overlap \(stride 12\)",
     ),
 }

@@ -12,7 +12,7 @@ import pytest
 import torch
 from image_only import save_osnet, save_timm
 from PIL import Image
-from test_hub import shake
+from test_hub import shake, write_run
 from test_import_checkpoint import published
 
 import clipreid
@@ -20,9 +20,10 @@ from clipreid.backbones import load_backbone
 from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.export import bake, export_onnx, onnx_file
-from clipreid.hub import CONFIG, backbone_record, model_record, save_model
+from clipreid.hub import backbone_record
 from clipreid.hub.import_checkpoint import import_checkpoint
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.methods import build, clip_reid
+from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
 
 Folder = Callable[[str], Path]
@@ -36,12 +37,13 @@ def make(
     stride: int | None = None,
     size: Any = None,
     positions: Any = "bicubic",
+    interpolation: str | None = None,
     **config: Any,
 ) -> ReIDModel:
     backbone = load_backbone(name, image_size=size, stride=stride, positions=positions)
-    backbone.raw_logits = raw
-    settings = ModelConfig(tuning, mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25), **config)  # type: ignore[arg-type]
-    model = ReIDModel(backbone, settings)
+    backbone.raw_logits, backbone.mean, backbone.std = raw, (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
+    backbone.interpolation = interpolation or backbone.interpolation
+    model = build(clip_reid, backbone, clip_reid.Config(tuning=tuning, **config))  # type: ignore[arg-type]
     shake(model)
     return model.eval()
 
@@ -105,7 +107,7 @@ def test_image_only_towers(tmp_path: Path, kind: str, tuning: str) -> None:
 def test_an_imported_run(tmp_path: Path) -> None:
     torch.save(published(rows=4), tmp_path / "old.pth")
     model = import_checkpoint(tmp_path / "old.pth", tmp_path / "run", sie_coefficient=3.0)
-    assert model.side is not None
+    assert model.reads == ("cameras",)
     export_onnx(clipreid.load(tmp_path / "run"), tmp_path / "out")
     assert differs(tmp_path / "out", model, noise(3)) <= 1e-4
 
@@ -153,12 +155,9 @@ def test_the_graph_declares_what_trackers_need(exported: tuple[Path, ReIDModel])
 
 def save(model: ReIDModel, folder: Path) -> None:
     """A finished run folder of the model."""
-    (backbone,) = model.source
-    record = backbone_record(load_backbone(backbone.name, image_size=model.image_size), "bicubic")
-    folder.mkdir()
-    save_model(model, folder)
-    config = {"clipreid": clipreid.__version__, "backbone": record, "model": model_record(model.config)}
-    (folder / CONFIG).write_text(json.dumps(config))
+    fresh = load_backbone(model.source[0].name, image_size=model.image_size)
+    fresh.mean, fresh.std = model.mean, model.std
+    write_run(model, folder, backbone_record(fresh, "bicubic"))
 
 
 def test_baking_leaves_the_model_alone(tiny_folder: Folder) -> None:
@@ -170,7 +169,8 @@ def test_baking_leaves_the_model_alone(tiny_folder: Folder) -> None:
     assert torch.equal(model.embed(noise(2)), before)
     assert torch.equal(model.embed(noise(2), cameras=cameras), known)
     assert not any("lora" in name for name in baked.state_dict())
-    assert baked.side is None
+    assert not baked.hooks
+    assert not baked.reads
 
 
 def test_without_the_extra(tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,12 @@ from test_hub import crops, edit_config, make_run
 from test_package import finished
 
 import clipreid
+from clipreid.config import configure
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG
 from clipreid.hub.package import CARD, package
 from clipreid.hub.publish import upload
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.methods import clip_reid
 from clipreid.training.run import open_run
 
 NAME, BASE = "alice/demo", "alice/base"
@@ -97,9 +98,9 @@ def test_what_nobody_could_load_is_not_published_and_not_trained_for(
     make_run(f"hf:{BASE}", tmp_path / "run")
     with pytest.raises(UserError, match=r"hf:alice/base has no model\*.safetensors: a published run takes no other"):
         upload(package(tmp_path / "run", NAME), NAME, False, "again")
-    config = RunConfig(data=("synthetic",), output=tmp_path / "next", backbone=f"hf:{BASE}", push=NAME)
+    flags, config = configure(clip_reid, output=tmp_path / "next", backbone=f"hf:{BASE}", push=NAME)
     with pytest.raises(UserError, match=r"hf:alice/base has no model\*.safetensors"):
-        open_run(config, PromptConfig(), TuneConfig())
+        open_run(clip_reid, flags, config)
     assert NAME not in alice.repos
     assert not (tmp_path / "next").exists()
 

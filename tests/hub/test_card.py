@@ -28,6 +28,8 @@ from clipreid.hub.package import CARD, package
 from clipreid.hub.plain import plain_base
 from clipreid.reports.training_curves import draw_curves, read_losses
 
+PIXELS = ((0.4, 0.5, 0.6), (0.3, 0.2, 0.25), "bicubic")  # mean, std, interpolation
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
@@ -162,7 +164,7 @@ def facts_of(run: Path, name: str, **more: Any) -> Facts:
     """Of a run as if it had another backbone."""
     config = json.loads(content(package(run, "me/demo"), CONFIG))
     base, reason = plain_base(named := {**config, "backbone": {**config["backbone"], "name": name, **more}})
-    return Facts("me/demo", named, {}, "clip", base, "" if reason else "lines", reason or "", 8)
+    return Facts("me/demo", named, {}, "clip", base, "" if reason else "lines", reason or "", 8, *PIXELS)
 
 
 def test_only_where_the_stand_in_is_used_the_package_is_needed(run: Path) -> None:
@@ -194,7 +196,7 @@ def test_the_metadata_name_the_backbones_repository(run: Path, backbone: str, ba
 @pytest.mark.parametrize(("tuning", "relation"), [("lora", "adapter"), ("full", "finetune"), ("head", "adapter")])
 def test_what_it_is_to_its_base_model(run: Path, tuning: str, relation: str) -> None:
     facts = facts_of(run, "hf:openai/clip-vit-base-patch16")
-    named = {**facts.config, "model": {**facts.config["model"], "tuning": tuning}}
+    named = {**facts.config, "config": {**facts.config["config"], "tuning": tuning}}
     data = ModelCard(make_card(replace(facts, config=named))).data.to_dict()
     assert (data["library_name"], data["base_model_relation"]) == ("clipreid", relation)
     assert ({"peft", "lora"} <= set(data["tags"])) == (tuning == "lora")
@@ -214,7 +216,7 @@ def test_names_of_data_are_such_as_the_hub_takes(run: Path) -> None:
         "own data (val)",
     ]
     facts = facts_of(run, "tiny-clip")
-    named = {**facts.config, "flags": {"data": ["synthetic:large", "hub:alice/reid/part", "market1501 2"]}}
+    named = {**facts.config, "run": {"data": ["synthetic:large", "hub:alice/reid/part", "market1501 2"]}}
     data = ModelCard(make_card(replace(facts, config=named, metrics=dict.fromkeys(names, figures)))).data
     found = list(dict.fromkeys(result.dataset_type for result in data.eval_results or []))
     assert found == [
@@ -269,7 +271,7 @@ def test_licences_known_given_and_unknown(run: Path) -> None:
     assert "These weights: `cc-by-nc-4.0`" in card.text
     config = json.loads(content(package(run, "me/demo"), CONFIG))
     unknown = {**config, "backbone": {**config["backbone"], "name": "hf:somebody/clip"}}
-    text = make_card(Facts("me/demo", unknown, {}, "clip", None, "", "because", 8))
+    text = make_card(Facts("me/demo", unknown, {}, "clip", None, "", "because", 8, *PIXELS))
     assert ModelCard(text).data.license == "unknown"
     assert "unknown to clipreid: look it up" in text
     assert ModelCard(text).data.eval_results is None
@@ -279,13 +281,13 @@ def test_licences_known_given_and_unknown(run: Path) -> None:
 def test_curves_are_drawn_from_what_there_is(run: Path, tmp_path: Path) -> None:
     losses = read_losses(run / "log.jsonl")
     assert [len(epochs) for epochs in losses.values()] == [3]  # the line that was cut short is left out
-    assert draw_curves({}, {}) is None
+    assert draw_curves({}, {}, "stage2") is None
     assert read_losses(tmp_path / "nowhere") == {}
     share = np.linspace(0.4, 1, 20).tolist()
     images = [
-        draw_curves(losses, {}),
-        draw_curves({}, {"a": {"stage2": entry()}}),
-        draw_curves(losses, {"a": {"stage2": entry(cmc=share), "zero-shot": entry()}}),
+        draw_curves(losses, {}, "stage2"),
+        draw_curves({}, {"a": {"stage2": entry()}}, "stage2"),
+        draw_curves(losses, {"a": {"stage2": entry(cmc=share), "zero-shot": entry()}}, "stage2"),
     ]
     for image in images:
         assert image is not None

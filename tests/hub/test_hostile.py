@@ -54,7 +54,7 @@ def pickled(file: Path, how: str) -> None:
 
 
 def other_rank(run: Path) -> None:
-    edit_config(run, lambda c: c["model"].update(lora_rank=2))
+    edit_config(run, lambda c: c["config"].update(lora_rank=2))
 
 
 def narrower(run: Path) -> None:

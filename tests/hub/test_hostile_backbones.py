@@ -159,11 +159,11 @@ def test_a_downloaded_run_loads_no_backbone_from_a_folder_of_the_same_name(
 
 def test_a_downloaded_run_is_not_scored_on_a_folder_of_the_same_name(hub: Hub, run: Path) -> None:
     specs = ["hub:models/private", "hub:models/private/config", "hub:models/public", "synthetic"]
-    edit_config(run, lambda c: c.update(flags={"data": specs, "test": specs[:2]}))
+    edit_config(run, lambda c: c.update(run={"data": specs, "test": specs[:2]}))
     hub.put(NAME, run)
-    assert read_config(find_run(NAME))["flags"] == {"data": specs, "test": specs[:2]}
+    assert read_config(find_run(NAME))["run"] == {"data": specs, "test": specs[:2]}
     Path("models/private").mkdir(parents=True)
-    assert read_config(find_run(NAME))["flags"] == {"data": specs[2:], "test": []}
+    assert read_config(find_run(NAME))["run"] == {"data": specs[2:], "test": []}
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------------

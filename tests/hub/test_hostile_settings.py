@@ -29,8 +29,8 @@ def backbone(**values: Any) -> Callable[[dict[str, Any]], Any]:
     return lambda c: c["backbone"].update(values)
 
 
-def model(**values: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda c: c["model"].update(values)
+def config(**values: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda c: c["config"].update(values)
 
 
 SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
@@ -40,28 +40,42 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "an image of nothing": (backbone(image_size=[0, -5]), r"image_size is \[0, -5\]"),
     "a cube": (backbone(image_size=[64, 32, 3]), r"image_size is \[64, 32, 3\]: it must be a list of 2 integers"),
-    "a huge rank": (model(lora_rank=10**9), r"lora_rank is 1000000000: it must be an integer, numbers from 1 to 1024"),
-    "no rank": (model(lora_rank=0), r"lora_rank is 0"),
-    "a rank in words": (model(lora_rank="8"), r"lora_rank is \"8\""),
-    "a true rank": (model(lora_rank=True), r"lora_rank is true"),
-    "a broken rank": (model(lora_rank=4.5), r"lora_rank is 4.5"),
-    "an alpha beyond floats": (model(lora_alpha=10**400), r"lora_alpha is 1000.*\.\.\.: it must be a number"),
-    "an alpha that is none": (model(lora_alpha=float("nan")), r"lora_alpha is NaN"),
-    "a std of zero": (model(std=[0, 0, 0]), r"std is \[0, 0, 0\]: .* numbers from 0.001 to 10"),
-    "an endless list": (model(cameras=[1] * 20_000), r"cameras is \[1, 1.*\.\.\.: it must be a list of integers"),
-    "a table for a number": (model(sie_coefficient={"a": 1}), r"sie_coefficient is"),
-    "an unknown interpolation": (model(interpolation="../x"), r"unknown interpolation '../x'"),
+    "a huge rank": (config(lora_rank=10**9), r"lora_rank is 1000000000: it must be an integer, numbers from 1 to 1024"),
+    "no rank": (config(lora_rank=0), r"lora_rank is 0"),
+    "a rank in words": (config(lora_rank="8"), r"lora_rank is \"8\""),
+    "a true rank": (config(lora_rank=True), r"lora_rank is true"),
+    "a broken rank": (config(lora_rank=4.5), r"lora_rank is 4.5"),
+    "an alpha beyond floats": (config(lora_alpha=10**400), r"lora_alpha is 1000.*\.\.\.: it must be a number"),
+    "an alpha that is none": (config(lora_alpha=float("nan")), r"lora_alpha is NaN"),
+    "a std of zero": (backbone(std=[0, 0, 0]), r"std is \[0, 0, 0\]: .* numbers from 0.001 to 10"),
+    "an endless list": (config(cameras=[1] * 20_000), r"cameras is \[1, 1.*\.\.\.: it must be a list of integers"),
+    "a table for a number": (config(sie_coefficient={"a": 1}), r"sie_coefficient is"),
+    "an unknown interpolation": (backbone(interpolation="../x"), r"unknown interpolation '../x'"),
     "an unknown key": (
-        model(auto_map={"AutoModel": "modeling.Evil"}),
-        r"settings auto_map are unknown or missing",
+        config(auto_map={"AutoModel": "modeling.Evil"}),
+        r"config auto_map are unknown or missing",
     ),
-    "a missing key": (lambda c: c["model"].pop("mean"), r"model settings mean are unknown or missing"),
+    "another tuning": (config(tuning="../x"), r"config: --tuning ../x: choose one of lora, full, head"),
+    "a tuning of another kind": (config(tuning=["lora"]), r"config tuning is \[\"lora\"\]: it must be a short text"),
+    "a list of words": (config(optimiser=["adam", "x"]), r"config optimiser is"),
+    "no settings": (lambda c: c.pop("config"), r"config is null: clipreid writes a table there"),
+    "a missing mean": (lambda c: c["backbone"].pop("mean"), r"backbone settings mean are unknown or missing"),
+    "a method that is a module": (lambda c: c.update(method="os"), r"no method 'os': this version of clipreid has"),
+    "a method that is a path": (lambda c: c.update(method="../../evil"), r"no method '../../evil'"),
+    "a method in a package": (lambda c: c.update(method="clip_reid.os"), r"no method 'clip_reid.os'"),
+    "a method of another kind": (lambda c: c.update(method=["clip_reid"]), r"config.method is \[\"clip_reid\"\]"),
+    "no stages": (lambda c: c.update(stages=[]), r"stages is \[\]: a finished run names the stages it went through"),
+    "stages of another kind": (
+        lambda c: c.update(stages=[{}]),
+        r"config.stages is \[\{\}\]: it must be a list",
+    ),
+    "half finished": (lambda c: c.update(finished="yes"), r"config.finished is .yes.: it must be true or false"),
     "an unknown key of the backbone": (backbone(trust_remote_code=True), r"settings trust_remote_code are unknown or"),
     "a missing key of the backbone": (lambda c: c["backbone"].pop("stride"), r"settings stride are unknown or missing"),
     "unknown positions": (backbone(positions="cubist"), r"positions 'cubist': clipreid has bicubic, bilinear"),
     "a backbone of another kind": (lambda c: c.update(backbone=["tiny-clip"]), r"backbone is \[\"tiny-clip\"\]"),
-    "flags of another kind": (lambda c: c.update(flags=[1]), r"flags is \[1\]"),
-    "data of another kind": (lambda c: c.update(flags={"data": [1]}), r"flags.data is \[1\]"),
+    "flags of another kind": (lambda c: c.update(run=[1]), r"run is \[1\]"),
+    "data of another kind": (lambda c: c.update(run={"data": [1]}), r"run.data is \[1\]"),
     "another fingerprint": (backbone(print="0" * 16), r"trained on other weights of 'tiny-clip'"),
     "another backbone": (backbone(name="tiny-siglip2"), r"trained on other weights of 'tiny-siglip2'"),
     "a backbone that is not there": (backbone(name="hf:../../secret"), r"no folder|not a public name"),
@@ -69,15 +83,11 @@ SETTINGS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 def finished(config: dict[str, Any]) -> None:
-    """What training writes besides backbone and model."""
-    values = {"tuning": "lora", "rate": {"lora": 1e-4}, "optimiser": "adamw", "schedule": "cosine", "margin": 0.3}
-    values |= dict.fromkeys(("prompt_epochs", "prompt_batch", "epochs"), 1)
-    values |= dict.fromkeys(("identities_per_batch", "pictures_per_identity"), 2)
-    values |= dict.fromkeys(("prompt_rate", "head_rate", "weight_id", "weight_triplet", "weight_i2t"), 1e-3)
-    part = {"pictures": 8, "identities": 2, "cameras": 2, "hash": "0" * 16}
-    config |= {"values": values, "stage1": {"data": ["synthetic"], "noun": "person", "tokens": 4}, "local": []}
-    config |= {"flags": {"data": ["synthetic"], "test": []}, "stage2": {"prompts": "identity"}, "pooling": "cls"}
-    config |= {"offsets": {"synthetic": [0, 0]}, "fingerprint": {"synthetic": {"train": part}}}
+    """What training writes besides method, settings and backbone."""
+    part = {"images": 8, "identities": 2, "cameras": 2, "hash": "0" * 16}
+    config |= {"data": {"names": ["synthetic"], "noun": "person", "images": 8, "identities": 2}, "local": []}
+    config |= {"run": {"data": ["synthetic"], "test": [], "preset": "default", "seed": 0}, "pooling": "cls"}
+    config |= {"offsets": {"synthetic": [0, 0]}, "fingerprint": {"synthetic": {"train": part}}, "training": None}
 
 
 def test_the_tables_were_sound(run: Path) -> None:
@@ -94,37 +104,35 @@ def test_the_tables_were_sound(run: Path) -> None:
     [
         *(
             (key, value, rf"config.json: (config.)?{key} is {shown}")
-            for key in ("local", "stage1", "stage2", "values", "flags", "offsets", "fingerprint", "backbone", "model")
+            for key in ("local", "data", "run", "stages", "offsets", "fingerprint", "backbone", "config")
             for value, shown in ((5, "5"), ("x", '"x"'), ([None], r"\[null\]"))
         ),
-        ("status", 5, "config.status is 5: it must be a short text"),
         ("pooling", [], r"config.pooling is \[\]"),
-        ("values", {"a": 1}, "values lacks tuning, rate, optimiser, schedule, prompt_epochs: another version wrote it"),
-        ("values.rate", 5, "values.rate is 5: it must be a table, each value a number"),
-        ("values.rate", {"full": 1e-4}, "values.rate has no rate for the tuning 'lora'"),
-        ("values.rate", {"lora": "x"}, "values.rate is"),
-        ("values.tuning", ["lora"], r"values.tuning is \[.lora.\]: it must be a short text"),
-        ("values.margin", "x", "values.margin is .x.: it must be a number"),
-        ("values.epochs", None, "values.epochs is null: it must be an integer"),
-        ("stage1", {}, "stage1 lacks data"),
-        ("stage1.data", "synthetic", "stage1.data is .synthetic.: it must be a list of texts"),
-        ("stage1.noun", 5, "stage1.noun is 5"),
-        ("stage2.prompts", ["identity"], "stage2.prompts is"),
-        ("flags.pattern", 5, "flags.pattern is 5: it must be a short text or null"),
-        ("flags.columns", {}, "flags.columns is"),
+        ("training", 5, "config.training is 5: it must be a short text or null"),
+        ("config.rate", {"lora": 1e-4}, "config rate is .*: it must be a number"),
+        ("config.rate", "x", "config rate is .x.: it must be a number"),
+        ("config.rate", 2, "config: --rate 2: a learning rate lies between 0 and 1"),
+        ("config.margin", "x", "config margin is .x.: it must be a number"),
+        ("config.epochs", None, "config epochs is null: it must be an integer"),
+        ("config.prompts", ["identity"], "config prompts is"),
+        ("config.sie", None, "config sie is null"),
+        ("data", {}, "data lacks names: another version wrote it"),
+        ("data.names", "synthetic", "data.names is .synthetic.: it must be a list of texts"),
+        ("data.noun", 5, "data.noun is 5"),
+        ("data.images", "many", "data.images is .many.: it must be an integer"),
+        ("run.pattern", 5, "run.pattern is 5: it must be a short text or null"),
+        ("run.columns", {}, "run.columns is"),
+        ("run.seed", "x", "run.seed is .x.: it must be an integer"),
         ("local", [5], r"config.local is \[5\]"),
         ("offsets", {"synthetic": 5}, "config.offsets is"),
         ("offsets", {"synthetic": [1, "x"]}, "config.offsets is"),
         ("fingerprint", {"synthetic": {"train": 5}}, "config.fingerprint is"),
-        ("fingerprint", {"synthetic": {"train": {"pictures": 5}}}, "train lacks identities, cameras, hash"),
-        ("fingerprint.synthetic.train.pictures", "x", "fingerprint, train.pictures is .x.: it must be an integer"),
+        ("fingerprint", {"synthetic": {"train": {"images": 5}}}, "train lacks identities, cameras, hash"),
+        ("fingerprint.synthetic.train.images", "x", "fingerprint, train.images is .x.: it must be an integer"),
         ("backbone", {}, "backbone settings .* are unknown or missing"),
         ("backbone.name", 5, "backbone.name is 5: it must be a short text"),
         ("backbone", {"name": "imported", "vision": []}, r"vision: \(all\) are unknown or missing"),
         ("backbone", {"name": ["timm:"], "vision": {}}, "backbone.name is"),
-        ("model", {}, "model settings .* are unknown or missing"),
-        ("model.tuning", ["lora"], "model.tuning is"),
-        ("model.sie", None, "model.sie is null"),
     ],
 )
 def test_tables(run: Path, refused: Refused, path: str, value: Any, message: str, where: str) -> None:
@@ -196,7 +204,7 @@ def test_a_config_that_is_no_config(run: Path, refused: Refused) -> None:
     for content, message in (
         (b"[" * 100_000, "is not valid JSON"),
         (b"\xff\xfe{}", "is not valid JSON"),
-        (b'{"clipreid": "1", "model": ' + b"9" * 5000 + b"}", "is not valid JSON"),
+        (b'{"clipreid": "1", "config": ' + b"9" * 5000 + b"}", "is not valid JSON"),
         (b"null", "was not written by clipreid"),
         (b'{"clipreid": "' + b"x" * (5 << 20) + b'"}', "config.json has 5 MB, a run's at most 4: it is not read"),
     ):
@@ -241,7 +249,7 @@ def test_towers_described_in_the_config(
 ) -> None:
     save_file({"x": torch.zeros(20_000)}, run / TOWER)
     edit_config(run, lambda c: c.update(backbone={"name": "imported", "vision": VISION | change}))
-    edit_config(run, lambda c: c["model"].update(tuning="full"))
+    edit_config(run, lambda c: c["config"].update(tuning="full"))
     refused(where, message)
 
 
@@ -290,10 +298,10 @@ def test_a_downloaded_run_names_no_data_of_this_machine(
 ) -> None:
     hub.here(monkeypatch, tmp_path / "home")
     specs = ["folder:/etc", "synthetic", "hub:/etc", "hub:a/b", "market1501:/x", "synthetic:new-cameras", "hub:../a"]
-    edit_config(run, lambda c: c.update(flags={"data": specs, "test": specs[:1]}))
-    assert read_config(run)["flags"]["data"] == specs
+    edit_config(run, lambda c: c.update(run={"data": specs, "test": specs[:1]}))
+    assert read_config(run)["run"]["data"] == specs
     hub.put(NAME, run)
-    assert read_config(find_run(NAME))["flags"] == {
+    assert read_config(find_run(NAME))["run"] == {
         "data": ["synthetic", "hub:a/b", "synthetic:new-cameras"],
         "test": [],
     }

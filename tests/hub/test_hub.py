@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from clipreid.hub import (
     backbone_record,
     load,
     load_identities,
-    model_record,
     save_identities,
     save_model,
 )
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.methods import build, clip_reid
+from clipreid.model import ReIDModel
 
 Folder = Callable[[str], Path]
 STRIDE = 6
@@ -47,24 +48,30 @@ def shake(model: ReIDModel) -> None:
             buffer.add_(torch.rand(buffer.shape, generator=generator))
 
 
+def make_model(name: str, tuning: Any = "lora", stride: int | None = None) -> ReIDModel:
+    """As stage 2 leaves it, of another backbone than the settings say by default."""
+    backbone = load_backbone(name, positions="bilinear", stride=stride)
+    backbone.mean, backbone.interpolation = (0.4, 0.5, 0.6), "bilinear"
+    return build(clip_reid, backbone, clip_reid.Config(tuning=tuning, lora_rank=4, lora_alpha=6), identities=3)
+
+
 def make_run(weights: Path | str, folder: Path, tuning: Any = "lora", stride: int | None = None) -> ReIDModel:
     """A finished run as stage 2 leaves it, with the model that the training process had at its end."""
-    name = weights if isinstance(weights, str) else f"hf:{weights}"
-    backbone = load_backbone(name, positions="bilinear", stride=stride)
+    model = make_model(weights if isinstance(weights, str) else f"hf:{weights}", tuning, stride)
+    (backbone,) = model.source
     record = backbone_record(backbone, "bilinear")
-    settings = ModelConfig(tuning, lora_rank=4, lora_alpha=6, mean=(0.4, 0.5, 0.6), interpolation="bilinear")
-    model = ReIDModel(backbone, settings, identities=3)
     shake(model)
+    write_run(model, folder, record)
+    return model.eval()
+
+
+def write_run(model: ReIDModel, folder: Path, record: dict[str, Any], stage: str = "stage2") -> None:
+    """The folder of a finished run; record: of the backbone before it was trained."""
     folder.mkdir()
     save_model(model, folder)
-    config = {
-        "clipreid": clipreid.__version__,
-        "status": "finished",
-        "backbone": record,
-        "model": model_record(settings),
-    }
-    (folder / CONFIG).write_text(json.dumps(config))
-    return model.eval()
+    config = {"clipreid": clipreid.__version__, "method": model.method, "config": asdict(model.config)}
+    config |= {"stages": [stage], "finished": True, "backbone": record}
+    (folder / CONFIG).write_text(json.dumps(config, default=str))
 
 
 def crops() -> Tensor:
@@ -96,7 +103,9 @@ def test_a_loaded_model_gives_the_features_it_was_saved_with(
     expected = model.embed(crops())
     assert (again.embed(crops()) - expected).abs().max() <= 1e-6
     assert (load(str(tmp_path / "run")).embed(crops()) - expected).abs().max() <= 1e-6
-    untrained = ReIDModel(load_backbone(f"hf:{tiny_folder(family)}", positions="bilinear", stride=stride), model.config)
+    assert (again.mean, again.std, again.interpolation) == (model.mean, model.std, model.interpolation)
+    assert (again.method, again.tuning) == ("clip_reid", tuning)
+    untrained = make_model(f"hf:{tiny_folder(family)}", tuning, stride)
     assert (untrained.eval().embed(crops()) - expected).abs().max() > 1e-3
     found = {file.name for file in (tmp_path / "run").iterdir()}
     assert found == {CONFIG, HEADS} | WRITTEN[tuning]
@@ -135,7 +144,7 @@ def test_the_adapter_is_a_plain_peft_adapter(tiny_folder: Folder, tmp_path: Path
     theirs = PeftModel.from_pretrained(theirs, tmp_path / "run" / "adapter").eval()
     pixels = torch.randn(3, 3, 64, 64)
     square = load_backbone(f"hf:{tiny_folder('clip')}", image_size=64)  # transformers' own positions
-    ours = ReIDModel(square, model.config)
+    ours = build(clip_reid, square, model.config)
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     set_peft_model_state_dict(ours.image, get_peft_model_state_dict(model.image, save_embedding_layers=False))
@@ -185,19 +194,39 @@ def set_first(tensors: dict[str, Tensor], value: float) -> None:
 
 
 def rank_of(run: Path, rank: int) -> None:
-    edit_config(run, lambda c: c["model"].update(lora_rank=rank))
+    edit_config(run, lambda c: c["config"].update(lora_rank=rank))
 
 
 CONFIG_REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "not ours": (lambda c: c.pop("clipreid"), r"config.json was not written by clipreid"),
     "unfinished": (
-        lambda c: c.pop("model"),
-        r"run holds no trained model yet: run recipes/clipreid_stage2.py --output .*run with the flags it was begun",
+        lambda c: c.update(finished=False),
+        r"run holds no trained model yet: run the recipe of its method \(clip_reid\) with --output .*run and the flags",
     ),
-    "unknown key": (lambda c: c["model"].update(sparkle=1), r"model settings sparkle are unknown or missing"),
-    "missing key": (lambda c: c["model"].pop("std"), r"model settings std are unknown or missing: another version"),
-    "unknown tuning": (lambda c: c["model"].update(tuning="dora"), r"no tuning 'dora': choose one of lora, full, head"),
-    "unknown aggregation": (lambda c: c["model"].update(aggregation="max"), r"no aggregation 'max': choose one of"),
+    "interrupted": (
+        lambda c: c.update(finished=False, training="stage2"),
+        r"run holds no trained model yet: .*run --resume and the flags it was begun with",
+    ),
+    "no stages": (lambda c: c.pop("stages"), r"config.json: stages is \[\]: a finished run names the stages"),
+    "no method": (lambda c: c.pop("method"), r"config.json is not in a form that clipreid has ever written"),
+    "unknown method": (
+        lambda c: c.update(method="magic"),
+        r"no method 'magic': this version of clipreid has clip_reid",
+    ),
+    "unknown key": (lambda c: c["config"].update(sparkle=1), r"config sparkle are unknown or missing: another version"),
+    "missing key": (
+        lambda c: c["backbone"].pop("std"),
+        r"backbone settings std are unknown or missing: another version",
+    ),
+    "unknown tuning": (
+        lambda c: c["config"].update(tuning="dora"),
+        r"config.json: config: --tuning dora: choose one of lora, full, head",
+    ),
+    "unknown aggregation": (lambda c: c["config"].update(aggregation="max"), r"--aggregation max: choose one of cls"),
+    "out of range": (
+        lambda c: c["config"].update(margin=-1),
+        r"config margin is -1: it must be a number, numbers from 0",
+    ),
     "no backbone": (lambda c: c.pop("backbone"), r"config.json: backbone settings \(all\) are unknown or missing"),
     "odd backbone": (
         lambda c: c["backbone"].update(extra=1),
@@ -206,8 +235,8 @@ CONFIG_REFUSALS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "unknown backbone": (lambda c: c["backbone"].update(name="tiny-clop"), r"unknown backbone 'tiny-clop'"),
     "another size": (lambda c: c["backbone"].update(image_size=[32, 32]), r"was trained on other weights of 'hf:"),
     "settings that are a list": (
-        lambda c: c.update(model=[1]),
-        r"config.json: model is \[1\]: clipreid writes a table there",
+        lambda c: c.update(config=[1]),
+        r"config.json: config is \[1\]: clipreid writes a table there",
     ),
 }
 
@@ -217,6 +246,28 @@ def test_configs_that_are_refused(run: Path, how: str) -> None:
     change, message = CONFIG_REFUSALS[how]
     edit_config(run, change)
     with pytest.raises(UserError, match=message):
+        load(run)
+
+
+def test_settings_that_an_earlier_version_did_not_know_have_their_defaults(run: Path) -> None:
+    expected = load(run)
+    edit_config(run, lambda c: [c["config"].pop(name) for name in ("margin", "aggregation", "cameras", "milestones")])
+    assert load(run).config == expected.config
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["os", "__init__", "clip_reid.py", ".clip_reid", "clip_reid.Config", "../clip_reid", "clip reid", "", "é", 5],
+)
+def test_nothing_but_a_method_is_imported(run: Path, monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    def never(*args: Any) -> None:
+        raise AssertionError(f"imported: {args}")
+
+    edit_config(run, lambda c: c.update(method=name))
+    monkeypatch.setattr("clipreid.methods.import_module", never)
+    with pytest.raises(
+        UserError, match=r"no method '.*': this version of clipreid has|method is 5: it must be a short"
+    ):
         load(run)
 
 

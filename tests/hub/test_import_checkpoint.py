@@ -173,7 +173,8 @@ def test_the_run_folder_holds_everything_and_needs_no_backbone(tmp_path: Path, c
     assert {file.name for file in run.iterdir()} == files
     assert json.loads((run / "metrics.json").read_text()) == {}
     config = json.loads((run / "config.json").read_text())
-    assert (config["status"], config["backbone"]["name"]) == ("finished", "imported")
+    assert (config["finished"], config["method"], config["stages"]) == (True, "clip_reid", ["stage2"])
+    assert config["backbone"]["name"] == "imported"
     tensors, names = load_identities(run)
     assert names == ["0", "1", "2", "3", "4"]
     assert torch.equal(tensors["prompts"], state["prompt_learner.cls_ctx"])
@@ -193,7 +194,7 @@ def test_it_is_evaluated_like_any_run(tmp_path: Path, capsys: Any) -> None:
     import_checkpoint(save(published(rows=4), tmp_path), run)
     data = f"folder:{crops}"
     main(["evaluate", str(run), "--data", data, "--same-cameras", "--report", str(tmp_path / "report")])
-    assert "side information (camera): the data set's are those of training" in capsys.readouterr().out
+    assert "side information (cameras): the data set's are those of training" in capsys.readouterr().out
     split = clipreid.load_data(data).splits["query"]
     images, model = [split.image(i) for i in range(len(split))], clipreid.load(run)
     table, found = split.metadata(), []
@@ -296,7 +297,7 @@ CHANGES: dict[str, tuple[Callable[[State], Any], dict[str, Any], str]] = {
     "side of another width": (
         lambda s: s.update(cv_embed=torch.zeros(6, 9)),
         {},
-        r"weights of another shape: side.table",
+        r"weights of another shape: hooks.side.table",
     ),
 }
 

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, save_identit
 from clipreid.hub.card import CURVES, LISTS
 from clipreid.hub.files import METRICS
 from clipreid.hub.package import ADAPTER_CONFIG, CARD, Files, package, shown_size
-from clipreid.training.config import PRESETS, TuneConfig
 
 ROOT = "/srv/clients/northgate-mall/crops"
 PEOPLE = ["Aurelia Quist", "Bertram Osei", "Kunigunde Vey"]
@@ -42,27 +40,24 @@ def finished(
 ) -> Path:
     """A finished run with everything that must stay at home: paths, names, checkpoints, a report with crops."""
     make_run(weights, folder, tuning)
-    split = {"pictures": 3600, "identities": 3, "cameras": 2, "hash": "0123456789abcdef"}
-    stage1 = {
-        "backbone": "tiny-clip",
-        "data": [data],
-        "preset": "default",
-        "seed": 0,
-        "noun": "person",
-        "image_size": [128, 64],
-        "tokens": 4,
-    }
+    split = {"images": 3600, "identities": 3, "cameras": 2, "hash": "0123456789abcdef"}
     more = {
-        "values": asdict(PRESETS["default"]),
-        "stage2": asdict(TuneConfig()),
+        "stages": ["stage1", "stage2"],
         "separability": {"text_to_image": 0.7, "image_to_text": 0.6},
-        "stage1": stage1,
-        "flags": {
+        "data": {"names": [data], "noun": "person", "images": 12, "identities": 3},
+        "run": {
             "backbone": "tiny-clip",
             "data": [data],
             "test": [],
             "pattern": f"{ROOT}/(?P<identity>.*)" if data.startswith("folder:") else None,
+            "columns": None,
+            "init": f"{ROOT}/run",
+            "noun": PEOPLE[0],
+            "preset": "default",
             "seed": 0,
+            "image_size": [128, 64],
+            "precision": "no",
+            "skip_bad": True,
         },
         "offsets": {data: [0, 0]},
         "fingerprint": {data: {"train": split}},
@@ -73,7 +68,7 @@ def finished(
     note = f"{ROOT}/{PEOPLE[0]}/1.jpg is the only image of {PEOPLE[0]}"
     metrics = {data: {"zero-shot": entry(mAP=0.3), "stage2": entry(notes=[note])}, f"{data} (val)": {"stage2": entry()}}
     (folder / METRICS).write_text(json.dumps(metrics))
-    losses = [{"stage": "stage 2", "step": n, "loss": 3.0 / n, "id_loss": 2.0 / n, "note": ROOT} for n in (1, 2, 3)]
+    losses = [{"stage": "stage2", "step": n, "loss": 3.0 / n, "id_loss": 2.0 / n, "note": ROOT} for n in (1, 2, 3)]
     (folder / "log.jsonl").write_text("\n".join(json.dumps(line) for line in losses) + "\n{cut")
     save_identities(folder, {"prompts": torch.randn(3, 4, 8), "text_bank": torch.randn(3, 6)}, PEOPLE)
     (folder / "checkpoints").mkdir()
@@ -98,6 +93,7 @@ def clone(files: Files, folder: Path) -> Path:
     """As the repository would lie on another machine."""
     folder.mkdir()
     for name in files:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content(files, name))
     return folder
 
@@ -118,6 +114,10 @@ def test_a_clone_of_what_is_published_gives_the_same_features(tmp_path: Path, tu
     assert (clipreid.load(copy).embed(crops()) - expected).abs().max() <= 1e-6
     again = package(copy, "you/demo")  # a clone is a run folder: it can be published in turn
     assert again.keys() == files.keys()
+    public = json.loads(content(files, CONFIG))
+    assert public["config"] == json.loads((run / CONFIG).read_text())["config"]  # numbers, and words of our own
+    assert public["run"] == {"backbone": "tiny-clip", "data": [], "test": [], "preset": "default", "seed": 0,
+                             "image_size": [128, 64], "precision": "no", "skip_bad": True}  # fmt: skip
     assert content(again, CONFIG) == content(files, CONFIG)
 
 
@@ -196,8 +196,8 @@ def annotate(file: Path) -> None:
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 def test_notes_in_the_runs_files_are_not_published(tmp_path: Path, tuning: str) -> None:
     run = finished(tmp_path / "run", tuning=tuning)
-    for key in ("values", "stage2", "separability", "stage1", "flags"):
-        edit_config(run, lambda c, key=key: c.setdefault(key, {}).update(note=NOTE, nested={"a": [NOTE]}))
+    for key in ("separability", "data", "run"):
+        edit_config(run, lambda c, key=key: c[key].update(note=NOTE, nested={"a": [NOTE]}))
     edit_config(run, lambda config: config["offsets"].update({NOTE: [0, 0]}))
     metrics = {"synthetic": {"stage2": entry(parts={"final": {"mAP": 0.5, NOTE: 1, "note": NOTE}}), NOTE: entry()}}
     (run / METRICS).write_text(json.dumps(metrics))
@@ -232,7 +232,7 @@ def test_adapter_config_says_what_config_json_says(run: Path) -> None:
 
 
 def test_runs_that_are_not_finished_are_refused(run: Path, tmp_path: Path) -> None:
-    edit_config(run, lambda config: config.update(status="tuning"))
+    edit_config(run, lambda config: config.update(finished=False))
     with pytest.raises(UserError, match=r"run is not finished: .* --resume"):
         package(run, "me/demo")
     with pytest.raises(UserError, match=r"nowhere is not a folder"):
@@ -253,17 +253,23 @@ DAMAGES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no backbone": lambda config: config.pop("backbone"),
     "no name": lambda config: config["backbone"].pop("name"),
     "a list for a tower": lambda config: config.update(backbone={"name": "imported", "vision": []}),
-    "no tuning": lambda config: config["model"].pop("tuning"),
+    "no settings": lambda config: config.pop("config"),
+    "no method": lambda config: config.pop("method"),
+    "no stages": lambda config: config.update(stages=[]),
+    "a sentence for a stage": lambda config: config.update(stages=["stage of Aurelia"]),
     "local": lambda config: config.update(local=5),
-    "stage2": lambda config: config.update(stage2=5),
-    "values": lambda config: config.update(values=5),
-    "other values": lambda config: config.update(values={"a": 1}),
-    "a text for a word": lambda config: config["values"].update(optimiser="adam and eve"),
+    "settings": lambda config: config.update(config=5),
+    "other settings": lambda config: config["config"].update(a=1),
+    "a text for a word": lambda config: config["config"].update(optimiser="adam and eve"),
+    "a text for a number": lambda config: config["config"].update(margin="x"),
+    "a text for a word of the run": lambda config: config["run"].update(preset="adam and eve"),
+    "a word that is none of ours": lambda config: config["run"].update(precision="aurelia"),
+    "a text for a size": lambda config: config["run"].update(image_size=["a", "b"]),
     "separability": lambda config: config.update(separability=5),
     "fingerprint": lambda config: config.update(fingerprint=5),
-    "parts": lambda config: config.update(fingerprint={"synthetic": {"train": {"pictures": "many"}}}),
-    "no data": lambda config: config["stage1"].pop("data"),
-    "noun": lambda config: config["stage1"].update(noun=5),
+    "parts": lambda config: config.update(fingerprint={"synthetic": {"train": {"images": "many"}}}),
+    "no data": lambda config: config["data"].pop("names"),
+    "noun": lambda config: config["data"].update(noun=5),
 }
 
 

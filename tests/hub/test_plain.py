@@ -4,37 +4,37 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 import torch
 from PIL import Image
-from test_hub import shake
+from test_hub import shake, write_run
 from torch import Tensor
 
-import clipreid
 from clipreid.backbones import load_backbone
 from clipreid.backbones.load import WEIGHTS
-from clipreid.hub import CONFIG, backbone_record, model_record, save_model
-from clipreid.hub.plain import OPENAI, plain_base, plain_lines
-from clipreid.model import ModelConfig, ReIDModel
+from clipreid.config import choices_of
+from clipreid.errors import UserError
+from clipreid.export import check_merged
+from clipreid.hub import CONFIG, backbone_record
+from clipreid.hub.plain import OPENAI, PLAIN, plain_base, plain_lines
+from clipreid.methods import build, clip_reid, get_method
+from clipreid.model import ReIDModel, untrained_model
 
 Folder = Callable[[str], Path]
 
 
-def make_plain(name: str, folder: Path, aggregation: str = "cls", raw: bool = False, **backbone: Any) -> ReIDModel:
+def make_plain(name: str, folder: Path, aggregation: Any = "cls", raw: bool = False, **backbone: Any) -> ReIDModel:
     """A finished LoRA run that plain peft can express, unless `backbone` asks for what it cannot."""
     source = load_backbone(name, **backbone)
-    source.raw_logits = raw
+    source.raw_logits, source.mean, source.std = raw, (0.4, 0.5, 0.6), (0.3, 0.2, 0.25)
     record = backbone_record(source, source.positions)
-    settings = ModelConfig("lora", aggregation, 4, 6.0, mean=(0.4, 0.5, 0.6), std=(0.3, 0.2, 0.25))
-    model = ReIDModel(source, settings)
+    model = build(clip_reid, source, clip_reid.Config(aggregation=aggregation, lora_rank=4, lora_alpha=6.0))
     shake(model)
-    folder.mkdir()
-    save_model(model, folder)
-    config = {"clipreid": clipreid.__version__, "backbone": record, "model": model_record(settings)}
-    (folder / CONFIG).write_text(json.dumps(config))
+    write_run(model, folder, record)
     return model.eval()
 
 
@@ -85,7 +85,9 @@ def test_the_lines_of_the_card_give_the_features_of_embed(
     expected = model.embed([image(tmp_path)])
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= 1e-4
-    untuned = ReIDModel(load_backbone(name, image_size=model.image_size), model.config).eval()
+    bare = load_backbone(name, image_size=model.image_size)
+    bare.raw_logits, bare.mean, bare.std = model.raw_logits, model.mean, model.std
+    untuned = untrained_model(bare, how.get("aggregation", "cls"))
     assert (untuned.embed([image(tmp_path)]) - expected).abs().max() > 1e-3
 
 
@@ -137,11 +139,13 @@ def test_auto_peft_finds_no_tower_with_other_features(tiny_folder: Folder, tmp_p
     assert settings["base_model_name_or_path"] == str(tiny_folder("clip"))
 
 
-def config_of(backbone: dict[str, Any] | None = None, **model: Any) -> dict[str, Any]:
+def config_of(backbone: dict[str, Any] | None = None, method: str = "clip_reid", **config: Any) -> dict[str, Any]:
     source = {"name": "hf:openai/clip-vit-base-patch16", "positions": "bicubic", "stride": None}
-    return {"backbone": source | (backbone or {}), "model": {"tuning": "lora", "sie": "none"} | model}
+    settings = {"tuning": "lora", "sie": "none"} | config
+    return {"backbone": source | (backbone or {}), "method": method, "config": settings}
 
 
+IMPORTED = config_of(tuning="full") | {"backbone": {"name": "imported", "vision": {}}}
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "overlapping": (config_of({"stride": 12}), "patches overlap (stride 12)"),
     "sie": (config_of(sie="camera"), "side information (sie camera)"),
@@ -150,8 +154,11 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "head": (config_of(tuning="head"), "a linear map on the frozen features"),
     "timm": (config_of({"name": "timm:vit_small_patch14_dinov2.lvd142m"}), "image-only tower"),
     "osnet": (config_of({"name": "osnet:x1_0/w.pth"}, tuning="full"), "image-only tower"),
-    "imported": ({"backbone": {"name": "imported", "vision": {}}, "model": {"tuning": "full"}}, "it was imported"),
+    "imported": (IMPORTED, "it was imported"),
     "another tag": (config_of({"name": "open_clip:ViT-B-16-SigLIP2-256/webli"}), "no repository in transformers'"),
+    "another method": (config_of(method="magic"), "its method, magic, is not among those that are shown to work"),
+    "another aggregation": (config_of(aggregation="max"), "its aggregation, max, is not shown to work without"),
+    "another tuning": (config_of(tuning="dora"), "its tuning, dora, is not shown to work without clipreid"),
 }
 
 
@@ -176,3 +183,74 @@ def test_the_names_of_openai_weights_are_open_clips() -> None:
 
     for name in OPENAI:
         check_name(*name.removeprefix("open_clip:").split("/"))  # refuses what does not exist, or has another GELU
+
+
+# The allow-list ---------------------------------------------------------------------------------------------------
+
+# Settings of training: the same weights give the same features with any value. Rank and alpha of LoRA stand in
+# adapter_config.json, where peft reads them; those of side information mean nothing without it (`sie` is in PLAIN).
+OF_TRAINING = {
+    "clip_reid": {
+        "prompts", "prompt_tokens", "prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "epochs",
+        "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser", "weight_decay", "schedule", "warmup",
+        "warmup_factor", "milestones", "identities_per_batch", "images_per_identity", "balance", "smoothing", "margin",
+        "weight_id", "weight_triplet", "weight_i2t", "pad", "flip", "erase", "checkpoint_every", "sie_coefficient",
+        "cameras", "views",
+    },
+}  # fmt: skip
+IN_ADAPTER_CONFIG = {"lora_rank", "lora_alpha"}
+
+
+def other(value: Any, hint: Any) -> Any:
+    """Another value of a setting than this one."""
+    if words := choices_of(hint):
+        return next(word for word in words if word != value)
+    if isinstance(value, tuple):
+        return (*value, 3)
+    return 2 if value is None else value + 1
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_every_setting_of_a_plain_method_is_allowed_by_name_or_changes_no_feature(
+    tiny_folder: Folder, method: str
+) -> None:
+    """A new setting is in one of the three, or its runs are not called plain."""
+    config, hints = get_method(method).Config(), get_type_hints(get_method(method).Config)
+    assert set(hints) == {*PLAIN[method], *OF_TRAINING[method], *IN_ADAPTER_CONFIG}
+    for flag, allowed in PLAIN[method].items():
+        assert getattr(config, flag) == allowed[0]  # what a config.json without it means
+    crops = torch.randint(0, 256, (2, 3, 64, 32), dtype=torch.uint8)
+
+    def made(**changed: Any) -> ReIDModel:
+        return build(get_method(method), load_backbone(f"hf:{tiny_folder('clip')}"), replace(config, **changed)).eval()
+
+    shake(model := made())
+    expected = model.embed(crops)
+    for flag in OF_TRAINING[method]:
+        again = made(**{flag: other(getattr(config, flag), hints[flag])})
+        again.load_state_dict(model.state_dict())
+        assert torch.equal(again.embed(crops), expected), flag
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [(flag, v) for flag, allowed in PLAIN["clip_reid"].items() for v in allowed]
+)
+def test_every_entry_of_the_list_gives_the_features_of_embed(
+    tiny_folder: Folder, tmp_path: Path, flag: str, value: Any
+) -> None:
+    for family in ("clip", "siglip"):
+        folder = tmp_path / family
+        model = make_plain(f"hf:{tiny_folder(family)}", folder, **({flag: value} if flag == "aggregation" else {}))
+        config = json.loads((folder / CONFIG).read_text())
+        assert config["config"][flag] == value
+        base, reason = plain_base(config)
+        assert base is not None
+        assert reason is None
+        found = run_lines(plain_lines(model, base, str(folder / "adapter"), image(tmp_path)))
+        assert (found - model.embed([image(tmp_path)])).abs().max() <= 1e-4
+    assert {flag for flag, allowed in PLAIN["clip_reid"].items() if len(allowed) > 1} == {"aggregation"}
+
+
+def test_what_is_not_on_the_list_is_not_merged_either() -> None:
+    with pytest.raises(UserError, match=r"--format merged: the method magic is not among those .*; take --format onnx"):
+        check_merged(config_of(method="magic"))

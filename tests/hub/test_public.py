@@ -2,8 +2,9 @@
 
 import json
 import re
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
@@ -12,14 +13,15 @@ from hypothesis import strategies as st
 from test_hub import edit_config
 from test_package import PEOPLE, content, finished
 
+from clipreid.config import RunConfig
 from clipreid.data.crops import Split
 from clipreid.data.fingerprint import fingerprint
 from clipreid.errors import UserError
 from clipreid.hub import HEADS, save_identities
 from clipreid.hub.leaks import check_paths
 from clipreid.hub.package import CARD, package
-from clipreid.hub.public import STAGE2, VALUES, DataNames, public_backbone, public_config, public_metrics
-from clipreid.training.config import TuneConfig, Values
+from clipreid.hub.public import DataNames, public_backbone, public_config, public_metrics, public_settings
+from clipreid.methods import clip_reid
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ parts = st.text(st.characters(categories=("L", "N"), include_characters="-_ ()")
 def test_no_part_of_a_place_is_in_a_public_name(reader: str, place: list[str]) -> None:
     path = "/" + "/".join(place)
     for name in (f"{reader}:{path}", f"{reader}:{path} (val)", f"{reader}:{path} (cross-camera)"):
-        public = DataNames({"flags": {"data": [name.split(" (val)")[0]]}, "local": [f"{reader}:{path}"]}, {name: {}})(
+        public = DataNames({"run": {"data": [name.split(" (val)")[0]]}, "local": [f"{reader}:{path}"]}, {name: {}})(
             name
         )
         assert "/" not in public
@@ -45,7 +47,7 @@ def test_no_part_of_a_place_is_in_a_public_name(reader: str, place: list[str]) -
 
 
 def test_data_names_stay_apart_and_keep_our_remarks() -> None:
-    config = {"flags": {"data": ["folder:a/one", "csv:two.csv"], "test": ["market1501:/data/M"]}, "local": ["hub:a/b"]}
+    config = {"run": {"data": ["folder:a/one", "csv:two.csv"], "test": ["market1501:/data/M"]}, "local": ["hub:a/b"]}
     names = DataNames(
         config,
         {
@@ -70,15 +72,18 @@ def test_two_places_of_one_public_set_stay_two() -> None:
     figures = {spec: {"stage2": {"mAP": nth / 10}} for nth, spec in enumerate(specs)}
     config = {
         "backbone": {"name": "tiny-clip"},
-        "stage1": {"data": specs},
-        "flags": {"data": specs},
-        "fingerprint": {spec: {"train": {"pictures": nth}} for nth, spec in enumerate(specs)},
+        "method": "clip_reid",
+        "config": {},
+        "stages": ["stage2"],
+        "data": {"names": specs},
+        "run": {"data": specs},
+        "fingerprint": {spec: {"train": {"images": nth}} for nth, spec in enumerate(specs)},
     }
     names = DataNames(config, figures)
     public, metrics = public_config(config, names, "tiny-clip"), public_metrics(figures, names)
     expected = ["market1501 1", "market1501 2", "msmt17"]
     assert metrics == dict(zip(expected, figures.values(), strict=True))
-    assert public["stage1"]["data"] == public["flags"]["data"] == [*public["fingerprint"]] == expected
+    assert public["data"]["names"] == public["run"]["data"] == [*public["fingerprint"]] == expected
     again = DataNames(public, metrics)  # of a clone, which is published in turn
     assert [again(name) for name in expected] == expected
 
@@ -90,10 +95,90 @@ def test_names_that_are_public_already_stay_beside_new_ones() -> None:
     assert [names(name) for name in metrics] == ["own data 1", "market1501", "own data 2", "own data 3", "market1501 1"]
 
 
-def test_the_tables_that_are_published_are_those_of_training() -> None:
-    """`clipreid.hub` may not import them."""
-    assert {field.name for field in fields(Values)} == set(VALUES)
-    assert {field.name for field in fields(TuneConfig)} == set(STAGE2)
+# Settings, by type ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Toy:
+    """One setting of each type that a method may have."""
+
+    count: int = 1
+    share: float = 0.5
+    flag: bool = False
+    perhaps: int | None = None
+    sizes: tuple[int, int] = (1, 2)
+    many: tuple[float, ...] = ()
+    word: Literal["one", "two"] = "one"
+    word_or_none: Literal["one", "two"] | None = None
+    words: tuple[Literal["one", "two"], ...] = ()
+    described: Annotated[Literal["one"] | None, "of a flag"] = None
+    text: str = ""
+    text_or_none: str | None = None
+    texts: tuple[str, ...] = ()
+    file: Path | None = None
+    files: tuple[Path, ...] = ()
+    table: dict[str, int] = field(default_factory=dict)
+    sentence: Annotated[str, "of a flag"] = ""
+    anything: Any = None
+    plain: object = None
+
+
+PUBLIC = ("count", "share", "flag", "perhaps", "sizes", "many", "word", "word_or_none", "words", "described")
+
+
+def test_settings_are_published_by_type_and_texts_and_paths_never() -> None:
+    values = {"count": 3, "share": 1, "flag": True, "perhaps": 4, "sizes": [3, 4], "many": [0.1, 0.2], "word": "two",
+              "word_or_none": "one", "words": ["two", "one"], "described": "one"}  # fmt: skip
+    private = {each.name: f"/srv/{PEOPLE[0]}" for each in fields(Toy) if each.name not in PUBLIC}
+    assert public_settings({**values, **private, "unknown": "x"}, Toy, "config") == values
+    assert public_settings({}, Toy, "config") == {}  # what an earlier version did not write is not made up
+    empty = {"perhaps": None, "word_or_none": None, "described": None, "many": [], "words": []}
+    assert public_settings(empty, Toy, "config") == empty
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("word", "Aurelia"),
+        ("word", "/srv/crops"),
+        ("word", None),
+        ("word", 1),
+        ("word", ["one"]),
+        ("word", {"one": 1}),
+        ("word_or_none", "three"),
+        ("words", ["one", "/srv/crops"]),
+        ("words", "one"),
+        ("words", [["one"]]),
+        ("described", "two"),
+        ("count", "one"),
+        ("count", True),
+        ("count", 0.5),
+        ("share", "0.5"),
+        ("share", float("nan")),
+        ("flag", "yes"),
+        ("flag", 1),
+        ("perhaps", "none"),
+        ("sizes", [1, "/srv/crops"]),
+        ("sizes", [1]),
+        ("many", ["one"]),
+        ("many", {"/srv/crops": 1}),
+    ],
+)
+def test_a_text_in_the_place_of_a_number_or_a_word_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=rf"config.json: config.{name} is .* never writes there, and nothing else is"):
+        public_settings({name: value}, Toy, "config")
+
+
+def test_of_the_flags_of_a_run_no_text_is_published() -> None:
+    private = {"backbone", "data", "test", "output", "init", "pattern", "columns", "noun", "push"}
+    everything = {each.name: "x" for each in fields(RunConfig) if each.name in private}
+    assert set(everything) == private
+    assert public_settings(everything, RunConfig, "run") == {}
+    values = json.loads(json.dumps(asdict(clip_reid.Config())))
+    assert public_settings(values, clip_reid.Config, "config") == values
+
+
+# Backbones --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -120,14 +205,14 @@ def test_a_folder_that_looks_like_a_name_of_the_hub_was_noted_in_training() -> N
 
 def test_a_path_that_got_in_by_another_way_is_found(run: Path) -> None:
     """--noun is the user's own word, and published."""
-    edit_config(run, lambda config: config["stage1"].update(noun=f"person of {run}"))
+    edit_config(run, lambda config: config["data"].update(noun=f"person of {run}"))
     with pytest.raises(UserError, match=r"README.md would show a path of this machine \(.*run\).* noun"):
         package(run, "me/demo")
 
 
 def test_a_name_that_got_in_by_another_way_is_found(run: Path) -> None:
     for noun in ("Aurelia Quist", f"twin of {PEOPLE[1]}", "person, Kunigunde Vey"):
-        edit_config(run, lambda config, noun=noun: config["stage1"].update(noun=noun))
+        edit_config(run, lambda config, noun=noun: config["data"].update(noun=noun))
         with pytest.raises(UserError, match=r"would show the name of a training identity .* noun"):
             package(run, "me/demo")
 
@@ -138,7 +223,7 @@ def test_honest_runs_are_not_taken_for_leaks(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", "/root")
     Path("alice").mkdir()
     run = finished(Path("alice/demo"), data="market1501:/a")
-    edit_config(run, lambda config: config["stage1"].update(noun="class A car"))
+    edit_config(run, lambda config: config["data"].update(noun="class A car"))
     words = ["1", "A", "1501", "Vey", "person", "adam", "cosine", "Results", "market1501", "de", "tiny", "clip", "LoRA"]
     save_identities(run, {"prompts": torch.zeros(len(words), 1)}, words)
     card = content(package(run, "alice/demo"), CARD).decode()
@@ -193,7 +278,7 @@ def split_of(root: str, order: list[int], camera: int = 1) -> Split:
 
 def test_a_fingerprint_is_of_the_data_not_of_where_they_lie() -> None:
     one = fingerprint(split_of("/a", [0, 1, 2, 3]))
-    assert (one["pictures"], one["identities"], one["cameras"]) == (4, 2, 1)
+    assert (one["images"], one["identities"], one["cameras"]) == (4, 2, 1)
     assert fingerprint(split_of("/elsewhere/b", [3, 1, 0, 2])) == one
     assert fingerprint(split_of("/a", [0, 1, 2]))["hash"] != one["hash"]
     assert fingerprint(split_of("/a", [0, 1, 2, 3], camera=2))["hash"] != one["hash"]

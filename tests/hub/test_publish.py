@@ -90,13 +90,13 @@ def test_publishing_again_updates_and_removes_what_is_not_published_any_more(
     assert "(private)" in capsys.readouterr().out
     assert IDENTITIES in alice.files(NAME)
     alice.put(NAME, alice.files(NAME) | {"examples/mine.txt": b"written by hand"})  # not ours
-    edit_config(copy, lambda config: config["stage1"].update(seed=7))
+    edit_config(copy, lambda config: config["run"].update(seed=7))
     publish(copy)  # private as it is
     assert f"removed there: {IDENTITIES} (earlier revisions still have them)" in capsys.readouterr().out
     there = alice.files(NAME)
     assert IDENTITIES not in there
     assert there["examples/mine.txt"] == b"written by hand"
-    assert json.loads(there[CONFIG])["stage1"]["seed"] == 7
+    assert json.loads(there[CONFIG])["run"]["seed"] == 7
     assert alice.repos[NAME].private
     sent = alice.asked("PUT /lfs/")
     publish(copy)

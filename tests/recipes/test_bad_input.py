@@ -1,24 +1,23 @@
 """What people get wrong: each ends with one message that names the file or value and says what to do."""
 
-import importlib.util
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
-from launching import ROOT, paint_street
+from launching import paint_street
 from PIL import Image
 
+from clipreid.config import configure
 from clipreid.errors import UserError
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
-from clipreid.training.run import open_run
+from clipreid.methods import clip_reid
+from clipreid.training.launch import parse
+from clipreid.training.run import Run, open_run
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-P8 = TuneConfig(identities_per_batch=8)
 
 
 @pytest.fixture(autouse=True)
@@ -26,54 +25,47 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def recipe(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+def opened(root: Path | str, tmp_path: Path, **given: Any) -> Run:
+    """A run on `folder:ROOT` (or on data of that name) with eight identities in a batch, and whatever is given."""
+    data = (f"folder:{root}",) if isinstance(root, Path) else (root,)
+    common = {"data": data, "output": tmp_path / "run", "threads": 1, "identities_per_batch": 8}
+    return open_run(clip_reid, *configure(clip_reid, **common | given))
 
 
-def refused(run: RunConfig, tune: TuneConfig | None = P8) -> str:
+def refused(root: Path | str, tmp_path: Path, **given: Any) -> str:
     with pytest.raises(UserError) as caught:
-        open_run(run, PromptConfig(), tune)
+        opened(root, tmp_path, **given)
     return str(caught.value)
 
 
-def config(street: Path, tmp_path: Path, **more: object) -> RunConfig:
-    return RunConfig(data=(f"folder:{street}",), output=tmp_path / "run", threads=1, **more)  # type: ignore[arg-type]
-
-
 def test_unknown_backbone_lists_the_valid_names(street: Path, tmp_path: Path) -> None:
-    message = refused(config(street, tmp_path, backbone="tiny-clop"))
+    message = refused(street, tmp_path, backbone="tiny-clop")
     assert "'tiny-clop'" in message
     assert "tiny-clip" in message
     assert "open_clip:" in message
 
 
 def test_unknown_data_lists_the_valid_names(tmp_path: Path) -> None:
-    message = refused(RunConfig(data=("markt1501:/x",), output=tmp_path / "run"))
+    message = refused("markt1501:/x", tmp_path)
     assert "market1501" in message
 
 
 def test_missing_root_is_named(tmp_path: Path) -> None:
-    assert str(tmp_path / "nowhere") in refused(RunConfig(data=(f"folder:{tmp_path / 'nowhere'}",)))
+    assert str(tmp_path / "nowhere") in refused(tmp_path / "nowhere", tmp_path)
 
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
-    assert str(tmp_path) in refused(RunConfig(data=(f"folder:{tmp_path}",), output=tmp_path / "run"))
+    assert str(tmp_path) in refused(tmp_path, tmp_path)
 
 
 def test_one_identity_only(tmp_path: Path) -> None:
     root = paint_street(tmp_path / "crops", train=1)
-    assert "one identity only" in refused(RunConfig(data=(f"folder:{root}",), output=tmp_path / "run"))
+    assert "one identity only" in refused(root, tmp_path)
 
 
 def test_fewer_identities_than_P(street: Path, tmp_path: Path) -> None:
-    message = refused(config(street, tmp_path), TuneConfig())
+    message = refused(street, tmp_path, identities_per_batch=None)
     assert "10 identities" in message
     assert "16" in message
 
@@ -87,21 +79,21 @@ def broken(street: Path, tmp_path: Path) -> Path:
 
 
 def test_an_undecodable_image_is_named(broken: Path, tmp_path: Path) -> None:
-    message = refused(config(broken, tmp_path))
+    message = refused(broken, tmp_path)
     assert "0001_c1s1_000001_00.jpg" in message
     assert "--skip-bad" in message
 
 
 def test_skip_bad_continues_and_counts(broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = open_run(config(broken, tmp_path, skip_bad=True), PromptConfig(), P8)
-    assert len(run.labels) == 39
-    assert run.crops("bicubic").shape[0] == 39
+    run = opened(broken, tmp_path, skip_bad=True)
+    assert len(run.data.labels) == 39
+    assert run.crops().shape[0] == 39
     assert len([path for path in (Path(os.environ["CLIPREID_CACHE"]) / "pixels").iterdir() if path.is_dir()]) == 1
-    assert "1 training pictures left out" in capsys.readouterr().out
+    assert "1 training images left out" in capsys.readouterr().out
 
 
 def test_images_that_are_mended_meanwhile_stop_the_run(broken: Path, street: Path, tmp_path: Path) -> None:
-    run = open_run(config(broken, tmp_path, skip_bad=True), PromptConfig(), P8)
+    run = opened(broken, tmp_path, skip_bad=True)
     name = "train/0001_c1s1_000001_00.jpg"
     shutil.copy(street / name, broken / name)
     with pytest.raises(UserError, match="the training pictures changed while the run was being prepared: start it"):
@@ -112,7 +104,7 @@ def test_a_one_pixel_image_is_named(street: Path, tmp_path: Path) -> None:
     root = tmp_path / "speck"
     shutil.copytree(street, root)
     Image.new("RGB", (1, 1)).save(root / "train" / "0002_c1s1_000001_00.jpg")
-    message = refused(config(root, tmp_path))
+    message = refused(root, tmp_path)
     assert "0002_c1s1_000001_00.jpg" in message
     assert "1x1" in message
 
@@ -122,40 +114,43 @@ def test_labels_with_gaps_are_relabelled(street: Path, tmp_path: Path) -> None:
     shutil.copytree(street, root)
     for file in (root / "train").glob("0003_*"):
         file.rename(file.with_name(file.name.replace("0003_", "9003_")))
-    run = open_run(config(root, tmp_path), PromptConfig(), P8)
-    assert sorted(set(run.labels.tolist())) == list(range(10))
-    assert run.names[-1] == "9003"
+    run = opened(root, tmp_path)
+    assert sorted(set(run.data.labels.tolist())) == list(range(10))
+    assert run.data.names[-1] == "9003"
 
 
 def test_a_foreign_folder_is_refused_and_kept(street: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    assert "holds other files" in refused(config(street, tmp_path, overwrite=True))
+    assert "holds other files" in refused(street, tmp_path, overwrite=True)
     assert (tmp_path / "run" / "thesis.tex").read_text() == "years of work"
 
 
-def test_other_stage_1_settings_are_refused_by_name(street: Path, tmp_path: Path) -> None:
-    open_run(config(street, tmp_path), PromptConfig()).note("prompts")
-    with pytest.raises(UserError, match=r"another seed \(0 there, 7 now\)"):
-        open_run(config(street, tmp_path, seed=7), PromptConfig(), P8)
-    with pytest.raises(UserError, match=r"another tokens \(4 there, 2 now\)"):
-        open_run(config(street, tmp_path), PromptConfig(prompt_tokens=2), P8)
+def test_other_settings_of_a_stage_that_has_begun_are_refused_by_name(street: Path, tmp_path: Path) -> None:
+    opened(street, tmp_path).note(stages=["stage1"])
+    with pytest.raises(
+        UserError, match=r"was begun with another seed \(0 there, 7 now\): give the flags of then, start"
+    ):
+        opened(street, tmp_path, seed=7)
+    with pytest.raises(UserError, match=r"another prompt_tokens \(4 there, 2 now\)"):
+        opened(street, tmp_path, prompt_tokens=2)
+    opened(street, tmp_path, epochs=7, tuning="head").note(training="stage2")  # which had not begun
+    assert "--resume" in refused(street, tmp_path, epochs=7, tuning="head")
+    with pytest.raises(UserError, match=r"another epochs \(7 there, 8 now\)"):
+        opened(street, tmp_path, epochs=8, tuning="head", resume=True)
 
 
 def test_resume_needs_a_run(street: Path, tmp_path: Path) -> None:
-    assert "holds no run" in refused(config(street, tmp_path, resume=True))
+    assert "holds no run" in refused(street, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize(
-    ("tune", "flag"),
-    [
-        (TuneConfig(epochs=0), "--epochs"),
-        (TuneConfig(rate=-1.0), "--rate"),
-        (TuneConfig(identities_per_batch=0), "--ident"),
-    ],
-)
-def test_impossible_values_are_named(street: Path, tmp_path: Path, tune: TuneConfig, flag: str) -> None:
-    assert flag in refused(config(street, tmp_path), tune)
+    ("given", "flag"),
+    [({"epochs": 0}, "--epochs"), ({"rate": -1.0}, "--rate"), ({"identities_per_batch": 0}, "--ident"),
+     ({"threads": 0}, "--threads"), ({"image_size": (128, 4)}, "--image-size")],
+)  # fmt: skip
+def test_impossible_values_are_named(street: Path, tmp_path: Path, given: dict[str, Any], flag: str) -> None:
+    assert refused(street, tmp_path, **given).startswith(flag)
 
 
 def test_exit_status_and_message_of_a_launched_recipe(launch: Launch, tmp_path: Path) -> None:
@@ -165,16 +160,13 @@ def test_exit_status_and_message_of_a_launched_recipe(launch: Launch, tmp_path: 
 
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    import tyro
-
     with pytest.raises(SystemExit) as ended:
-        tyro.cli(recipe("clipreid_stage2").Stage2, args=["--bakbone", "x"], config=(tyro.conf.OmitArgPrefixes,))
+        parse(clip_reid, None, ["--bakbone", "x"])
     assert ended.value.code != 0
     assert "--backbone" in capsys.readouterr().err  # what may have been meant
 
 
 def test_small_data_gets_more_epochs_unless_told_otherwise(street: Path, tmp_path: Path) -> None:
     """One batch an epoch: 180 epochs make the 180 steps that the tiny backbones want."""
-    assert open_run(config(street, tmp_path), PromptConfig(), P8).values.epochs == 180
-    asked = TuneConfig(identities_per_batch=8, epochs=2)
-    assert open_run(config(street, tmp_path / "b"), PromptConfig(), asked).values.epochs == 2
+    assert opened(street, tmp_path).config.epochs == 180
+    assert opened(street, tmp_path / "b", epochs=2).config.epochs == 2

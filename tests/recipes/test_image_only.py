@@ -1,24 +1,23 @@
 """Image-only backbones in a run: trained without prompts, refused with them, loaded back as they were saved."""
 
-import importlib.util
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from image_only import save_osnet, save_timm
-from launching import ROOT
 from safetensors.torch import load_file, save_file
 
 import clipreid
 from clipreid.backbones import check_processes
+from clipreid.config import configure
 from clipreid.errors import UserError
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.methods import clip_reid
+from clipreid.training import launch as launch_module
+from clipreid.training.launch import run_method
 from clipreid.training.run import open_run
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,45 +38,33 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-@pytest.fixture(scope="module")
-def stage2() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("clipreid_stage2", ROOT / "recipes" / "clipreid_stage2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["clipreid_stage2"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def flags(name: str, street: Path, output: Path) -> RunConfig:
-    return RunConfig(backbone=name, data=(f"folder:{street}",), output=output, threads=1, image_size=SIZE)
+def settings(name: str, street: Path, output: Path, **given: Any) -> tuple[Any, Any]:
+    common = {"backbone": name, "data": (f"folder:{street}",), "output": output, "threads": 1, "image_size": SIZE}
+    return configure(clip_reid, **common | given)
 
 
 @pytest.mark.parametrize(("kind", "tuning"), [("timm", "lora"), ("timm", "head"), ("osnet", "full"), ("osnet", "head")])
 def test_trains_without_prompts_and_loads_back(
-    stage2: ModuleType, names: dict[str, str], street: Path, tmp_path: Path, kind: str, tuning: Any
+    names: dict[str, str], street: Path, tmp_path: Path, kind: str, tuning: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    tune = TuneConfig(prompts="none", tuning=tuning, epochs=2, identities_per_batch=8, rate=1e-3)
+    given = {"prompts": "none", "tuning": tuning, "epochs": 2, "identities_per_batch": 8, "rate": 1e-3}
     trained: list[Any] = []
-    build, stage2.build_model = stage2.build_model, lambda *given: trained.append(build(*given)) or trained[0]
-    try:
-        stage2.main(stage2.Stage2(flags(names[kind], street, run), PromptConfig(), tune))
-    finally:
-        stage2.build_model = build
+    build = launch_module.build_model
+    monkeypatch.setattr(launch_module, "build_model", lambda run: trained.append(build(run)) or trained[0])
+    run_method(clip_reid, *settings(names[kind], street, run, **given))
     config = json.loads((run / "config.json").read_text())
-    assert config["status"] == "finished"
+    assert (config["finished"], config["stages"]) == (True, ["stage2"])
     assert config["pooling"] == {"timm": "CLS", "osnet": "mean, fc"}[kind]
-    assert config["model"]["interpolation"] == {"timm": "bicubic", "osnet": "bilinear"}[kind]
-    assert config["model"]["mean"] == {"timm": [0.5] * 3, "osnet": [0.485, 0.456, 0.406]}[kind]
+    assert config["backbone"]["interpolation"] == {"timm": "bicubic", "osnet": "bilinear"}[kind]
+    assert config["backbone"]["mean"] == {"timm": [0.5] * 3, "osnet": [0.485, 0.456, 0.406]}[kind]
     figures = json.loads((run / "metrics.json").read_text())[f"folder:{street}"]
     assert set(figures) == {"zero-shot", "stage2"}
     assert set(figures["stage2"]["parts"]) == {"concat", "projection"}
 
     crops = torch.randint(0, 256, (4, 3, *SIZE), dtype=torch.uint8)
     model = clipreid.load(run)
-    assert model.heads == ("projection",)
+    assert model.aggregator.test == model.aggregator.necks == ("projection",)
     features = model.embed(crops)
     torch.testing.assert_close(features, trained[0].eval().embed(crops), atol=1e-6, rtol=0)
     assert features.shape == (4, {"timm": 64, "osnet": 512}[kind])
@@ -89,10 +76,10 @@ def test_trains_without_prompts_and_loads_back(
     assert (features - before).abs().max() > 1e-4  # it learned something, and that is what came back
 
 
-def test_a_damaged_adapter_is_refused(stage2: ModuleType, names: dict[str, str], street: Path, tmp_path: Path) -> None:
+def test_a_damaged_adapter_is_refused(names: dict[str, str], street: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    tune = TuneConfig(prompts="none", epochs=1, identities_per_batch=8)
-    stage2.main(stage2.Stage2(flags(names["timm"], street, run), PromptConfig(), tune))
+    given = {"prompts": "none", "epochs": 1, "identities_per_batch": 8}
+    run_method(clip_reid, *settings(names["timm"], street, run, **given))
     file = run / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     assert len(tensors) == 2 * 4 * 6  # A and B of four Linears in six blocks
@@ -101,22 +88,28 @@ def test_a_damaged_adapter_is_refused(stage2: ModuleType, names: dict[str, str],
         clipreid.load(run)
 
 
-@pytest.mark.parametrize("tune", [None, TuneConfig(), TuneConfig(prompts="identity", tuning="full")])
-def test_prompts_are_refused_before_anything_is_loaded(tmp_path: Path, tune: TuneConfig | None) -> None:
-    for name in ("timm:no_such_model", "osnet:no_such_width/none.pth"):
-        config = flags(name, tmp_path / "nowhere", tmp_path / "run")  # nothing of it is there
-        with pytest.raises(
-            UserError, match=rf"{name} has no text tower to learn prompts with: train it with --prompts n"
-        ):
-            open_run(config, PromptConfig(), tune)
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_prompts_are_refused_before_anything_is_decoded(
+    names: dict[str, str], street: Path, tmp_path: Path, tuning: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
+    for name in names.values():
+        flags, config = settings(name, street, tmp_path / "run", tuning=tuning)
+        for whole in (True, False):
+            with pytest.raises(
+                UserError, match=rf"{name} has no text tower to learn prompts with: train it with --prompts n"
+            ):
+                open_run(clip_reid, flags, config, whole=whole)
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize(
-    ("kind", "tune", "message"),
+    ("kind", "given", "message"),
     [
-        ("osnet", TuneConfig(prompts="none"), r"--tuning lora: osnet:x0_25/.* use --tuning full or head"),
-        ("timm", TuneConfig(prompts="none", aggregation="mean"), r"--aggregation mean: timm:test_vit/.*\(CLS\): leave"),
-        ("timm", TuneConfig(prompts="none", sie="camera"), r"--sie camera: timm:test_vit/.* has no CLS token of ours"),
+        ("osnet", {}, r"--tuning lora: osnet:x0_25/.* use --tuning full or head"),
+        ("timm", {"aggregation": "mean"}, r"--aggregation mean: timm:test_vit/.*\(CLS\): leave"),
+        ("timm", {"sie": "camera"}, r"--sie camera: timm:test_vit/.* has no CLS token of ours"),
     ],
 )
 def test_what_a_wrapped_tower_has_not_is_refused_before_any_image_is_read(
@@ -124,13 +117,13 @@ def test_what_a_wrapped_tower_has_not_is_refused_before_any_image_is_read(
     street: Path,
     tmp_path: Path,
     kind: str,
-    tune: TuneConfig,
+    given: dict[str, Any],
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UserError, match=message):
-        open_run(flags(names[kind], street, tmp_path / "run"), PromptConfig(), tune)
+        open_run(clip_reid, *settings(names[kind], street, tmp_path / "run", prompts="none", **given))
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "cache").exists()
 

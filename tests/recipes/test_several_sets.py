@@ -1,6 +1,5 @@
 """Training on several data sets at once: identities apart, every set tested, resume exact; all in one process."""
 
-import importlib.util
 import json
 import shlex
 import shutil
@@ -8,30 +7,31 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from launching import ROOT, paint_street
+from launching import paint_street
 from safetensors.torch import load_file
 
 import clipreid
 from clipreid.cli import main
 from clipreid.cli.evaluate import Evaluate
 from clipreid.cli.scoring import read_tests
+from clipreid.config import RunConfig, configure
 from clipreid.data import ConcatPixels, Mixture, ReIDData
 from clipreid.errors import UserError
 from clipreid.hub.files import read_metrics
+from clipreid.hub.folder import load_identities
+from clipreid.methods import clip_reid
 from clipreid.model import ReIDModel
-from clipreid.training import checkpoint, stage2
-from clipreid.training import run as run_module
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.training import batches, checkpoint
+from clipreid.training.launch import launch, next_commands, run_method
 from clipreid.training.run import Run, open_run
 from clipreid.training.sets import read_sets, shared_people
+from clipreid.training.stage import Stage
 
-TUNE = TuneConfig(epochs=2, identities_per_batch=8, pictures_per_identity=2)
-PROMPT = PromptConfig(prompt_epochs=1)
+GIVEN = {"prompt_epochs": 1, "epochs": 2, "identities_per_batch": 8, "images_per_identity": 2, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, str]:
     (root / "vehicles" / "train").rename(root / "vehicles" / "image_train")
     shutil.copytree(root / "vehicles" / "test", root / "vehicles" / "image_query")
     (root / "vehicles" / "test").rename(root / "vehicles" / "image_test")
-    paint_street(root / "abroad", train=2, test=4)
-    shutil.rmtree(root / "abroad" / "train")
-    return f"folder:{root / 'street'}", f"veri:{root / 'vehicles'}", f"folder:{root / 'abroad'}"
+    paint_street(root / "third", train=2, test=4)
+    shutil.rmtree(root / "third" / "train")
+    return f"folder:{root / 'street'}", f"veri:{root / 'vehicles'}", f"folder:{root / 'third'}"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,34 +55,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def recipe(name: str) -> ModuleType:
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+def settings(streets: tuple[str, ...], output: Path, **given: Any) -> tuple[RunConfig, clip_reid.Config]:
+    """The first two sets to train on, the third to test on, or what is given."""
+    return configure(clip_reid, **{"data": streets[:2], "test": streets[2:3], "output": output} | GIVEN | given)
 
 
-def config(streets: tuple[str, str, str], output: Path, **more: Any) -> RunConfig:
-    return RunConfig(data=streets[:2], test=streets[2:], output=output, threads=1, **more)
-
-
-def train(run: RunConfig, tune: TuneConfig = TUNE) -> Path:
-    module = recipe("clipreid_stage2")
-    module.main(module.Stage2(run, PROMPT, tune))
-    assert run.output is not None
-    return run.output
+def train(streets: tuple[str, ...], output: Path, **given: Any) -> Path:
+    run_method(clip_reid, *settings(streets, output, **given))
+    return output
 
 
 @pytest.fixture(scope="module")
 def finished(streets: tuple[str, str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(config(streets, tmp_path_factory.mktemp("runs") / "both"))
+    return train(streets, tmp_path_factory.mktemp("runs") / "both")
 
 
-def opened(streets: tuple[str, str, str], tmp_path: Path, **more: Any) -> Run:
-    return open_run(config(streets, tmp_path / "run"), PROMPT, TuneConfig(**(vars(TUNE) | more)))
+def opened(streets: tuple[str, ...], tmp_path: Path, **given: Any) -> Run:
+    return open_run(clip_reid, *settings(streets, given.pop("output", tmp_path / "run"), **given))
 
 
 def test_every_set_is_tested_and_the_figures_are_kept_by_name(finished: Path, streets: tuple[str, str, str]) -> None:
@@ -99,10 +88,10 @@ def test_every_set_is_tested_and_the_figures_are_kept_by_name(finished: Path, st
 
 def test_config_and_identities_name_the_sets(finished: Path, streets: tuple[str, str, str]) -> None:
     record = json.loads((finished / "config.json").read_text())
-    assert record["flags"]["data"] == record["stage1"]["data"] == list(streets[:2])
-    assert (record["stage1"]["pictures"], record["stage1"]["identities"]) == (48, 12)
-    assert record["stage2"]["balance"] == "proportional"
-    names = clipreid.hub.load_identities(finished)[1]  # type: ignore[attr-defined]
+    assert record["run"]["data"] == record["data"]["names"] == list(streets[:2])
+    assert (record["data"]["images"], record["data"]["identities"]) == (48, 12)
+    assert record["config"]["balance"] == "proportional"
+    names = load_identities(finished)[1]
     assert names[:2] == ["street/0001", "street/0002"]
     assert names[-1] == "veri/0003"
 
@@ -112,52 +101,54 @@ def test_an_interrupted_run_ends_as_the_whole_one(
 ) -> None:
     save: Callable[..., None] = checkpoint.save
 
-    def save_and_stop(folder: Path, name: str, *rest: Any) -> None:
-        save(folder, name, *rest)
-        if name == "stage2-00001":
+    def save_and_stop(folder: Path, stage: Stage, epoch: int) -> None:
+        save(folder, stage, epoch)
+        if (stage.name, epoch) == ("stage2", 1):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_and_stop)
         with pytest.raises(KeyboardInterrupt):
-            train(config(streets, tmp_path / "again"))
-    again = train(config(streets, tmp_path / "again", resume=True))
+            train(streets, tmp_path / "again")
+    again = train(streets, tmp_path / "again", resume=True)
     for name in ("adapter/adapter_model.safetensors", "heads.safetensors", "identities.safetensors"):
         whole, resumed = load_file(finished / name), load_file(again / name)
+        assert whole.keys() == resumed.keys()
         assert all(torch.equal(whole[key], resumed[key]) for key in whole), name
 
 
 def test_other_sets_or_balance_are_refused_on_resume(streets: tuple[str, str, str], tmp_path: Path) -> None:
-    run = opened(streets, tmp_path)
-    run.note("tuning")
+    opened(streets, tmp_path).note(training="stage2")
     with pytest.raises(UserError, match="begun with another data"):
-        open_run(RunConfig(data=streets[:1], output=run.folder, threads=1), PROMPT, TUNE)
-    with pytest.raises(UserError, match="begun with other stage-2 settings"):
-        open_run(config(streets, run.folder, resume=True), PROMPT, TuneConfig(**(vars(TUNE) | {"balance": "equal"})))
+        opened(streets, tmp_path, data=streets[:1], identities_per_batch=4)
+    with pytest.raises(UserError, match=r"begun with another balance \(proportional there, equal now\)"):
+        opened(streets, tmp_path, balance="equal", resume=True)
 
 
 def test_images_shares_and_nouns_come_from_both(
     streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = opened(streets, tmp_path, balance="equal")
-    pixels = run.crops("bicubic")
+    pixels = run.crops()
     assert isinstance(pixels, ConcatPixels)
     assert pixels.shape == (48, 3, *run.backbone.image_size)
-    assert run.groups.tolist() == [0] * 36 + [1] * 12
-    cameras = run.sides[0]
+    assert run.data.groups.tolist() == [0] * 36 + [1] * 12
+    cameras = run.data.sides[0]
     assert set(cameras[:36].tolist()).isdisjoint(cameras[36:].tolist())
-    assert run.record["stage1"]["noun"] == "person, vehicle"
-    assert run.mixture.nouns(run.names) == ["person"] * 9 + ["vehicle"] * 3
+    assert run.record["data"]["noun"] == "person, vehicle"
+    assert run.data.mixture.nouns(run.data.names) == ["person"] * 9 + ["vehicle"] * 3
     assert "identities in a batch: 5 x street (person), 3 x veri (vehicle)" in capsys.readouterr().out
 
 
 def test_stage_1_alone_prints_a_command_that_names_every_set(
-    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = recipe("clipreid_stage1")
-    module.main(module.Stage1(config(streets, tmp_path / "a run"), PROMPT))
-    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
-    assert words[-6:] == ["--data", streets[0], "--data", streets[1], "--output", str(tmp_path / "a run")]
+    words = ["--data", streets[0], "--data", streets[1], "-P", "8", "--prompt-epochs", "1"]
+    words += ["--output", str(tmp_path / "a run")]
+    monkeypatch.setattr(sys, "argv", ["recipes/clipreid_stage1.py", *words, "--overwrite"])
+    launch(clip_reid, None, until="stage1")
+    said = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert said == ["accelerate", "launch", "recipes/clipreid_stage2.py", *words]
 
 
 def spy(patch: pytest.MonkeyPatch, place: Any, name: str) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -177,51 +168,49 @@ def test_what_the_stages_are_given(
     streets: tuple[str, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A noun for each identity, the set of each image, the balance; and at test the cameras of each set."""
-    prompts, batches = spy(monkeypatch, run_module, "learn_prompts"), spy(monkeypatch, stage2, "mixed_pk_indices")
+    prompts, drawn = spy(monkeypatch, clip_reid, "IdentityPrompts"), spy(monkeypatch, batches, "mixed_pk_indices")
     seen = spy(monkeypatch, ReIDModel, "embed_parts")
 
     def cameras() -> list[set[int]]:
         """Of the images that were embedded since the last time, batch by batch, after zero-shot."""
-        found = [set(args[2].tolist()) for args, _ in seen if len(args) > 2]
+        found = [set(args[2]["cameras"].tolist()) for args, _ in seen if len(args) > 2 and "cameras" in args[2]]
         seen.clear()
         return found
 
-    tune = TuneConfig(**(vars(TUNE) | {"sie": "camera", "epochs": 1, "balance": "equal"}))
-    folder = train(config(streets, tmp_path / "sie"), tune)
-    assert prompts[0][1]["noun"] == ["person"] * 9 + ["vehicle"] * 3
-    groups, balance = batches[-1][0][1], batches[-1][0][6]
+    folder = train(streets, tmp_path / "sie", sie="camera", epochs=1, balance="equal")
+    assert prompts[0][0][2] == ["person"] * 9 + ["vehicle"] * 3
+    groups, balance = drawn[-1][0][1], drawn[-1][0][6]
     assert (groups.tolist(), balance) == ([0] * 36 + [1] * 12, "equal")
     record = json.loads((folder / "config.json").read_text())
     assert record["offsets"] == {streets[0]: [0, 0], streets[1]: [5, 0]}
-    assert record["model"]["cameras"] == [1, 2, 3, 4, 6, 7, 8, 9]
+    assert record["config"]["cameras"] == [1, 2, 3, 4, 6, 7, 8, 9]
     home, vehicles = {1, 2, 3, 4}, {6, 7, 8, 9}
-    assert cameras() == [home, vehicles, vehicles]  # a folder is embedded once; abroad no camera is known
+    assert cameras() == [home, vehicles, vehicles]  # a folder is embedded once; of the third set no camera is known
     main(["evaluate", str(folder), *(word for spec in streets for word in ("--data", spec))])
     assert cameras() == [home, vehicles, vehicles]
 
 
 def test_mistakes_are_named(streets: tuple[str, str, str], tmp_path: Path) -> None:
-    street, vehicles, abroad = streets
+    street, vehicles, third = streets
 
-    def refused(*data: str, tune: TuneConfig = TUNE, **more: Any) -> str:
+    def refused(*data: str, **given: Any) -> str:
         with pytest.raises(UserError) as caught:
-            open_run(RunConfig(data=data, output=tmp_path / "run", threads=1, **more), PROMPT, tune)
+            opened(data, tmp_path, data=data, test=(), **given)
         return str(caught.value)
 
     assert f"--data {street} is given twice: name" in refused(street, vehicles, street)
     assert f"--data {street}/ is given twice (also as {street}): name" in refused(street, vehicles, f"{street}/")
-    assert f"{abroad} has no train split" in refused(street, abroad)
+    assert f"{third} has no train split" in refused(street, third)
     assert "P=16 identities a batch from 2 data sets with 9 + 3 identities" in refused(
-        street, vehicles, tune=TuneConfig(identities_per_batch=16)
+        street, vehicles, identities_per_batch=16
     )
     assert f"--validate: {street} has no val split" in refused(street, vehicles, validate=True)
     assert "works with folder:ROOT only" in refused("synthetic", pattern="x")
 
 
 def test_a_set_that_is_trained_on_is_not_tested_twice(streets: tuple[str, str, str], tmp_path: Path) -> None:
-    tests = (*streets, f"{streets[0]}/", f"{streets[2]}/")
-    run = open_run(RunConfig(data=streets[:2], test=tests, output=tmp_path / "run", threads=1), PROMPT, TUNE)
-    assert [data.name for data in run.tests] == list(streets)
+    run = opened(streets, tmp_path, test=(*streets, f"{streets[0]}/", f"{streets[2]}/"))
+    assert [data.name for data in run.data.tests] == list(streets)
 
 
 def test_sets_of_the_same_people_are_refused_or_noted(
@@ -233,8 +222,8 @@ def test_sets_of_the_same_people_are_refused_or_noted(
     shutil.copytree(vehicles.partition(":")[2], copy.partition(":")[2], dirs_exist_ok=True)
     message = rf"--data {vehicles} and --data {copy} show the same people \(veri\): each would be two .*train on one"
     with pytest.raises(UserError, match=message):
-        open_run(RunConfig(data=(vehicles, copy), output=tmp_path / "run", threads=1), PROMPT, TUNE)
-    open_run(RunConfig(data=streets[:2], test=(copy,), output=tmp_path / "run", threads=1), PROMPT, TUNE)
+        opened(streets, tmp_path, data=(vehicles, copy))
+    opened(streets, tmp_path, test=(copy,))
     assert "show the same people" not in capsys.readouterr().out
     mixture = Mixture((ReIDData("msmt17:/a", {}, "market1501"), ReIDData("veri:/v", {}, "veri")))
     tests = [ReIDData(f"{name} (val)", {}, "market1501") for name in ("msmt17:/b", "icfg-pedes:/i", "veri:/w")]
@@ -256,12 +245,10 @@ def test_a_pattern_is_for_tests_too(streets: tuple[str, str, str], tmp_path: Pat
     _, _, scored = read_sets(RunConfig(data=(own,), test=(other, streets[1]), pattern=pattern))
     assert [data.name for data in scored] == [own, other, streets[1]]
     assert set(scored[1].splits["query"].cameras.tolist()) == {1, 2, 3, 4}
-    again = read_tests(
-        Evaluate(run=tmp_path), tmp_path, {"flags": {"data": [own], "test": [other], "pattern": pattern}}
-    )
+    again = read_tests(Evaluate(run=tmp_path), tmp_path, {"run": {"data": [own], "test": [other], "pattern": pattern}})
     assert [set(data.splits["query"].cameras.tolist()) for data in again] == [{1, 2, 3, 4}] * 2
     (other_name,) = read_tests(
-        Evaluate(run=tmp_path, data=(f"{other}/",)), tmp_path, {"flags": {"data": [own, other], "pattern": pattern}}
+        Evaluate(run=tmp_path, data=(f"{other}/",)), tmp_path, {"run": {"data": [own, other], "pattern": pattern}}
     )
     assert set(other_name.splits["query"].cameras.tolist()) == {1, 2, 3, 4}
 
@@ -269,38 +256,40 @@ def test_a_pattern_is_for_tests_too(streets: tuple[str, str, str], tmp_path: Pat
 def test_the_same_cameras_of_several_sets_are_refused(
     streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    street, vehicles, abroad = streets
+    street, vehicles, third = streets
     (tmp_path / "run").mkdir()
     config = {
         "clipreid": "1",
+        "method": "clip_reid",
         "backbone": {"name": "x"},
-        "flags": {"data": [street, vehicles]},
-        "model": {"sie": "camera"},
+        "run": {"data": [street, vehicles]},
+        "config": {"sie": "camera"},
     }
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
-        main(["evaluate", str(tmp_path / "run"), "--data", street, "--data", abroad, "--same-cameras"])
+        main(["evaluate", str(tmp_path / "run"), "--data", street, "--data", third, "--same-cameras"])
     assert (
         f"was trained on several data sets ({street}, {vehicles}), and nothing says which of them has the cameras of "
-        f"{abroad}: leave the flag out, or name one of them with --data" in capsys.readouterr().err
+        f"{third}: leave the flag out, or name one of them with --data" in capsys.readouterr().err
     )
 
 
 def test_the_commands_printed_at_the_end_can_be_typed(streets: tuple[str, str, str], tmp_path: Path) -> None:
     """For what can be tested, without an image where captions ask, and quoted."""
-    street, _, abroad = streets
+    street, _, third = streets
     shutil.copytree(Path(street.partition(":")[2]) / "train", tmp_path / "only train" / "train")
-    only = f"folder:{tmp_path / 'only train'}"
-    run = open_run(RunConfig(data=(only,), test=(abroad,), output=tmp_path / "a run", threads=1), PROMPT, TUNE)
-    module = recipe("clipreid_stage2")
-    folder = str(tmp_path / "a run")
-    asked = ["clipreid", "evaluate", folder, "--data", abroad]
-    said = [shlex.split(line) for line in module.next_commands(run)]
+    only, folder = f"folder:{tmp_path / 'only train'}", str(tmp_path / "a run")
+    run = opened(streets, tmp_path, data=(only,), test=(third,), output=Path(folder))
+    asked = ["clipreid", "evaluate", folder, "--data", third]
+    said = [shlex.split(line) for line in next_commands(run)]
     assert said[0] == [*asked, "--report", f"{folder}/report"]
     assert said[1][:2] == ["python", "-c"]
     assert said[1][2] == f'import clipreid; print(clipreid.load("{folder}").embed(["a.jpg"]))'
-    captioned = replace(run, tests=[replace(run.tests[0], protocol="text-to-image")])
-    assert shlex.split(module.next_commands(captioned)[0]) == asked
-    tolerant = replace(run, config=replace(run.config, skip_bad=True))
-    assert shlex.split(module.next_commands(tolerant)[0])[-1] == "--skip-bad"
-    assert len(module.next_commands(replace(run, tests=[]))) == 1  # nothing to evaluate on
+
+    def first(data: Any) -> list[str]:
+        return shlex.split(next_commands(replace(run, data=data))[0])
+
+    assert first(replace(run.data, tests=[replace(run.data.tests[0], protocol="text-to-image")])) == asked
+    tolerant = replace(run, flags=replace(run.flags, skip_bad=True))
+    assert shlex.split(next_commands(tolerant)[0])[-1] == "--skip-bad"
+    assert first(replace(run.data, tests=[]))[0] == "python"  # nothing to evaluate on

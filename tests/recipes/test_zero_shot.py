@@ -25,7 +25,8 @@ from clipreid.data.synthetic import SETS, street
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
 from clipreid.evaluation.cost import gflops, latency, parameters
-from clipreid.evaluation.score import ZERO_SHOT, score
+from clipreid.evaluation.score import OF_ZERO_SHOT, score
+from clipreid.model import untrained_model
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PEOPLE = 40
@@ -77,13 +78,13 @@ def test_table_and_csv(
         zip(rows, [("128x64", None), ("256x128", "CLS"), ("256x128", "mean, fc")], strict=True)
     ).items():
         row, backbone = rows[name], load_backbone(name)
-        model = recipe.zero_shot_model(backbone)
-        assert (model.config.mean, model.config.std) == (backbone.mean, backbone.std)
-        found = score(load_data(data), model.embed_parts, model.image_size, backbone.interpolation)
-        best = max(found.reports[part].metrics["mAP"] for part in ZERO_SHOT)
+        model = untrained_model(backbone)
+        assert (model.mean, model.std) == (backbone.mean, backbone.std)
+        found = score(load_data(data), model)
+        best = max(found.reports[part].metrics["mAP"] for part in OF_ZERO_SHOT)
         assert float(row["mAP"]) == pytest.approx(best, abs=1e-6)
         assert row["size"] == size
-        assert row["feature"] == (feature or found.best(ZERO_SHOT))
+        assert row["feature"] == (feature or found.best())
         assert int(row["parameters"]) == parameters(backbone.image)
         assert float(row["gflops"]) == pytest.approx(gflops(backbone.image, backbone.image_size))
         assert float(row["ms"]) > 0
@@ -196,8 +197,8 @@ def scrambled(crops: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
 
 
-def test_normalised_floats_made_into_images_bring_a_tower_down_to_chance(recipe: ModuleType) -> None:
-    model = recipe.zero_shot_model(load_backbone("tiny-clip"))
+def test_normalised_floats_made_into_images_bring_a_tower_down_to_chance() -> None:
+    model = untrained_model(load_backbone("tiny-clip"))
     (query_crops, query), (gallery_crops, gallery) = paint("query"), paint("gallery")
 
     def mean_ap(queries: Tensor, galleries: Tensor) -> float:
@@ -222,12 +223,12 @@ def test_less_than_a_quarter_of_the_grey_levels_survives() -> None:
     assert (wrapped.diff(dim=1) < 0).sum() >= 9  # black to white runs through the greys again and again
 
 
-def test_the_whole_crop_counts(recipe: ModuleType, towers: tuple[str, str]) -> None:
+def test_the_whole_crop_counts(towers: tuple[str, str]) -> None:
     """A centre crop would see neither head nor feet of an image twice as tall as wide."""
     plain = np.full((256, 128, 3), 127, np.uint8)
     head, feet = plain.copy(), plain.copy()
     head[:32], feet[-32:] = (255, 0, 0), (0, 0, 255)
     for name in ("tiny-clip", *towers):
-        model = recipe.zero_shot_model(load_backbone(name))
+        model = untrained_model(load_backbone(name))
         first, second, third = model.embed([Image.fromarray(image) for image in (plain, head, feet)])
         assert min((first - second).abs().max(), (first - third).abs().max()) > 1e-5

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipreid.errors import UserError
 from clipreid.training import checkpoint
+from clipreid.training.stage import Stage
 
 KINDS = ("adam", "adamw", "sgd")
 
@@ -37,6 +38,22 @@ def make_optimiser(module: nn.Module, kind: str = "adam") -> torch.optim.Optimiz
     return (torch.optim.AdamW if kind == "adamw" else torch.optim.Adam)(groups)
 
 
+class Queue(nn.Module):
+    """A memory of everything that a method may keep: weights that look trainable, buffers, and counters."""
+
+    def __init__(self, size: int = 3) -> None:
+        super().__init__()
+        self.teacher = nn.Linear(2, 2)
+        self.register_buffer("rows", torch.zeros(size, 2))
+        self.register_buffer("next", torch.tensor(0))
+
+
+def make_stage(
+    module: nn.Module, *optimisers: torch.optim.Optimizer, name: str = "stage2", memory: nn.Module | None = None
+) -> Stage:
+    return Stage(name, module, lambda epoch: [], optimisers, lambda at: 1.0, epochs=5, memory=memory)
+
+
 def step(module: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None:
     x = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed))
     optimiser.zero_grad()
@@ -44,12 +61,18 @@ def step(module: nn.Module, optimiser: torch.optim.Optimizer, seed: int) -> None
     optimiser.step()
 
 
-def trained(kind: str = "adam", steps: int = 3) -> tuple[nn.Sequential, torch.optim.Optimizer]:
+def trained(kind: str = "adam", steps: int = 3, name: str = "stage2") -> Stage:
     module = make_module()
     optimiser = make_optimiser(module, kind)
     for i in range(steps):
         step(module, optimiser, i)
-    return module, optimiser
+    return make_stage(module, optimiser, name=name)
+
+
+def fresh(seed: int = 0, width: int = 5, kind: str = "adam") -> Stage:
+    """A stage before training, to be filled from a checkpoint."""
+    module = make_module(seed, width)
+    return make_stage(module, make_optimiser(module, kind))
 
 
 def moments(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -65,32 +88,63 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_is_bit_equal_and_so_is_the_next_step(tmp_path: Path, kind: str) -> None:
-    module, optimiser = trained(kind)
-    checkpoint.save(tmp_path, "stage2-00003", module, optimiser, {"epoch": 3, "note": "é"})
-
-    other = make_module(seed=9)
-    other[0].load_state_dict(module[0].state_dict())  # frozen weights come from the backbone, not from checkpoints
-    fresh = make_optimiser(other, kind)
-    state = checkpoint.load(tmp_path / "stage2-00003", other, fresh)
-    assert (state["epoch"], state["note"]) == (3, "é")
-    assert_same(module.state_dict(), other.state_dict())
+    stage, other = trained(kind), fresh(seed=9, kind=kind)
+    checkpoint.save(tmp_path, stage, 3)
+    other.module[0].load_state_dict(stage.module[0].state_dict())  # frozen: from the backbone, not from checkpoints
+    assert checkpoint.load(tmp_path / "stage2-00003", other) == 3
+    (optimiser,), (filled,) = stage.optimisers, other.optimisers
+    assert_same(stage.module.state_dict(), other.module.state_dict())
     assert moments(optimiser)
-    assert_same(moments(optimiser), moments(fresh))
-    for ours, theirs in zip(optimiser.param_groups, fresh.param_groups, strict=True):
+    assert_same(moments(optimiser), moments(filled))
+    for ours, theirs in zip(optimiser.param_groups, filled.param_groups, strict=True):
         for key in ("lr", "base", "weight_decay"):
             assert ours[key] == theirs[key]
     for i in (10, 11):
-        step(module, optimiser, i)
-        step(other, fresh, i)
-    assert_same(module.state_dict(), other.state_dict())
-    assert_same(moments(optimiser), moments(fresh))
+        step(stage.module, optimiser, i)
+        step(other.module, filled, i)
+    assert_same(stage.module.state_dict(), other.module.state_dict())
+    assert_same(moments(optimiser), moments(filled))
+
+
+def test_several_optimisers_and_the_memory_come_back_whole(tmp_path: Path) -> None:
+    """Each optimiser has its own moments; of the memory also what looks like a frozen weight is kept."""
+
+    def make() -> Stage:
+        module, memory = make_module(), Queue()
+        memory.requires_grad_(False)
+        first = torch.optim.Adam([module[2].weight], lr=1e-3)
+        second = torch.optim.SGD([module[2].bias, module[1].weight], lr=1e-2, momentum=0.9)
+        return make_stage(module, first, second, memory=memory)
+
+    stage, other = make(), make()
+    for i, optimiser in enumerate(stage.optimisers):
+        step(stage.module, optimiser, i)
+    for value in stage.memory.state_dict().values():
+        value += 7
+    checkpoint.save(tmp_path, stage, 1)
+    assert checkpoint.load(tmp_path / "stage2-00001", other) == 1
+    assert_same(stage.module.state_dict(), other.module.state_dict())
+    assert_same(stage.memory.state_dict(), other.memory.state_dict())
+    assert int(other.memory.next) == 7
+    for ours, theirs in zip(stage.optimisers, other.optimisers, strict=True):
+        assert moments(ours)
+        assert_same(moments(ours), moments(theirs))
+    before = copy.deepcopy(trained().module.state_dict())
+    for memory, message in (
+        (Queue(size=4), r"rows is \[3, 2\] there, \[4, 2\] here"),
+        (nn.Linear(2, 2), r"missing on one"),
+    ):
+        other = make()
+        other.module.load_state_dict(before)
+        other.memory = memory
+        with pytest.raises(UserError, match=rf"the checkpoint is of another model: .*{message}"):
+            checkpoint.load(tmp_path / "stage2-00001", other)
+        assert_same(other.module.state_dict(), before)  # nothing was half restored
 
 
 def test_before_the_first_step_there_are_no_moments(tmp_path: Path) -> None:
-    module, optimiser = trained(steps=0)
-    checkpoint.save(tmp_path, "stage1-00000", module, optimiser, {"epoch": 0})
-    other = make_module()
-    assert checkpoint.load(tmp_path / "stage1-00000", other, make_optimiser(other))["epoch"] == 0
+    checkpoint.save(tmp_path, trained(steps=0, name="stage1"), 0)
+    assert checkpoint.load(tmp_path / "stage1-00000", fresh()) == 0
 
 
 def test_only_what_changes_is_kept() -> None:
@@ -102,17 +156,23 @@ def test_only_what_changes_is_kept() -> None:
     assert found["2.weight"].data_ptr() == module[2].weight.data_ptr()  # shared, not copied
 
 
-def test_a_new_checkpoint_replaces_the_old_ones(tmp_path: Path) -> None:
-    module, optimiser = trained()
-    assert checkpoint.latest(tmp_path, "stage1") is None
-    for name in ("stage1-00002", "stage1-00010", "stage2-00001"):
-        checkpoint.save(tmp_path / "c", name, module, optimiser, {"epoch": 1})
-        assert os.listdir(tmp_path / "c") == [name]
+def test_the_last_one_of_every_stage_is_kept(tmp_path: Path) -> None:
+    """An earlier stage is taken from its own when a later one is continued."""
+    first, second = trained(name="stage1"), trained(name="stage2")
     assert checkpoint.latest(tmp_path / "c", "stage1") is None
-    assert checkpoint.latest(tmp_path / "c", "stage2") == tmp_path / "c" / "stage2-00001"
-    for name in ("stage2-00009", "stage2-00010", "stage2-00011.writing"):
+    for stage, epoch, kept in (
+        (first, 2, ["stage1-00002"]),
+        (first, 10, ["stage1-00010"]),
+        (second, 1, ["stage1-00010", "stage2-00001"]),
+        (second, 2, ["stage1-00010", "stage2-00002"]),
+    ):
+        checkpoint.save(tmp_path / "c", stage, epoch)
+        assert sorted(os.listdir(tmp_path / "c")) == kept
+    assert checkpoint.latest(tmp_path / "c", "stage1") == tmp_path / "c" / "stage1-00010"
+    assert checkpoint.latest(tmp_path / "c", "stage") is None
+    for name in ("stage2-00009", "stage2-00010", "stage2-100000", "stage2-00011.writing", "stage2-x-00012"):
         (tmp_path / "c" / name).mkdir()
-    assert checkpoint.latest(tmp_path / "c", "stage2") == tmp_path / "c" / "stage2-00010"
+    assert checkpoint.latest(tmp_path / "c", "stage2") == tmp_path / "c" / "stage2-100000"
 
 
 @pytest.mark.parametrize("dies_in", ["save_file", "_digest", "_flush", "rename"])
@@ -120,10 +180,10 @@ def test_killed_while_writing_the_previous_one_stays_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies_in: str
 ) -> None:
     """Whatever the moment, a half-written folder is ignored and the next run cleans up."""
-    module, optimiser = trained()
-    checkpoint.save(tmp_path, "stage2-00001", module, optimiser, {"epoch": 1})
-    kept = copy.deepcopy(module.state_dict())
-    step(module, optimiser, 5)
+    stage = trained()
+    checkpoint.save(tmp_path, stage, 1)
+    kept = copy.deepcopy(stage.module.state_dict())
+    step(stage.module, stage.optimisers[0], 5)
 
     def die(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
@@ -131,15 +191,16 @@ def test_killed_while_writing_the_previous_one_stays_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Path if dies_in == "rename" else checkpoint, dies_in, die)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, "stage2-00002", module, optimiser, {"epoch": 2})
+            checkpoint.save(tmp_path, stage, 2)
     assert (tmp_path / "stage2-00002.writing").is_dir()
     found = checkpoint.latest(tmp_path, "stage2")
     assert found == tmp_path / "stage2-00001"
-    other = make_module()
-    assert checkpoint.load(found, other, make_optimiser(other))["epoch"] == 1
-    assert_same(checkpoint.changing_state(other), {k: kept[k] for k in checkpoint.changing_state(other)})
+    other = fresh()
+    assert checkpoint.load(found, other) == 1
+    state = checkpoint.changing_state(other.module)
+    assert_same(state, {name: kept[name] for name in state})
 
-    checkpoint.save(tmp_path, "stage2-00002", module, optimiser, {"epoch": 2})
+    checkpoint.save(tmp_path, stage, 2)
     assert os.listdir(tmp_path) == ["stage2-00002"]
 
 
@@ -153,7 +214,7 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(checkpoint, "_flush", lambda path: flushed.append(path.name))
     monkeypatch.setattr(Path, "rename", watched)
-    checkpoint.save(tmp_path / "c", "stage2-00001", *trained(), {"epoch": 1})
+    checkpoint.save(tmp_path / "c", trained(), 1)
     assert flushed == [checkpoint.TENSORS, checkpoint.STATE, "rename", "c"]
 
 
@@ -161,7 +222,7 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
 
 
 def saved(folder: Path) -> Path:
-    checkpoint.save(folder, "stage2-00001", *trained(), {"epoch": 1})
+    checkpoint.save(folder, trained(), 1)
     return folder / "stage2-00001"
 
 
@@ -198,24 +259,28 @@ def break_checkpoint(path: Path, how: str) -> None:
     ],
 )
 def test_damaged_checkpoints_are_refused(tmp_path: Path, how: str, message: str) -> None:
-    path, module = saved(tmp_path), make_module(seed=3)
-    before = copy.deepcopy(module.state_dict())
+    path, stage = saved(tmp_path), fresh(seed=3)
+    before = copy.deepcopy(stage.module.state_dict())
     break_checkpoint(path, how)
     with pytest.raises(UserError, match=message):
-        checkpoint.load(path, module, make_optimiser(module))
-    assert_same(module.state_dict(), before)  # nothing was half restored
+        checkpoint.load(path, stage)
+    assert_same(stage.module.state_dict(), before)  # nothing was half restored
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:
-    path, wider = saved(tmp_path), make_module(width=6)
-    before = copy.deepcopy(wider.state_dict())
+    path, wider = saved(tmp_path), fresh(width=6)
+    before = copy.deepcopy(wider.module.state_dict())
     with pytest.raises(UserError, match=r"the checkpoint is of another model: .* is \[5\] there, \[6\] here"):
-        checkpoint.load(path, wider, make_optimiser(wider))
-    assert_same(wider.state_dict(), before)
+        checkpoint.load(path, wider)
+    assert_same(wider.module.state_dict(), before)
     longer = nn.Sequential(*make_module(), nn.Linear(2, 2))
     with pytest.raises(UserError, match=r"of another model: 3.bias, 3.weight missing on one side"):
-        checkpoint.load(path, longer, make_optimiser(longer))
+        checkpoint.load(path, make_stage(longer, make_optimiser(longer)))
     shorter = make_module()
     shorter[2].bias.requires_grad_(False)
     with pytest.raises(UserError, match=r"of another model: 2.bias missing on one side"):
-        checkpoint.load(path, shorter, make_optimiser(shorter))
+        checkpoint.load(path, make_stage(shorter, make_optimiser(shorter)))
+    merged = fresh()
+    merged.optimisers = (torch.optim.Adam([p for p in merged.module.parameters() if p.requires_grad]),)
+    with pytest.raises(UserError, match=r"another model: its optimisers have groups of \[\[1, 2\]\], here \[\[3\]\]"):
+        checkpoint.load(path, merged)

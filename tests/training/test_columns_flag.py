@@ -9,8 +9,8 @@ from PIL import Image
 
 from clipreid.cli.evaluate import Evaluate
 from clipreid.cli.scoring import read_tests
+from clipreid.config import RunConfig
 from clipreid.errors import UserError
-from clipreid.training.config import RunConfig
 from clipreid.training.sets import read_sets
 
 
@@ -48,7 +48,7 @@ def test_they_reach_every_table_of_a_run(tables: tuple[str, str]) -> None:
 
 def test_an_evaluation_takes_those_of_the_run_or_its_own(tables: tuple[str, str], tmp_path: Path) -> None:
     own, other = tables
-    config = {"flags": {"data": [own], "test": [other], "columns": "identity=pid"}}
+    config = {"run": {"data": [own], "test": [other], "columns": "identity=pid"}}
     found = read_tests(Evaluate(run=tmp_path), tmp_path, config)
     assert [data.name for data in found] == [own, other]
     assert found[1].splits["query"].cameras.tolist() == [-1] * 4

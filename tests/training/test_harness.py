@@ -1,4 +1,4 @@
-"""The frame of both stages: ends of a recipe, threads, clock, log, progress."""
+"""The frame around the loop: threads, clock, log, progress."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from clipreid.errors import UserError
-from clipreid.training.harness import Log, Progress, clock, launch, set_threads
+from clipreid.training.harness import Log, Progress, clock, set_threads
 
 
 @pytest.fixture
@@ -61,49 +61,6 @@ def test_clock(seconds: float, text: str) -> None:
     assert clock(seconds) == text
 
 
-# launch -----------------------------------------------------------------------------------------------------------
-
-
-def fail_with(error: BaseException) -> Any:
-    def main(config: Any) -> None:
-        raise error
-
-    return main
-
-
-def test_what_the_user_can_mend_is_one_message_and_status_2(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RANK", raising=False)
-    with pytest.raises(SystemExit) as caught:
-        launch(fail_with(UserError("no such folder: /nowhere")), None)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == "\nerror: no such folder: /nowhere\n"
-    monkeypatch.setenv("RANK", "1")  # the others end too, and say nothing
-    with pytest.raises(SystemExit) as caught:
-        launch(fail_with(UserError("no such folder: /nowhere")), None)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == ""
-
-
-def test_an_interruption_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        launch(fail_with(KeyboardInterrupt()), None)
-    assert caught.value.code == 130
-    assert "--resume with the same --output continues" in capsys.readouterr().err
-
-
-def test_our_own_mistakes_keep_their_traceback() -> None:
-    with pytest.raises(ValueError, match="a bug"):
-        launch(fail_with(ValueError("a bug")), None)
-
-
-def test_launch_passes_the_config_on() -> None:
-    seen: list[int] = []
-    launch(seen.append, 7)
-    assert seen == [7]
-
-
 # Log and progress -------------------------------------------------------------------------------------------------
 
 
@@ -126,10 +83,10 @@ def test_log_appends_json_lines_and_sends_numbers(tmp_path: Path, capsys: pytest
     recorder = Recorder()
     for step in (1, 2):  # two Logs: a resumed run continues the file
         log = Log(tmp_path, recorder)  # type: ignore[arg-type]
-        log.write("stage 1", step, loss=0.5, note="text")
-    assert lines(tmp_path) == [{"stage": "stage 1", "step": step, "loss": 0.5, "note": "text"} for step in (1, 2)]
+        log.write("stage1", step, loss=0.5, note="text")
+    assert lines(tmp_path) == [{"stage": "stage1", "step": step, "loss": 0.5, "note": "text"} for step in (1, 2)]
     # no common step: stages count theirs from 1, and a tracker drops what lies behind its last step
-    assert recorder.sent == [{"stage 1/loss": 0.5, "stage 1/step": step} for step in (1, 2)]
+    assert recorder.sent == [{"stage1/loss": 0.5, "stage1/step": step} for step in (1, 2)]
     log.say("hello")
     assert capsys.readouterr().out == "hello\n"
 
@@ -137,7 +94,7 @@ def test_log_appends_json_lines_and_sends_numbers(tmp_path: Path, capsys: pytest
 def test_only_the_main_process_writes_and_speaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = Log(tmp_path, Recorder(is_main=False))  # type: ignore[arg-type]
     log.say("hello")
-    log.write("stage 1", 1, loss=0.5)
+    log.write("stage1", 1, loss=0.5)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "log.jsonl").exists()
 
@@ -147,25 +104,26 @@ def test_progress_prints_means_speed_and_time_left(
 ) -> None:
     now = SimpleNamespace(value=100.0)
     monkeypatch.setattr("time.monotonic", lambda: now.value)
-    progress = Progress(Log(tmp_path, Recorder()), "stage 2", 100, 64, first=20, every=10.0)  # type: ignore[arg-type]
-    for step, loss in ((20, 1.0), (21, 3.0)):
+    # 80 steps of 4 epochs are left, 20 were done before a resume
+    progress = Progress(Log(tmp_path, Recorder()), "stage2", 4, 20, done=20, every=10.0)  # type: ignore[arg-type]
+    for loss in (1.0, 3.0):
         now.value += 4.0
-        progress.update(step, {"id_loss": torch.tensor(loss), "i2t_loss": torch.tensor(0.5, requires_grad=True)})
+        progress.update({"id_loss": torch.tensor(loss), "i2t_loss": torch.tensor(0.5, requires_grad=True)}, 64)
     assert capsys.readouterr().out == ""  # not yet due
     now.value += 4.0
-    progress.update(22, {"id_loss": torch.tensor(5.0), "i2t_loss": torch.tensor(0.5)})
+    progress.update({"id_loss": torch.tensor(5.0), "i2t_loss": torch.tensor(0.5)}, 64)
     printed = capsys.readouterr().out
-    assert "stage 2  step 23/100" in printed
+    assert "stage2  step 23/100" in printed
     assert "loss   3.500 (id 3.000, i2t 0.500)" in printed
-    assert "16 images/s" in printed  # three steps of 64 in twelve seconds: what came before a resume is not counted
+    assert "16 images/s" in printed  # 2 x 64 in the 8 seconds behind the first step, and nothing before a resume
     assert printed.endswith("5:08 left\n")  # 77 steps of 4 seconds
     assert not (tmp_path / "log.jsonl").exists()  # only whole epochs are logged
-    progress.update(23, {"id_loss": torch.tensor(7.0), "i2t_loss": torch.tensor(0.5)})
-    progress.close_epoch(23, "epoch 1/5", rate=0.001)
+    progress.update({"id_loss": torch.tensor(7.0), "i2t_loss": torch.tensor(0.5)}, 32)  # a smaller batch
+    progress.close_epochs(1, 5, rate=0.001)
     assert "epoch 1/5      loss   4.500 (id 4.000, i2t 0.500)  rate 0.001" in capsys.readouterr().out
-    progress.update(24, {"id_loss": torch.tensor(2.0), "i2t_loss": torch.tensor(1.0)})
-    progress.close_epoch(24, "epoch 2/5")
+    progress.update({"id_loss": torch.tensor(2.0), "i2t_loss": torch.tensor(1.0)}, 64)
+    progress.close_epochs(2, 5)
     first, second = lines(tmp_path)
-    assert (first["step"], first["loss"], first["id_loss"], first["rate"]) == (24, 4.5, 4.0, 0.001)
-    assert (second["step"], second["loss"], second["id_loss"]) == (25, 3.0, 2.0)  # the means began anew
-    assert first["images_per_second"] == pytest.approx(4 * 64 / 12)
+    assert (first["step"], first["epoch"], first["loss"], first["id_loss"], first["rate"]) == (24, 1, 4.5, 4.0, 0.001)
+    assert (second["step"], second["epoch"], second["loss"], second["id_loss"]) == (25, 2, 3.0, 2.0)  # anew
+    assert first["images_per_second"] == pytest.approx((2 * 64 + 32) / 8)

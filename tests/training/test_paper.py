@@ -5,28 +5,28 @@ towers; losses, necks, side information, positions, schedules and optimiser grou
 """
 
 import copy
-import importlib.util
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from launching import ROOT, paint_street
+from launching import paint_street
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_folder
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-import clipreid.training.stage2 as stage2
 from clipreid.backbones import Backbone, load_backbone
+from clipreid.config import configure
 from clipreid.data import augment, pk_indices, seed_for
-from clipreid.training.config import PromptConfig, RunConfig, TuneConfig
+from clipreid.methods import clip_reid
 from clipreid.training.harness import Progress
-from clipreid.training.run import Run, open_run, text_bank
+from clipreid.training.launch import build_model
+from clipreid.training.run import Run, open_run
+from clipreid.training.train import train
 
 SIZE, STRIDE, PATCH = (64, 32), 6, 8
 EPS, MARGIN, WEIGHT_ID, COEFFICIENT = 0.1, 0.3, 0.25, 1.0
@@ -53,16 +53,16 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The loss of every step that a stage reports."""
     seen: list[float] = []
-    monkeypatch.setattr(Progress, "update", lambda self, step, losses: seen.append(sum(losses.values()).item()))
-    monkeypatch.setattr(Progress, "close_epoch", lambda *args, **kwargs: None)
+    monkeypatch.setattr(Progress, "update", lambda self, losses, images: seen.append(sum(losses.values()).item()))
+    monkeypatch.setattr(Progress, "close_epochs", lambda *args, **kwargs: None)
     return seen
 
 
 # The reference ----------------------------------------------------------------------------------------------------
 
 
-def pictures(street: Path, filtering: Image.Resampling) -> tuple[Tensor, Tensor, Tensor]:
-    """Training pictures uint8 [N, 3, H, W], labels and camera numbers from 0, in the order of their names."""
+def training_images(street: Path, filtering: Image.Resampling) -> tuple[Tensor, Tensor, Tensor]:
+    """Training images uint8 [N, 3, H, W], labels and camera numbers from 0, in the order of their names."""
     files = sorted((street / "train").iterdir())
     crops = [pil_to_tensor(Image.open(file).resize((SIZE[1], SIZE[0]), filtering)) for file in files]
     identity = [int(file.name[:4]) - 1 for file in files]
@@ -123,7 +123,7 @@ def neck(x: Tensor, scale: Tensor, classifier: Tensor) -> Tensor:
 
 
 def reference_prompts(backbone: Backbone, features: Tensor, labels: Tensor) -> tuple[Tensor, list[float]]:
-    """120 epochs of Adam on four tokens for each identity; the text of every picture encoded in full length."""
+    """120 epochs of Adam on four tokens for each identity; the text of every image encoded in full length."""
     text: Any = backbone.text
     ids = backbone.tokenizer(["a photo of a x x x x person."])  # type: ignore[misc]
     words = text.embed(ids)[0].detach()  # [L, W]
@@ -160,8 +160,8 @@ def reference_tuning(
     model: Any, crops: Tensor, labels: Tensor, cameras: Tensor, bank: Tensor, rate: float
 ) -> tuple[dict[str, Tensor], list[float]]:
     """60 epochs; every weight of the tower, the camera table, the scale of the necks and the classifiers."""
-    tower, table = copy.deepcopy(model.tower), model.side.table.detach().clone()
-    trained = {f"image.{name}": p for name, p in tower.named_parameters()} | {"side.table": table}
+    tower, table = copy.deepcopy(model.tower), model.hooks["side"].table.detach().clone()
+    trained = {f"image.{name}": p for name, p in tower.named_parameters()} | {"hooks.side.table": table}
     for name in ("final", "projection"):
         trained[f"necks.{name}.norm.weight"] = torch.ones_like(model.necks[name].norm.weight)
         trained[f"necks.{name}.classifier.weight"] = model.necks[name].classifier.weight.detach().clone()
@@ -194,32 +194,26 @@ def reference_tuning(
 # The comparison ---------------------------------------------------------------------------------------------------
 
 
-def build_model(run: Run, flags: TuneConfig) -> Any:
-    """As recipes/clipreid_stage2.py does."""
-    spec = importlib.util.spec_from_file_location("stage2_recipe", ROOT / "recipes" / "clipreid_stage2.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.build_model(run, flags)
-
-
-def open_paper(weights: str, street: Path, folder: Path, tune: TuneConfig) -> Run:
-    config = RunConfig(weights, (f"folder:{street}",), output=folder, preset="paper", stride=STRIDE, threads=1)
-    return open_run(config, PromptConfig(), tune)
+def open_paper(weights: str, street: Path, folder: Path, **given: Any) -> Run:
+    flags, config = configure(
+        clip_reid, preset="paper", backbone=weights, data=(f"folder:{street}",), output=folder, stride=STRIDE,
+        threads=1, sie="camera", sie_coefficient=COEFFICIENT, **given,
+    )  # fmt: skip
+    return open_run(clip_reid, flags, config)
 
 
 def test_stage_1_is_the_published_method(weights: str, street: Path, tmp_path: Path, steps: list[float]) -> None:
-    run = open_paper(weights, street, tmp_path / "run", TuneConfig(sie="camera"))
+    run = open_paper(weights, street, tmp_path / "run")
     positions = run.backbone.image.embeddings.position_embedding.weight
     torch.testing.assert_close(positions, bilinear_positions(weights))
-    crops, labels, _ = pictures(street, Image.Resampling.BILINEAR)
+    crops, labels, _ = training_images(street, Image.Resampling.BILINEAR)
     with torch.no_grad():
         features = taps(run.backbone.image, (crops.float() / 255 - 0.5) / 0.5, None)[2]  # without side information
     expected_bank, expected = reference_prompts(run.backbone, features, labels)
-    bank = text_bank(run, PromptConfig())
-    assert len(steps) == 240  # 72 pictures: two batches in each of the 120 epochs
+    stage = next(clip_reid.stages(run, build_model(run), run.config))
+    train(stage, run)
+    bank = stage.identities()["text_bank"]
+    assert len(steps) == 240  # 72 images: two batches in each of the 120 epochs
     assert steps == pytest.approx(expected, abs=1e-4)
     assert steps[-1] < steps[0] - 1
     torch.testing.assert_close(bank, expected_bank, atol=1e-3, rtol=1e-3)
@@ -230,19 +224,15 @@ def test_stage_2_is_the_published_method(
     rate: float | None, weights: str, street: Path, tmp_path: Path, steps: list[float]
 ) -> None:
     """Every loss, and where every weight has moved; at the published rate, and at one that changes the losses more."""
-    tune = TuneConfig(sie="camera", sie_coefficient=COEFFICIENT, rate=rate, head_rate=rate)
-    run = open_paper(weights, street, tmp_path / "run", tune)
-    crops, labels, cameras = pictures(street, Image.Resampling.BICUBIC)
-    model = build_model(run, tune)
+    run = open_paper(weights, street, tmp_path / "run", **{"rate": rate, "head_rate": rate} if rate else {})
+    crops, labels, cameras = training_images(street, Image.Resampling.BICUBIC)
+    model = build_model(run)
     begun = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
-    assert (model.side.table.shape, model.config.cameras) == ((4, 32), (1, 2, 3, 4))
+    assert (model.hooks["side"].table.shape, model.config.cameras) == ((4, 32), (1, 2, 3, 4))
     bank = torch.randn(18, 24)
     trained, expected = reference_tuning(model, crops, labels, cameras, bank, rate or 5e-6)
-    stage2.tune(
-        run.accelerator, run.log, model, run.crops(run.values.train_interpolation), run.labels, bank, None,
-        run.values, seed=0, folder=run.folder, sides=run.sides,
-    )  # fmt: skip
-    assert len(steps) == 60  # 18 groups of four pictures: one batch in each of the 60 epochs
+    train(clip_reid.tuning_stage(run, model, bank, run.config), run)
+    assert len(steps) == 60  # 18 groups of four images: one batch in each of the 60 epochs
     assert steps == pytest.approx(expected, abs=1e-4)
     assert begun.keys() == trained.keys()
     for name, parameter in model.named_parameters():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipreid.backbones import Backbone, load_backbone
@@ -89,6 +90,40 @@ def test_cut_after_eot_equals_the_full_context(backbone: Backbone) -> None:
     assert short.shape[1] == (len(sentence) if backbone.family == "clip" else backbone.text.context_length)
     torch.testing.assert_close(short, embedded[:, : short.shape[1]])
     assert len({tuple(row) for row in full.round(decimals=4).tolist()}) == 5  # five identities, five texts
+
+
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_features_and_gradients_are_bit_for_bit_those_of_the_plain_arithmetic(backbone: Backbone, tokens: int) -> None:
+    """Prefix, gathered tokens and suffix side by side, each identity with its own noun."""
+    nouns = ["person", "red and blue hat", "person", "bag", "bag"]
+    kinds = ["person", "red and blue hat", "bag"]
+    prompts = IdentityPrompts(backbone, 5, nouns, tokens, seeded())
+    assert backbone.tokenizer is not None
+    ids = backbone.tokenizer([f"a photo of a{' x' * tokens} {noun}." for noun in kinds])  # [T, L]
+    pool = backbone.text.pool_index(ids)
+    ids = ids[:, : int(pool.max()) + 1]
+    embedded, start = backbone.text.embed(ids).detach(), 5
+    prefix, suffix = embedded[:, :start], embedded[:, start + tokens :]
+    asked = torch.tensor([4, 1, 1, 0, 2])
+    kind = torch.tensor([kinds.index(noun) for noun in nouns])[asked]
+    context = prompts.context.detach().clone().requires_grad_()
+    learned = F.embedding(asked, context.flatten(1)).view(5, tokens, -1)
+    prompt = torch.cat([prefix[kind], learned, suffix[kind]], dim=1)
+    assert torch.equal(prompts.prompt(asked), prompt)
+    expected = backbone.text(prompt, pool[kind])
+    found = prompts(asked)
+    assert torch.equal(found, expected)
+    weight = torch.randn(expected.shape, generator=seeded(1))
+    (expected * weight).sum().backward()
+    (found * weight).sum().backward()
+    assert context.grad is not None
+    assert prompts.context.grad is not None
+    assert torch.equal(prompts.context.grad, context.grad)
+
+
+def test_a_noun_may_hold_braces_or_begin_like_a_placeholder(backbone: Backbone) -> None:
+    assert IdentityPrompts(backbone, 1, "{person}", 2).template.starts == {"id": 5}
+    assert IdentityPrompts(backbone, 1, "x x person", 2).template.starts == {"id": 5}
 
 
 def test_each_identitys_gradient_touches_only_its_own_row(backbone: Backbone) -> None:
@@ -176,7 +211,7 @@ def test_a_tokenizer_that_splits_the_placeholder_is_refused(backbone: Backbone, 
 @pytest.mark.parametrize("tokens", [9, 12, 40])
 def test_a_prompt_longer_than_the_context_is_refused(backbone: Backbone, tokens: int) -> None:
     """The context of the tiny tower is 16: with 9 tokens the closing full stop would be cut off without a word."""
-    with pytest.raises(ValueError, match=rf"{tokens} learned tokens"):
+    with pytest.raises(ValueError, match=rf"^--prompt-tokens {tokens}: .* {tokens} tokens in its slots"):
         IdentityPrompts(backbone, 2, "person", tokens)
 
 

@@ -1,0 +1,364 @@
+"""CLIP-ReID (Li, Sun and Li, AAAI 2023, arXiv 2211.13977): learn a prompt per identity, then pull the images to it.
+
+Stage 1 learns a few tokens for every identity, "a photo of a [X]1 [X]2 [X]3 [X]4 person.", while both towers are
+frozen: supervised contrast between images and the texts of their identities (section 3.2, equations 4-5). Stage 2
+adapts the image tower with three losses (section 3.3, equation 9): identity on both necks, triplet on three taps, and
+images against the fixed texts of all identities. `--prompts none` leaves stage 1 and the third loss out.
+
+P identities x K images make the global batch G, of which this process has B; E embedding, I identities.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from tyro.conf import Suppress, arg
+
+from clipreid.backbones import Backbone, check_fits, check_processes
+from clipreid.config import RunConfig, none_is
+from clipreid.data import normalise, seed_for
+from clipreid.distributed import gather
+from clipreid.evaluation import extract
+from clipreid.hooks import TokenHook
+from clipreid.hooks.side import SideEmbedding, check_cls, known_numbers
+from clipreid.losses import id_loss, image_text_logits, supcon_loss, triplet_loss
+from clipreid.model import Output, ReIDModel, default_aggregator
+from clipreid.prompts import IdentityPrompts
+from clipreid.training.batches import feature_batches, fit_batches, image_batches
+from clipreid.training.drift import report_drift
+from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
+from clipreid.training.run import Run, refuse_text_free
+from clipreid.training.schedules import prompt_rate
+from clipreid.training.sets import RunData
+from clipreid.training.stage import Batch, Losses, Stage
+
+RECIPE = "recipes/clipreid_stage2.py"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The settings of both stages. Epochs, not iterations; rates per optimiser step at the global batch."""
+
+    prompts: Literal["identity", "none"] = "identity"
+    """identity: pulled towards the learned text features; none: the same recipe without text"""
+    tuning: Literal["lora", "full", "head"] = "lora"
+    """lora | full | head (a linear map on frozen features)"""
+    aggregation: Literal["cls", "mean"] = "cls"
+    """cls: the CLS token (SigLIP, which has none: mean); mean: the mean of the patches"""
+    sie: Literal["none", "camera", "view", "camera+view"] = "none"
+    """Side information embedding: tells the tower the camera or view of an image, in training and at test"""
+    sie_coefficient: float = 1.0
+    """Factor on that embedding"""
+    lora_rank: int = 8
+    """--tuning lora: rank r of the update B A of each weight matrix"""
+    lora_alpha: float = 16.0
+    """--tuning lora: the update is multiplied by alpha / rank"""
+    prompt_tokens: int = 4
+    """Stage 1: learned tokens per identity"""
+    prompt_epochs: int = 120
+    """Stage 1: epochs of Adam, linear warm-up, then cosine, stepped once an epoch"""
+    prompt_rate: float = 3.5e-4
+    """Stage 1: learning rate of the prompts"""
+    prompt_batch: int = 64
+    """Stage 1: images in a batch"""
+    prompt_warmup: int = 5
+    """Stage 1: epochs of warm-up"""
+    epochs: int = 60
+    """Stage 2: epochs"""
+    least_steps: int = 0
+    """Stage 2: small data gets more epochs, until there are so many steps; 0 where --epochs is given"""
+    rate: float = 2e-4
+    """Learning rate of the image tower (LoRA, all weights, or the linear map)"""
+    head_rate: float = 3.5e-4
+    """Learning rate of necks and classifiers"""
+    bias_rate_factor: float = 1.0
+    """Factor on the rates of biases"""
+    optimiser: Literal["adam", "adamw"] = "adamw"
+    """Of stage 2"""
+    weight_decay: float = 1e-4
+    """Of stage 2; adamw decays neither LoRA nor vectors"""
+    schedule: Literal["cosine", "steps"] = "cosine"
+    """cosine: to 0, within epochs; steps: a tenth from each milestone on, once an epoch"""
+    warmup: float = 5
+    """Epochs of linear warm-up"""
+    warmup_factor: float = 0.1
+    """Factor on the rates where the warm-up begins"""
+    milestones: tuple[int, ...] = ()
+    """Epochs, for --schedule steps"""
+    identities_per_batch: Annotated[int | None, arg(aliases=["-P"]), none_is("16, more where K is smaller")] = None
+    """P, identities of a batch; give a smaller one where there are fewer than 16 training identities"""
+    images_per_identity: Annotated[
+        int | None, arg(aliases=["-K", "--pictures-per-identity"]), none_is("4, or 2 where most have fewer images")
+    ] = None
+    """K, images of each of them"""
+    balance: Literal["proportional", "equal"] = "proportional"
+    """With several --data: each set's share of the identities of a batch, by its number of identities or equal"""
+    smoothing: float = 0.1
+    """Of the labels, in the identity and image-to-text losses"""
+    margin: float = 0.3
+    """Of the triplet loss"""
+    weight_id: float = 0.25
+    """Weight of the identity loss"""
+    weight_triplet: float = 1.0
+    """Weight of the triplet loss"""
+    weight_i2t: float = 1.0
+    """Weight of the image-to-text loss"""
+    pad: int = 10
+    """Augmentation: pixels of padding before a random crop, at a height of 256"""
+    flip: float = 0.5
+    """Augmentation: probability of mirroring"""
+    erase: float = 0.5
+    """Augmentation: probability of random erasing"""
+    checkpoint_every: int = 1
+    """Stage 2: epochs between checkpoints"""
+    cameras: Suppress[tuple[int, ...]] = ()
+    """Of each row of the side information embedding, as numbered in the training set; from the data"""
+    views: Suppress[tuple[int, ...]] = ()
+    """The same; of camera+view both are as long, and (camera, view) are the trained pairs"""
+
+
+# Published for vehicles besides `paper`: --image-size 256 256 --prompt-epochs 60; for VehicleID also --prompt-batch 256
+# --rate 5e-5 --head-rate 5e-5. "SIE + overlapping patches" is --sie camera --stride 12. Half precision there, here
+# float32. The baseline without text has --weight-id 1 there.
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {"rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}},
+    "paper": {
+        "tuning": "full", "optimiser": "adam", "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, "head_rate": 5e-6,
+        "bias_rate_factor": 2.0, "schedule": "steps", "warmup": 10, "milestones": (30, 50),
+        "pixels": "half", "positions": "bilinear", "train_interpolation": "bicubic", "test_interpolation": "bilinear",
+    },
+}  # fmt: skip
+
+# The tiny backbones want larger rates (their weights are far from converged) and fewer epochs. Two LoRA
+# rates were compared on `val` and a lower one taken, which costs less on unseen cameras; the others are not tuned.
+TINY: dict[str, dict[str, Any]] = {
+    "default": {
+        "prompt_epochs": 15, "prompt_warmup": 1, "prompt_rate": 3.5e-3, "epochs": 4, "least_steps": 180, "warmup": 0.5,
+        "rate": {"full": 1e-4, "lora": 4e-4, "head": 3.5e-3}, "head_rate": 3.5e-3,
+    },
+    "paper": {
+        "prompt_epochs": 30, "prompt_warmup": 2, "prompt_rate": 3.5e-3, "epochs": 6, "warmup": 1, "milestones": (4, 6),
+        "rate": {"full": 2e-4, "lora": 2e-3, "head": 3.5e-3}, "head_rate": 2e-4,
+    },
+}  # fmt: skip
+
+# What shapes the tower and what is trained of it: another method takes these over from the run that it continues.
+TOWER_FLAGS = ("tuning", "aggregation", "sie", "sie_coefficient", "cameras", "views", "lora_rank", "lora_alpha")
+
+# Settings that matter to one stage only: they may still change while the other has not begun.
+STAGE_FLAGS = {
+    "stage1": ("prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "prompt_tokens"),
+    "stage2": (
+        *TOWER_FLAGS, "prompts", "epochs", "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser",
+        "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
+        "images_per_identity", "balance", "smoothing", "margin", "weight_id", "weight_triplet", "weight_i2t", "pad",
+        "flip", "erase", "train_interpolation", "precision", "validate", "test",
+    ),
+}  # fmt: skip
+
+
+def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, processes: int) -> Config:
+    """The settings that the data decide: P, K, epochs, and the cameras and views that `--sie` embeds.
+
+    Raises:
+        UserError: what the backbone has nothing for; side information that nobody knows; batches that cannot be drawn.
+    """
+    if config.prompts != "none":
+        refuse_text_free(backbone)
+    check_fits(backbone, config.tuning)
+    default_aggregator(backbone, config.aggregation)  # refuses what a wrapped tower has not, as `build` would later
+    check_processes(backbone, config.tuning, processes)
+    if config.sie != "none":
+        check_cls(config.sie, backbone.family, backbone.name)
+        cameras, views = known_numbers(config.sie, *data.sides)
+        config = replace(config, cameras=cameras, views=views)
+    return fit_batches(config, data, flags, processes)
+
+
+def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
+    """The image tower with what `tuning` trains, side information, three taps and two necks.
+
+    identities: I; 0 for a model that only embeds. Raises `UserError` where the backbone lacks what the settings need.
+    """
+    return ReIDModel(
+        backbone,
+        config.tuning,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        hooks=side_hooks(backbone, config),
+        aggregator=default_aggregator(backbone, config.aggregation),
+        identities=identities,
+    )
+
+
+def side_hooks(backbone: Backbone, config: Config) -> dict[str, TokenHook]:
+    """The token hook that `sie` asks for. Raises `UserError` for a backbone without a CLS token."""
+    if config.sie == "none":
+        return {}
+    check_cls(config.sie, backbone.family, backbone.name)
+    return {"side": SideEmbedding(config.cameras, config.views, backbone.image.width, config.sie_coefficient)}
+
+
+def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
+    """Stage 1 (unless `prompts` is none), then stage 2 towards the text bank that it left."""
+    bank = None
+    if config.prompts == "identity":
+        bank = yield from learned_bank(run, model, config)  # [I, E]
+    yield tuning_stage(run, model, bank, config)
+    report_drift(run, model)
+
+
+def learned_bank(run: Run, model: ReIDModel, config: Config) -> Generator[Stage, None, Tensor]:
+    """Stage 1; returns the text bank [I, E] that it left."""
+    drawn = torch.Generator().manual_seed(seed_for(run.seed, 0, 0, 0))
+    nouns = run.data.mixture.nouns(run.data.names)
+    prompts = IdentityPrompts(run.backbone, len(nouns), nouns, config.prompt_tokens, drawn).to(run.device)
+    yield prompt_stage(run, model, prompts, config)
+    return prompts.bank()
+
+
+# Stage 1 -----------------------------------------------------------------------------------------------------------
+
+
+class PromptLearning(nn.Module):
+    """Stage 1 as a module: cached image features to L_i2t and L_t2i (equations 4-5)."""
+
+    def __init__(self, prompts: IdentityPrompts, scale: float | None) -> None:
+        super().__init__()
+        self.prompts, self.scale = prompts, scale
+
+    def forward(self, batch: Batch) -> Losses:
+        """ "features" [B, E] and "labels" [B], the same in every process."""
+        identities, place = batch["labels"].unique(return_inverse=True)  # each identity is encoded once
+        texts = self.prompts(identities).index_select(0, place)  # [B, E]
+        return prompt_loss(batch["features"], texts, batch["labels"], self.scale)
+
+
+def prompt_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: float | None) -> Losses:
+    """L_i2t and L_t2i of CLIP-ReID (eq. 4-5), for images [B, E] and the text of each image's identity [B, E]."""
+    with full_precision(images.device):
+        logits = image_text_logits(images, texts, scale)  # [B, B]
+        return {"i2t_loss": supcon_loss(logits, labels, labels), "t2i_loss": supcon_loss(logits.T, labels, labels)}
+
+
+def prompt_stage(run: Run, model: ReIDModel, prompts: IdentityPrompts, config: Config) -> Stage:
+    """Adam on the prompts alone; the images' features are computed once, without augmentation."""
+    labels, scale, epochs = run.data.labels.to(run.device), text_scale(run.backbone), config.prompt_epochs
+    features = functools.cache(lambda: image_features(run, model))  # [N, E], when the first batch is asked for
+
+    def after_epoch(done: int) -> None:
+        if done < epochs:
+            return
+        found = separability(features(), prompts.bank(), labels, scale)
+        run.log.write("stage1", epochs, **found)
+        run.log.say(
+            f"stage1  text finds its own images {found['text_to_image']:.1%}, "
+            f"image finds its own text {found['image_to_text']:.1%}"
+        )
+        run.note(separability=found)
+
+    optimiser = torch.optim.Adam([prompts.context], lr=config.prompt_rate, weight_decay=1e-4)
+    optimiser.param_groups[0]["base"] = 1.0  # the schedule gives the rate itself
+    every = max(1, epochs // 10)
+    return Stage(
+        name="stage1",
+        module=PromptLearning(prompts, scale),
+        batches=feature_batches(features, labels, config.prompt_batch, run.seed),
+        optimisers=(optimiser,),
+        rate=lambda at: prompt_rate(int(at) + 1, epochs, config.prompt_rate, config.prompt_warmup),
+        epochs=epochs,
+        shared=True,
+        after_epoch=after_epoch,
+        identities=lambda: {"prompts": prompts.context, "text_bank": prompts.bank()},
+        line_every=every,
+        checkpoint_every=every,
+    )
+
+
+def image_features(run: Run, model: ReIDModel) -> Tensor:
+    """Features of all training images in the text space, [N, E], by the tower as it was before training."""
+    tower = model.tower.eval()
+
+    def embed(crops: Tensor) -> Tensor:  # uint8 [B, 3, H, W]
+        return tower(normalise(crops, run.backbone.mean, run.backbone.std)).pooled
+
+    found = extract(embed, run.crops(training=False), accelerator=run.accelerator)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def text_scale(backbone: Backbone) -> float | None:
+    """Temperature of image-text logits: None (raw dot products) for OpenAI's CLIP, else the backbone's own."""
+    return None if backbone.raw_logits else backbone.logit_scale
+
+
+@torch.no_grad()
+def separability(features: Tensor, bank: Tensor, labels: Tensor, scale: float | None) -> dict[str, float]:
+    """How well the text bank [I, E] tells the training images [N, E] apart, 0..1.
+
+    `text_to_image`: identities whose most similar image is their own; `image_to_text`: images whose most similar
+    text is their own.
+    """
+    logits = image_text_logits(features, bank, scale)  # [N, I]
+    own = torch.arange(len(bank), device=labels.device)
+    return {
+        "text_to_image": (labels[logits.argmax(0)] == own).float().mean().item(),
+        "image_to_text": (logits.argmax(1) == labels).float().mean().item(),
+    }
+
+
+# Stage 2 -----------------------------------------------------------------------------------------------------------
+
+
+class Tuning(nn.Module):
+    """Stage 2 as a module: a batch of augmented images to the three weighted losses (equation 9)."""
+
+    def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
+        super().__init__()
+        self.model, self.scale, self.config = model, scale, config
+        self.bank = bank  # [I, E], fixed: no buffer
+
+    def forward(self, batch: Batch) -> Losses:
+        """This process's "pixels" [B, 3, H, W] and "labels" [B] (and "cameras", "views") to the global losses."""
+        output = self.model(batch)
+        with full_precision(batch["pixels"].device):
+            return tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
+
+
+def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: float | None, config: Config) -> Losses:
+    """ID on both necks, triplet on three taps, image-to-text.
+
+    Args:
+        output: features and logits of the global batch.
+        labels: [G] long.
+        bank: [I, E] fixed text features; None leaves the image-to-text term out.
+        scale: temperature of image-text logits, None for raw dot products.
+    """
+    identity = [id_loss(x, labels, config.smoothing) for x in output.logits.values()]
+    triplet = [triplet_loss(x, labels, config.margin) for x in output.features.values()]
+    losses = {
+        "id_loss": config.weight_id * sum(identity[1:], start=identity[0]),
+        "triplet_loss": config.weight_triplet * sum(triplet[1:], start=triplet[0]),
+    }
+    if bank is not None:
+        logits = image_text_logits(output.features["projection"], bank, scale)  # [G, I]
+        losses["i2t_loss"] = config.weight_i2t * id_loss(logits, labels, config.smoothing)
+    return losses
+
+
+def tuning_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config) -> Stage:
+    """PK batches of augmented images, one optimiser."""
+    return Stage(
+        name="stage2",
+        module=Tuning(model, bank, text_scale(run.backbone), config),
+        batches=image_batches(run),
+        optimisers=(stage_optimiser(model, config),),
+        rate=stage_rate(config),
+        epochs=config.epochs,
+        checkpoint_every=config.checkpoint_every,
+    )

@@ -1,0 +1,168 @@
+"""Batches as pure functions of (seed, epoch, process): made when they are asked for, never held.
+
+N training images, P identities x K images make a batch of G images, of which each process takes B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipreid.config import RunConfig
+from clipreid.data import Pixels, augment, mixed_pk_indices, process_slice, seed_for
+from clipreid.training.run import Run
+from clipreid.training.sets import RunData, check_batch
+from clipreid.training.stage import Batch
+
+Batches = Callable[[int], Sequence[Batch]]  # of an epoch
+EPOCH_OF_CAPTIONS = 7919  # keeps the draws of captions apart from those of augmentation
+
+
+class Lazy(Sequence[Batch]):
+    """`count` batches, each made by `make(nth)` when it is asked for."""
+
+    def __init__(self, count: int, make: Callable[[int], Batch]) -> None:
+        self.steps, self.make = count, make
+
+    def __len__(self) -> int:
+        return self.steps
+
+    @overload
+    def __getitem__(self, nth: int) -> Batch: ...
+    @overload
+    def __getitem__(self, nth: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, nth: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(nth, slice):
+            return [self.make(each) for each in range(self.steps)[nth]]
+        return self.make(range(self.steps)[nth])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.make(nth) for nth in range(self.steps))
+
+
+def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]] | None = None) -> Batches:
+    """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B].
+
+    Args:
+        run: its method's settings have identities_per_batch, images_per_identity, balance, flip, pad (pixels at a
+            height of 256) and erase.
+        views: how often each image is in the batch, each time augmented anew: [views x B] rows, the first view first.
+        captions: the sentences of every image [N], at least one; one of each is drawn, as "captions" [B, L] token ids.
+
+    Raises:
+        UserError: P is not divisible by the number of processes, or such batches cannot be drawn.
+        ValueError: captions for a backbone without a tokenizer, or an image without a caption.
+    """
+    config, data, device, share = run.config, run.data, run.device, run.share
+    tokenizer = run.backbone.tokenizer
+    if captions is not None and (tokenizer is None or not all(captions)):
+        raise ValueError("captions need a backbone with a tokenizer, and at least one sentence for every image")
+    K, (cameras, views_of) = config.images_per_identity, data.sides
+    crops = cache_on_gpu(run.crops(), device)  # uint8 [N, 3, H, W]
+
+    def batches(epoch: int) -> Sequence[Batch]:
+        drawn = mixed_pk_indices(
+            data.labels, data.groups, config.identities_per_batch, K, run.seed, epoch, config.balance
+        )  # [steps, G]
+        mine = process_slice(drawn, *share, K=K)  # [steps, B]
+
+        def make(nth: int) -> Batch:
+            rows = mine[nth]
+            images = crops.index_select(0, rows.to(crops.device)).to(device)  # uint8 [B, 3, H, W]
+            seeds = [seed_for(run.seed, epoch, nth, *[view] * bool(view)) for view in range(views)]
+            pixels = [augmented(run, images, torch.Generator().manual_seed(seed), share) for seed in seeds]
+            rows = rows.repeat(views)
+            batch = {"labels": data.labels[rows], "cameras": cameras[rows], "views": views_of[rows], "rows": rows}
+            if captions is not None and tokenizer is not None:
+                batch["captions"] = tokenizer(draw_captions(captions, rows, run.seed, epoch, nth))
+            return {"pixels": torch.cat(pixels), **{name: x.to(device) for name, x in batch.items()}}
+
+        return Lazy(len(drawn), make)
+
+    return batches
+
+
+def augmented(run: Run, images: Tensor, generator: torch.Generator, share: tuple[int, int] = (0, 1)) -> Tensor:
+    """uint8 [B, 3, H, W] to augmented, normalised pixels of the same shape, by the settings of the run's method."""
+    config, backbone = run.config, run.backbone
+    pad = round(config.pad * images.shape[2] / 256)
+    return augment(
+        images,
+        mean=backbone.mean,
+        std=backbone.std,
+        generator=generator,
+        flip=config.flip,
+        pad=pad,
+        erase=config.erase,
+        share=share,
+    )
+
+
+def draw_captions(captions: Sequence[Sequence[str]], rows: Tensor, seed: int, epoch: int, nth: int) -> list[str]:
+    """One sentence of each image in `rows` [B]: the same for the same image, seed, epoch and step in every process."""
+    found = []
+    for row in rows.tolist():
+        generator = torch.Generator().manual_seed(seed_for(seed, epoch, nth, EPOCH_OF_CAPTIONS + row))
+        found.append(captions[row][int(torch.randint(len(captions[row]), (1,), generator=generator))])
+    return found
+
+
+def feature_batches(features: Callable[[], Tensor], labels: Tensor, size: int, seed: int) -> Batches:
+    """Cached features of all images, shuffled: "features" [B, E], "labels", "rows" [B]; the same in every process.
+
+    features: gives [N, ...]; called once, when the first batch is asked for.  labels: [N], on the same device.
+    The last batch of an epoch is smaller, never empty.
+    """
+    size = min(size, len(labels))
+
+    def batches(epoch: int) -> Sequence[Batch]:
+        order = torch.Generator().manual_seed(seed_for(seed, epoch + 1))
+        parts = torch.randperm(len(labels), generator=order).split(size)
+
+        def make(nth: int) -> Batch:
+            rows = parts[nth].to(labels.device)
+            return {"features": features()[rows], "labels": labels[rows], "rows": rows}
+
+        return Lazy(len(parts), make)
+
+    return batches
+
+
+def cache_on_gpu(crops: Pixels, device: torch.device) -> Pixels:
+    """The whole uint8 cache on a GPU where it fills less than half of the free memory; else as it is."""
+    if device.type == "cuda" and crops.numel() < torch.cuda.mem_get_info(device)[0] / 2:
+        return crops.to(device)
+    return crops
+
+
+def fit_batches(config: Any, data: RunData, flags: RunConfig, processes: int) -> Any:
+    """The config with P, K and epochs as the data allow, for methods that train on PK batches.
+
+    K (4 where it is not given) follows the data where most identities have fewer images, but is at least 2; P (16)
+    then keeps the batch full, and is divisible by the number of processes. Small data gets more epochs, until there are
+    `least_steps` steps.
+
+    Raises:
+        UserError: a P or K that was given cannot be drawn from the data or shared by the processes.
+    """
+    P, K = config.identities_per_batch, config.images_per_identity
+    counts = np.unique(data.mixture.identities, return_counts=True)[1]
+    asked = P is not None
+    if K is None:
+        K = int(min(4, max(2, np.median(counts))))
+    if P is None:
+        P = max(16, min(16 * 4 // K, len(counts)))
+        P = P // processes * processes or P
+    if asked and P % processes:
+        process_slice(torch.zeros(1, P * K), 0, processes, K=K)  # refuses it
+    check_batch(data.mixture, P, K, config.balance)
+    config = replace(config, identities_per_batch=P, images_per_identity=K)
+    if config.least_steps:
+        steps = len(mixed_pk_indices(data.labels, data.groups, P, K, flags.seed, 0, config.balance))
+        config = replace(config, epochs=max(config.epochs, -(-config.least_steps // steps)))
+    return config

@@ -1,0 +1,210 @@
+"""What the recipes call: the command line of a method, and a whole run from its flags to its table."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import tyro
+from safetensors.torch import load_file
+
+from clipreid.config import RunConfig, configure, name_of
+from clipreid.data import trained_name
+from clipreid.errors import UserError, print_user_errors
+from clipreid.evaluation import get_protocol
+from clipreid.evaluation.results import VAL, add_metrics, evaluate_command, results_table
+from clipreid.evaluation.score import ZERO_SHOT, score
+from clipreid.hub.files import IDENTITIES, read_metrics
+from clipreid.hub.folder import identity_state, save_identities, save_model
+from clipreid.hub.initial import inherited, load_initial
+from clipreid.methods import build
+from clipreid.model import ReIDModel, untrained_model
+from clipreid.training.push import push
+from clipreid.training.run import Run, open_run
+from clipreid.training.stage import Stage
+from clipreid.training.train import train
+
+INTERRUPTED = "interrupted; --resume with the same --output continues from the last checkpoint"
+SHORT = {  # other words for flags, by the name of their setting
+    "run": "init", "P": "identities_per_batch", "K": "images_per_identity",
+    "pictures_per_identity": "images_per_identity",
+}  # fmt: skip
+
+
+def launch(method: ModuleType, about: str | None, until: str | None = None) -> None:
+    """A recipe: reads the command line, and trains. A `UserError` becomes one message and exit status 2.
+
+    Args:
+        method: a module of `clipreid.methods`.
+        about: the recipe's docstring, for `--help`.
+        until: the last stage to train; None: all of them.
+    """
+    with print_user_errors(INTERRUPTED):
+        flags, config = parse(method, about, sys.argv[1:])
+        run_method(method, flags, config, until)
+
+
+def parse(method: ModuleType, about: str | None, args: Sequence[str]) -> tuple[RunConfig, Any]:
+    """The command line as flags of the run and of the method; `--help` shows the values of the preset that was named.
+
+    With `--init RUN` the defaults of backbone, data and of what shapes the model are those of that run.
+
+    Raises:
+        SystemExit: `--help`, or flags that there are not.
+    """
+    words = typed(args)
+    given: dict[str, Any] = {name: words[name] for name in ("preset", "backbone", "tuning") if words.get(name)}
+    if init := words.get("init"):
+        given |= {name: value for name, value in inherited(method, Path(init)).items() if name not in words}
+    if "epochs" in words:
+        given["epochs"] = 1  # whatever was typed takes its place: small data gets no more than that
+    try:
+        flags, config = configure(method, **given)
+    except UserError:  # tyro says what is wrong with the word
+        flags, config = configure(method)
+    parts = [("run", RunConfig, field(default=flags)), ("method", method.Config, field(default=config))]
+    both = make_dataclass("Flags", parts, frozen=True)
+    found: Any = tyro.cli(both, args=list(args), description=about, config=(tyro.conf.OmitArgPrefixes,))
+    return found.run, found.method
+
+
+def typed(args: Sequence[str]) -> dict[str, str]:
+    """The flags of a command line as they were typed, by the name of their setting: the last word behind each."""
+    found: dict[str, str] = {}
+    name = ""
+    for word in args:
+        if match := re.fullmatch(r"--?([A-Za-z][\w-]*)(?:=(.*))?", word, re.DOTALL):
+            name = match[1].replace("-", "_")
+            name = SHORT.get(name, name)
+            found[name] = match[2] or ""
+        elif name:
+            found[name] = word
+    return found
+
+
+def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | None = None) -> Run:
+    """Trains every stage of a method that is not finished yet, scores before and after, and saves the run folder.
+
+    until: the last stage to train; the run is then not finished, and nothing is scored.
+
+    Raises:
+        UserError: whatever `open_run` refuses, a stage that is finished already, or publishing (`--push`).
+    """
+    run = open_run(method, flags, config, whole=until is None)
+    if until is not None and until in run.record["stages"]:
+        raise UserError(
+            f"{run.folder} holds a finished {until}: continue with the recipe of the whole method, or "
+            "start anew with --overwrite"
+        )
+    if until is None:
+        measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
+    model = build_model(run)
+    last: Stage | None = None
+    for stage in method.stages(run, model, run.config):
+        _train(stage, run)
+        last = stage
+        if until is not None and stage.name == until:
+            _say_next(run, until)
+            return run
+    if last is None or until is not None:
+        raise UserError(f"the method {name_of(method)} has no stage {until or 'at all'} with these settings")
+    _finish(run, model, last)
+    return run
+
+
+def build_model(run: Run) -> ReIDModel:
+    """The model of the run's method, on its device; what is drawn is the same for the same seed."""
+    torch.manual_seed(run.seed)
+    model = build(run.method, run.backbone, run.config, len(run.data.names))
+    if run.flags.init is not None:
+        run.log.say(load_initial(model, run.flags.init, run.data.names))
+    return model.to(run.device)
+
+
+def _train(stage: Stage, run: Run) -> None:
+    """One stage, noted in config.json before and after."""
+    if stage.name not in run.record["stages"]:
+        run.note(training=stage.name)
+    trained = sum(p.numel() for p in stage.module.parameters() if p.requires_grad)
+    run.log.say(f"{stage.name}  {trained:,} trained parameters")
+    train(stage, run)
+    if run.main and stage.identities is not None:
+        kept = load_file(run.folder / IDENTITIES) if (run.folder / IDENTITIES).is_file() else {}
+        save_identities(run.folder, kept | stage.identities(), run.data.names)
+    run.note(stages=list(dict.fromkeys([*run.record["stages"], stage.name])), training=None)
+
+
+def _finish(run: Run, model: ReIDModel, last: Stage) -> None:
+    """Saves and scores the trained model, and says what to do with it."""
+    if run.main:
+        save_model(model, run.folder)
+        kept = load_file(run.folder / IDENTITIES) if (run.folder / IDENTITIES).is_file() else {}
+        save_identities(run.folder, kept | identity_state(model), run.data.names)
+    measure(run, model, last.name)
+    run.note(finished=True)
+    run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:")
+    for line in next_commands(run):
+        run.log.say(f"  {line}")
+    run.accelerator.end_training()
+    if run.flags.push and run.main:
+        run.log.say(f"\n{push(run.folder, run.flags)}")
+
+
+def _say_next(run: Run, stage: str) -> None:
+    """After a recipe that trains a part of the method: what continues it."""
+    run.log.say(f"\n{stage} is finished. Run folder: {run.folder}\nnext, with the same flags and the same --output:")
+    words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
+    output = [] if "output" in typed(words) else ["--output", str(run.folder)]
+    run.log.say(f"  accelerate launch {run.method.RECIPE} {shlex.join([*words, *output])}")
+    run.accelerator.end_training()
+
+
+def measure(run: Run, model: ReIDModel, name: str) -> None:
+    """Scores `model` on every test set of the run, and adds the figures to `metrics.json` under `name`.
+
+    `zero-shot` counts the better of the projection alone and the test feature, and says which. Cameras and views are
+    passed on for the data set that was trained on; another one's cameras are unknown, and take the mean embedding.
+    """
+    model.to(run.device)
+    before, entries = read_metrics(run.folder), {}
+    for data in run.data.tests:
+        if run.flags.resume and name in before.get(data.name, {}):
+            continue
+        known = trained_name(data.name.removesuffix(VAL), run.flags.data)
+        found = score(
+            data,
+            model,
+            accelerator=run.accelerator,
+            skip_bad=run.flags.skip_bad,
+            offsets=run.data.mixture.offsets[known] if known else None,
+        )
+        feature = found.best() if name == ZERO_SHOT else found.feature
+        entries[data.name] = found.entry(feature)
+        notes = list(found.reports[feature].notes)
+        if found.bad:
+            notes.append(f"{found.bad} test images left out (--skip-bad)")
+        for note in notes if name == ZERO_SHOT else ():
+            run.log.say(f"{data.name}  note: {note}")
+    if run.main:
+        add_metrics(run.folder, name, entries)
+    run.accelerator.wait_for_everyone()
+
+
+def next_commands(run: Run) -> list[str]:
+    """What to type once the run is finished: to score it again, where it has a test, and to embed with it."""
+    lines = []
+    tests = [data for data in (*run.data.tests, *run.data.read.sets) if {"query", "gallery"} <= data.splits.keys()]
+    for data in [data for data in tests if not data.name.endswith(VAL)][:1]:
+        drawn = not get_protocol(data.protocol).captions  # ranked lists show what images found
+        report = ["--report", str(run.folder / "report")] if drawn else []
+        lines.append(evaluate_command(run.folder, [data.name], *report, *["--skip-bad"] * run.flags.skip_bad))
+    code = f'import clipreid; print(clipreid.load({json.dumps(str(run.folder))}).embed(["a.jpg"]))'
+    return [*lines, shlex.join(["python", "-c", code])]

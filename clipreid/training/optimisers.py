@@ -1,0 +1,56 @@
+"""Optimisers and schedules that methods share, and the guard that keeps losses in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from clipreid.model import ReIDModel
+from clipreid.training.schedules import cosine_factor, step_factor
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """In this block there is no autocast: losses and distances are computed in float32."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = None) -> torch.optim.Optimizer:
+    """Few groups: tower and heads, each with matrices, biases and other vectors. LoRA is not decayed.
+
+    Token hooks belong to the tower where all of the tower is trained (as published for side information), elsewhere to
+    the heads.
+
+    Args:
+        model: whose trainable parameters are optimised.
+        config: with rate, head_rate, bias_rate_factor, optimiser, weight_decay.
+        module: instead of the model, with names of its own: what is not "model.image." and so on are heads.
+    """
+    tower = ("image.", "maps.", "hooks.") if model.tuning == "full" else ("image.", "maps.")
+    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in (module or model).named_parameters():
+        if parameter.requires_grad:
+            place = name.removeprefix("model.").startswith(tower), name.endswith("bias"), parameter.ndim < 2
+            groups.setdefault(place, []).append(parameter)
+    settings = []
+    for (in_tower, is_bias, is_vector), parameters in groups.items():
+        rate = (config.rate if in_tower else config.head_rate) * (config.bias_rate_factor if is_bias else 1.0)
+        undecayed = config.optimiser == "adamw" and (is_vector or (in_tower and model.tuning == "lora"))
+        decay = 0.0 if undecayed else config.weight_decay
+        settings.append({"params": parameters, "lr": rate, "base": rate, "weight_decay": decay})
+    kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
+    return kind(settings, lr=config.rate)
+
+
+def stage_rate(config: Any) -> Callable[[float], float]:
+    """The factor on every base rate: stepped once an epoch (as published for CLIP-ReID), or cosine within epochs."""
+
+    def factor(at: float) -> float:
+        if config.schedule == "steps":
+            return step_factor(int(at) + 1, config.milestones, 0.1, config.warmup, config.warmup_factor)
+        return cosine_factor(at, config.epochs, config.warmup, config.warmup_factor)
+
+    return factor

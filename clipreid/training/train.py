@@ -1,0 +1,96 @@
+"""The only training loop: every stage of every method goes through it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from clipreid.training import checkpoint
+from clipreid.training.harness import Progress
+from clipreid.training.run import Run
+from clipreid.training.stage import Batch, Losses, Stage
+
+
+def train(stage: Stage, run: Run) -> None:
+    """Trains `stage.module` in place, from the last checkpoint of the stage where the run folder has one.
+
+    The checkpoint of a finished stage is loaded and nothing is trained. On the same machine a resumed stage ends bit
+    for bit as an uninterrupted one: batches and rates are functions of the epoch, and everything else that changes is
+    in the checkpoint.
+
+    Raises:
+        UserError: a damaged checkpoint, or one of another model; losses that are not finite.
+    """
+    if stage.memory is not None:
+        stage.memory.to(run.device)
+    done = _resume(stage, run)
+    wrapped = _prepare(stage, run) if done < stage.epochs else stage.module
+    progress: Progress | None = None
+    for epoch in range(done, stage.epochs):
+        batches = stage.batches(epoch)
+        left, steps = stage.epochs - epoch, len(batches)
+        progress = progress or Progress(run.log, stage.name, left, steps, done=epoch * steps)
+        wrapped.train()
+        for nth in range(steps):
+            batch = batches[nth]
+            set_rates(stage, epoch + nth / steps)
+            losses = _step(stage, wrapped, batch, run)
+            if stage.after_step is not None:
+                stage.after_step(batch)
+            progress.update(losses, len(batch["labels"]) * (1 if stage.shared else run.processes))
+        done, last = epoch + 1, epoch + 1 == stage.epochs
+        progress.check_finite(done)
+        if last or done % stage.line_every == 0:
+            progress.close_epochs(done, stage.epochs, rate=stage.optimisers[0].param_groups[0]["lr"])
+        if stage.after_epoch is not None:
+            stage.after_epoch(done)
+        if run.main and (last or done % stage.checkpoint_every == 0):
+            checkpoint.save(run.folder / "checkpoints", stage, done)
+        run.accelerator.wait_for_everyone()
+    stage.module.eval()
+
+
+def _step(stage: Stage, wrapped: nn.Module, batch: Batch, run: Run) -> Losses:
+    """One step of every optimiser on the batch; the losses of all turns."""
+    found: Losses = {}
+    for turn, optimiser in enumerate(stage.optimisers):
+        losses = wrapped(batch) if len(stage.optimisers) == 1 else wrapped(batch, turn)
+        optimiser.zero_grad(set_to_none=True)
+        run.accelerator.backward(_total(list(losses.values())))
+        optimiser.step()
+        found |= losses
+    return found
+
+
+def _total(losses: Sequence[Tensor]) -> Tensor:
+    return sum(losses[1:], start=losses[0])
+
+
+def set_rates(stage: Stage, progress: float) -> None:
+    """Sets the rate of every group at `progress` epochs (fractional, from 0)."""
+    factor = stage.rate(progress)
+    for optimiser in stage.optimisers:
+        for group in optimiser.param_groups:
+            group["lr"] = group.setdefault("base", group["lr"]) * factor
+
+
+def _resume(stage: Stage, run: Run) -> int:
+    """The epochs that the last checkpoint of the stage has done, its state restored; 0 without one."""
+    if (found := checkpoint.latest(run.folder / "checkpoints", stage.name)) is None:
+        return 0
+    done = checkpoint.load(found, stage)
+    if done == stage.epochs:
+        run.log.say(f"{stage.name}  finished before: taken from {run.folder}")
+    else:
+        run.log.say(f"{stage.name}  resumes after epoch {done}")
+    return done
+
+
+def _prepare(stage: Stage, run: Run) -> nn.Module:
+    """The module as accelerate wraps it for processes and precision."""
+    turns = len(stage.optimisers) > 1  # each of which uses some of the parameters
+    run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=turns)
+    wrapped: nn.Module = run.accelerator.prepare(stage.module)
+    return wrapped

@@ -1,0 +1,41 @@
+"""Whole runs of any method in this process, as short as they can be: six identities, two epochs a stage."""
+
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from clipreid.config import configure
+from clipreid.hub.initial import inherited
+from clipreid.methods import clip_reid
+from clipreid.training.launch import run_method
+from clipreid.training.run import Run
+
+SHORT: dict[str, Any] = {"identities_per_batch": 4, "images_per_identity": 2, "checkpoint_every": 1}
+BACKBONES = ("tiny-clip", "tiny-siglip2")
+
+
+def short(method: ModuleType) -> dict[str, Any]:
+    """The settings that make a run of this method short: two epochs of what has some, small batches."""
+    names, usual = [field.name for field in fields(method.Config)], configure(method)[1]
+    epochs = {name: 2 for name in names if (name == "epochs" or name.endswith("_epochs")) and getattr(usual, name)}
+    return epochs | {name: value for name, value in SHORT.items() if name in names}
+
+
+def short_run(method: ModuleType, street: Path, output: Path, init: Path | None = None, **given: Any) -> Run:
+    """Trains and scores a method on the street in `folder:street`; `given` are further flags."""
+    base = {**short(method), "image_size": (64, 32), "data": (f"folder:{street}",), "output": output, "threads": 1}
+    if init is not None:
+        base = {**inherited(method, init), **base, "init": init}
+    flags, config = configure(method, **{**base, **given})
+    return run_method(method, flags, config)
+
+
+def init_of(method: ModuleType, street: Path, folder: Path, backbone: str) -> Path | None:
+    """A trained run for the methods that continue one (`NEEDS_INIT`), made once in `folder`; None for the others."""
+    if not getattr(method, "NEEDS_INIT", False):
+        return None
+    run = folder / f"init-{Path(backbone).name}"
+    if not (run / "heads.safetensors").exists():
+        short_run(clip_reid, street, run, backbone=backbone)
+    return run

@@ -1,0 +1,359 @@
+"""What every method proves, over all files of `clipreid/methods/`, with no line written for one of them."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import torch
+import tyro
+from launching import ROOT, paint_street
+from safetensors.torch import load, load_file
+from short_runs import BACKBONES, init_of, short, short_run
+from tiny_models import write_tiny_folder
+from torch import Tensor
+
+import clipreid
+from clipreid.config import RATES, RunConfig, check_values, choices_of, configure, range_of
+from clipreid.errors import UserError
+from clipreid.hub.folder import identity_state
+from clipreid.hub.package import package
+from clipreid.methods import get_method, method_names
+from clipreid.model import ReIDModel
+from clipreid.training import launch as launching_module
+from clipreid.training.folder import FREE
+from clipreid.training.harness import Progress
+from clipreid.training.stage import Stage
+
+METHODS = method_names()
+Made = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint_street(tmp_path_factory.mktemp("contract") / "crops", train=6, test=4)
+
+
+@pytest.fixture(scope="module")
+def inits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("inits")
+
+
+@pytest.fixture(scope="module")
+def made(street: Path, inits: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """`made(method, backbone)`: a finished short run of it; skips where the method refuses the backbone."""
+    runs: dict[tuple[str, str], Path | UserError] = {}
+
+    def make(name: str, backbone: str) -> Path:
+        if (name, backbone) not in runs:
+            method, folder = get_method(name), tmp_path_factory.mktemp("made") / f"{name}-{backbone}"
+            try:
+                init = init_of(method, street, inits, backbone)
+                short_run(method, street, folder, init, backbone=backbone)
+                runs[name, backbone] = folder
+            except UserError as error:
+                runs[name, backbone] = error
+        found = runs[name, backbone]
+        if isinstance(found, UserError):
+            assert backbone in str(found) or "backbone" in str(found), f"refused without a reason: {found}"
+            pytest.skip(f"{name} refuses {backbone}: {found}")
+        return found
+
+    return make
+
+
+def crops_of(model: ReIDModel, count: int = 5) -> Tensor:
+    drawn = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 3, *model.image_size), dtype=torch.uint8, generator=drawn)
+
+
+def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {name: x.detach().clone() for name, x in module.named_parameters()}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", METHODS)
+def test_saved_and_loaded_it_gives_the_features_of_the_trained_model(
+    name: str, backbone: str, street: Path, inits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Made
+) -> None:
+    made(name, backbone)
+    kept: list[ReIDModel] = []
+    original = launching_module.save_model
+    monkeypatch.setattr(
+        launching_module, "save_model", lambda model, folder: (kept.append(model), original(model, folder))
+    )
+    method = get_method(name)
+    short_run(method, street, tmp_path / "run", init_of(method, street, inits, backbone), backbone=backbone)
+    loaded, crops = clipreid.load(tmp_path / "run"), crops_of(kept[0])
+    assert loaded.method == name
+    torch.testing.assert_close(loaded.embed(crops), kept[0].eval().embed(crops), atol=1e-6, rtol=0)
+    first = loaded.embed(crops)
+    assert torch.equal(first, loaded.embed(crops))  # embedding twice is equal
+    torch.testing.assert_close(first.norm(dim=1), torch.ones(len(crops)))
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_published_loads_alike_and_holds_nothing_per_identity(
+    name: str, backbone: str, made: Made, tmp_path: Path
+) -> None:
+    run = made(name, backbone)
+    method = get_method(name)
+    files = package(run, "alice/demo")
+    assert "identities.safetensors" not in files
+    for file, content in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+    ours, theirs = clipreid.load(run), clipreid.load(tmp_path)
+    assert torch.equal(ours.embed(crops_of(ours)), theirs.embed(crops_of(ours)))
+    own = load_file(run / "identities.safetensors")
+    public = {key: x for file in files if file.endswith(".safetensors") for key, x in load(
+        (tmp_path / file).read_bytes()).items()}  # fmt: skip
+    for key, tensor in own.items():
+        assert key not in public
+        assert not any(x.shape == tensor.shape and torch.equal(x, tensor) for x in public.values()), key
+    full = method.build(clipreid.load_backbone(backbone), ours.config, 6)
+    assert not identity_state(full).keys() & public.keys()
+    config, hints = json.loads((tmp_path / "config.json").read_text()), get_type_hints(method.Config)
+    for key in config["config"]:
+        assert hints[key] not in (str, Path), f"a text or path is published: {key}"
+    card = (tmp_path / "README.md").read_text()
+    for identity in ("0001", "0002", "0003", "0004", "0005", "0006"):
+        assert not re.search(rf"(?<![\d.]){identity}(?!\d)", card)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_changes_what_a_stage_trains_and_nothing_else(
+    name: str, backbone: str, street: Path, inits: Path, tmp_path: Path, made: Made
+) -> None:
+    made(name, backbone)
+    method = get_method(name)
+    init = init_of(method, street, inits, backbone)
+    seen: list[str] = []
+
+    def watched(stage: Stage, run: Any) -> None:
+        declared = {
+            id(p) for optimiser in stage.optimisers for group in optimiser.param_groups for p in group["params"]
+        }
+        whole = {"module": stage.module, "image": run.backbone.image, "text": run.backbone.text}
+        before = {part: state_of(module) for part, module in whole.items()}
+        trainable = {id(p) for p in stage.module.parameters() if p.requires_grad}
+        assert declared <= trainable, f"{stage.name}: an optimiser has what is not trained by the module"
+        train_one_epoch(stage, run)
+        changed = 0
+        for part, module in whole.items():
+            for key, parameter in module.named_parameters():
+                if not torch.equal(parameter, before[part][key]):
+                    assert id(parameter) in declared, f"{stage.name} changed {part}.{key}"
+                    changed += 1
+        assert changed, f"{stage.name} trained nothing"
+        seen.append(stage.name)
+
+    def train_one_epoch(stage: Stage, run: Any) -> None:
+        original(dataclasses.replace(stage, epochs=1, after_epoch=None), run)
+
+    original = launching_module.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching_module, "train", watched)
+        short_run(method, street, tmp_path / "run", init, backbone=backbone)
+    assert seen == json.loads((tmp_path / "run" / "config.json").read_text())["stages"]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_interrupted_and_resumed_it_ends_bit_for_bit_as_uninterrupted(
+    name: str, street: Path, inits: Path, tmp_path: Path, made: Made
+) -> None:
+    whole, method = made(name, BACKBONES[0]), get_method(name)
+    init = init_of(method, street, inits, BACKBONES[0])
+    stages, progressed = json.loads((whole / "config.json").read_text())["stages"], Progress.update
+    for stage in stages:
+        run, steps = tmp_path / stage, [0]
+
+        def update(self: Progress, losses: dict[str, Tensor], images: int, stage: str = stage,
+                   steps: list[int] = steps) -> None:  # fmt: skip
+            progressed(self, losses, images)
+            if self.stage == stage and (steps.__setitem__(0, steps[0] + 1) or steps[0]) == self.steps // 2 + 1:
+                raise Killed
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Progress, "update", update)
+            with pytest.raises(Killed):
+                short_run(method, street, run, init, backbone=BACKBONES[0])
+        with pytest.raises(UserError, match="--resume"):
+            short_run(method, street, run, init, backbone=BACKBONES[0])
+        short_run(method, street, run, init, backbone=BACKBONES[0], resume=True)
+        assert_same_tensors(whole, run)
+
+
+def assert_same_tensors(a: Path, b: Path) -> None:
+    files = sorted(path.relative_to(a) for path in a.rglob("*.safetensors") if "checkpoints" not in path.parts)
+    assert files
+    for file in files:
+        x, y = load_file(a / file), load_file(b / file)
+        assert x.keys() == y.keys(), file
+        for key in x:
+            assert torch.equal(x[key], y[key]), (str(file), key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: Path, made: Made) -> None:
+    made(name, BACKBONES[0])
+    method = get_method(name)
+    init = init_of(method, street, inits, BACKBONES[0])
+    flags = [word for key, value in short(method).items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    flags += ["--identities-per-batch", "4", "--data", f"folder:{street}", "--threads", "1"]
+    flags += ["--init", str(init)] if init else []
+    found = []
+    for processes in (1, 2):
+        starter = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29531"]
+        command = [sys.executable, *starter, str(Path(__file__).parent / "launch_method.py"), name, *flags,
+                   "--output", str(tmp_path / str(processes))]  # fmt: skip
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        lines = [json.loads(line) for line in (tmp_path / str(processes) / "log.jsonl").read_text().splitlines()]
+        found.append([line for line in lines if "loss" in line])
+    assert [line["stage"] for line in found[0]] == [line["stage"] for line in found[1]]
+    for one, two in zip(*found, strict=True):
+        for key in (key for key in one if key.endswith("loss")):
+            assert one[key] == pytest.approx(two[key], rel=2e-4, abs=1e-5), (one["stage"], one["epoch"], key)
+
+
+def other_values(settings: type, value: Any, name: str) -> list[Any]:
+    """Values that a setting may have instead."""
+    hint = get_type_hints(settings)[name]
+    if words := choices_of(hint):
+        return [word for word in words if word != value]
+    if value is None and int in get_args(hint):
+        return [2, 5]
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, max(1, value // 8)] if value else [1, 100]
+    if isinstance(value, float):
+        low, high = range_of(settings, name) or (-math.inf, math.inf)
+        others = [new for new in (value * 3 if value else 0.5, value / 3, value + 0.25) if low < new < high]
+        return [new for new in [*others, *[low] * (name not in RATES)] if new != value and math.isfinite(new)]
+    if isinstance(value, tuple) and name == "milestones":
+        return [(1,)]
+    if Path in get_args(hint):
+        return [Path(__file__).parent / "two_lines.txt"]
+    return []
+
+
+def another_street(folder: Path) -> Path:
+    """Two more identities, for what matters with two data sets only."""
+    return paint_street(folder / "more", train=2, test=2)
+
+
+def is_flag(settings: type, name: str) -> bool:
+    """Whether users set it; what is suppressed comes from the data."""
+    return tyro.conf.Suppress not in getattr(get_type_hints(settings, include_extras=True)[name], "__metadata__", ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_changes_the_output(name: str, street: Path, tmp_path: Path) -> None:
+    """Alone, together with another choice of a word (`--schedule steps` for the milestones), on two data sets, or
+    without the run that is continued (whose tower decides some settings)."""
+    method, backbone = get_method(name), f"hf:{tmp_path / 'small'}"  # smaller than tiny-clip: there are many runs
+    write_tiny_folder(tmp_path / "small", context=32, clipreid={"image_size": [64, 32], "raw_logits": False})
+    continued, hints, count = init_of(method, street, tmp_path, backbone), get_type_hints(method.Config), [0]
+    prints: dict[str, str | None] = {}
+
+    def outcome(init: Path | None = continued, **given: Any) -> str | None:
+        """The tensors of a run with these settings, hashed; None where they are refused."""
+        key = json.dumps(given | {"init": init}, sort_keys=True, default=str)
+        if key not in prints:
+            count[0] += 1
+            run = tmp_path / str(count[0])
+            try:
+                with pytest.MonkeyPatch.context() as patch:  # training alone is looked at
+                    patch.setattr(launching_module, "measure", lambda *args: None)
+                    patch.setattr(launching_module, "results_table", lambda *args: "")
+                    short_run(method, street, run, init, backbone=backbone, **given)
+                model = clipreid.load(run)
+                parts = [
+                    file.read_bytes() for file in sorted(run.rglob("*.safetensors")) if "checkpoints" not in file.parts
+                ]
+                prints[key] = str(hash(b"".join([*parts, model.embed(crops_of(model)).numpy().tobytes()])))
+            except UserError:
+                prints[key] = None
+        return prints[key]
+
+    assert outcome() is not None
+    default = method.Config()
+    settled = configure(method, **short(method))[1]
+    contexts: list[dict[str, Any]] = [{}]
+    contexts += [
+        {key: word} for key, hint in hints.items() for word in choices_of(hint) if word != getattr(default, key)
+    ]
+    contexts.append({"data": (f"folder:{street}", f"folder:{another_street(tmp_path)}")})
+    contexts += [context | {"init": None} for context in contexts if continued is not None]
+    silent = []
+    for field in dataclasses.fields(method.Config):
+        if field.name in FREE or not is_flag(method.Config, field.name):
+            continue
+        value = getattr(settled, field.name)
+        values = other_values(method.Config, value, field.name)
+        assert values, f"no other value is known for {field.name}: {value!r}"
+        for context in contexts:
+            base = outcome(**context) if field.name not in context else None
+            if base and any(outcome(**context, **{field.name: other}) not in (None, base) for other in values):
+                contexts.remove(context)
+                contexts.insert(0, context)  # where one setting matters, the next one may as well
+                break
+        else:
+            silent.append(field.name)
+    assert not silent, f"settings that change nothing: {silent}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bad_values_are_refused(name: str) -> None:
+    method = get_method(name)
+    default = method.Config()
+    for field in dataclasses.fields(method.Config):
+        hint, value = get_type_hints(method.Config)[field.name], getattr(default, field.name)
+        if choices_of(hint):
+            bad: list[Any] = ["nonsense", 7]
+        elif isinstance(value, bool) or hint is str or Path in (hint, *get_args(hint)):
+            continue
+        else:
+            assert range_of(method.Config, field.name), f"{field.name} is a number without a range"
+            low, high = range_of(method.Config, field.name) or (0, 0)
+            bad = [low - 1, high + 1, math.nan, math.inf]
+            bad = [(number,) for number in bad] if isinstance(value, tuple) else bad
+        for each in bad:
+            with pytest.raises(UserError, match=f"--{field.name.replace('_', '-')}"):
+                check_values(dataclasses.replace(default, **{field.name: each}))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_presets_name_settings_that_there_are(name: str) -> None:
+    method = get_method(name)
+    assert {"default", "paper"} <= method.PRESETS.keys()
+    assert method.TINY.keys() == method.PRESETS.keys()
+    for preset in method.PRESETS:
+        for backbone in ("tiny-clip", "hf:openai/clip-vit-base-patch16"):
+            flags, config = configure(method, preset=preset, backbone=backbone)
+            check_values(flags)
+            check_values(config)
+    assert not {field.name for field in dataclasses.fields(method.Config)} & {
+        field.name for field in dataclasses.fields(RunConfig)
+    }
+    assert method.__doc__
+    assert "arXiv" in method.__doc__, "a method names its source"
+    assert all(callable(getattr(method, part)) for part in ("build", "stages"))

@@ -1,0 +1,304 @@
+"""The loop: what it does in a step and in an epoch, what it keeps, and that a resumed stage ends as a whole one."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from toys import SIZE, STEPS, toy_batches, toy_run, toy_stage, turns_stage, weights
+
+from clipreid.errors import UserError
+from clipreid.training import checkpoint
+from clipreid.training.batches import Lazy
+from clipreid.training.run import Run
+from clipreid.training.stage import Batch, Stage
+from clipreid.training.train import set_rates, train
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return toy_run(tmp_path / "run")
+
+
+def lines(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "log.jsonl").read_text().splitlines()]
+
+
+def kept(run: Run) -> list[str]:
+    return sorted(os.listdir(run.folder / "checkpoints"))
+
+
+def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# Steps ------------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_the_loop_that_anybody_would_write(run: Run) -> None:
+    """Losses summed, one step a batch, each group's rate times the factor of that moment, the teacher behind it."""
+    stage, plain = toy_stage(run), toy_stage(run)
+    train(stage, run)
+    (optimiser,), toy, teacher = plain.optimisers, plain.module.train(), plain.memory
+    means: list[dict[str, float]] = []
+    for epoch in range(4):
+        sums = {"id_loss": 0.0, "size_loss": 0.0}
+        for nth, batch in enumerate(toy_batches(run)(epoch)):
+            factor = 1 - (epoch + nth / STEPS) / 8
+            optimiser.param_groups[0]["lr"], optimiser.param_groups[1]["lr"] = 0.05 * factor, 0.01 * factor
+            losses = toy(batch)
+            optimiser.zero_grad()
+            (losses["id_loss"] + losses["size_loss"]).backward()
+            optimiser.step()
+            teacher.follow(toy)
+            sums = {name: value + losses[name].item() for name, value in sums.items()}
+        means.append({name: value / STEPS for name, value in sums.items()})
+    assert_equal(weights(stage), weights(plain))
+    assert int(stage.memory.steps) == 4 * STEPS
+    for nth, (line, mean) in enumerate(zip(lines(run), means, strict=True), start=1):
+        assert (line["stage"], line["epoch"], line["step"]) == ("toy", nth, nth * STEPS)
+        assert {name: line[name] for name in mean} == pytest.approx(mean)
+        assert line["loss"] == pytest.approx(sum(mean.values()))
+        assert line["rate"] == pytest.approx(0.05 * (1 - (nth - 1 / STEPS) / 8))  # of the last step
+    assert not stage.module.training
+
+
+def test_two_optimisers_take_turns_on_the_same_batch(run: Run) -> None:
+    """The second sees what the step of the first has changed, and each changes its own parameters only."""
+    stage, plain = turns_stage(run), turns_stage(run)
+    train(stage, run)
+    first, second = plain.optimisers
+    for epoch in range(2):
+        for batch in toy_batches(run)(epoch):
+            for turn, optimiser in enumerate((first, second)):
+                (loss,) = plain.module(batch, turn).values()
+                plain.module.zero_grad()
+                loss.backward()
+                optimiser.step()
+    assert_equal(weights(stage), weights(plain))
+    for line in lines(run):
+        assert {"first_loss", "second_loss"} <= line.keys()
+        assert line["loss"] == pytest.approx(line["first_loss"] + line["second_loss"])
+
+
+def test_rates_are_set_for_every_group_of_every_optimiser(run: Run) -> None:
+    """By its `base`, or its first rate, which is remembered: also by a checkpoint."""
+    stage = turns_stage(run, rate=lambda at: at / 2)
+    stage.optimisers[1].param_groups[0]["base"] = 8.0
+    for at, expected in ((0.5, [0.0125, 2.0]), (1.0, [0.025, 4.0]), (0.5, [0.0125, 2.0])):
+        set_rates(stage, at)
+        assert [optimiser.param_groups[0]["lr"] for optimiser in stage.optimisers] == pytest.approx(expected)
+    checkpoint.save(run.folder, stage, 1)
+    again = turns_stage(run, rate=lambda at: at / 2)
+    checkpoint.load(run.folder / "turns-00001", again)
+    set_rates(again, 1.0)
+    assert [optimiser.param_groups[0]["lr"] for optimiser in again.optimisers] == pytest.approx([0.025, 4.0])
+
+
+def test_the_rate_is_asked_for_fractions_of_epochs_from_0(run: Run) -> None:
+    asked: list[float] = []
+    train(toy_stage(run, rate=lambda at: asked.append(at) or 1.0, epochs=2), run)  # type: ignore[func-returns-value]
+    assert asked == pytest.approx([nth / STEPS for nth in range(2 * STEPS)])
+
+
+def test_batches_are_made_one_by_one_when_they_are_needed(run: Run) -> None:
+    """Whoever re-labels at the start of an epoch sees what the epoch before left."""
+    seen: list[str] = []
+
+    def batches(epoch: int) -> Lazy:
+        seen.append(f"epoch {epoch}")
+        whole = toy_batches(run)(epoch)
+        return Lazy(STEPS, lambda nth: seen.append(f"made {nth}") or whole[nth])  # type: ignore[func-returns-value]
+
+    stage = toy_stage(run, batches=batches, epochs=2, after_step=lambda batch: seen.append("step"))
+    stage.after_epoch = lambda done: seen.append(f"after {done}")
+    train(stage, run)
+    epoch = [word for nth in range(STEPS) for word in (f"made {nth}", "step")]
+    assert seen == ["epoch 0", *epoch, "after 1", "epoch 1", *epoch, "after 2"]
+
+
+def test_images_are_counted_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of the batch stands for as many images as there are processes, a shared batch for its own."""
+    from clipreid.training.harness import Progress
+
+    counted: list[int] = []
+    monkeypatch.setattr(Progress, "update", lambda self, losses, images: counted.append(images))
+    monkeypatch.setattr(Progress, "close_epochs", lambda *args, **more: None)
+    monkeypatch.setattr(Run, "processes", 2)
+    train(toy_stage(run, epochs=1), run)
+    train(toy_stage(run, name="other", epochs=1, shared=True), run)
+    assert counted == [2 * SIZE] * STEPS + [SIZE] * STEPS
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_not_finite_end_the_run_and_spoil_no_checkpoint(run: Run, value: float) -> None:
+    whole = toy_batches(run)
+
+    def batches(epoch: int) -> list[Batch]:
+        found = list(whole(epoch))
+        if epoch == 2:
+            found[1]["pixels"][0, 0] = value
+        return found
+
+    stage = toy_stage(run, batches=batches)
+    with pytest.raises(UserError, match=r"toy: id_loss, size_loss not finite in epoch 3: .*lower the learning rates"):
+        train(stage, run)
+    assert kept(run) == ["toy-00002"]
+    assert checkpoint.load(run.folder / "checkpoints" / "toy-00002", toy_stage(run)) == 2
+
+
+# Epochs -----------------------------------------------------------------------------------------------------------
+
+
+def test_lines_and_checkpoints_are_as_rare_as_asked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The last epoch has both."""
+    saved: list[int] = []
+    save = checkpoint.save
+    monkeypatch.setattr(
+        checkpoint, "save", lambda folder, stage, epoch: (saved.append(epoch), save(folder, stage, epoch))
+    )
+    train(toy_stage(run, epochs=7, line_every=3, checkpoint_every=2), run)
+    assert [line["epoch"] for line in lines(run)] == [3, 6, 7]
+    assert saved == [2, 4, 6, 7]
+    assert kept(run) == ["toy-00007"]
+    said = capsys.readouterr().out
+    assert said.count("toy  epoch") == 3
+    assert "toy  epoch 7/7" in said
+
+
+def test_a_memory_is_on_the_runs_device_before_the_stage_begins_or_resumes(run: Run) -> None:
+    for _ in range(2):  # trained, then taken from its checkpoint
+        stage, moved = toy_stage(run, epochs=1), []
+        stage.memory.to = lambda device, moved=moved: moved.append(device)  # type: ignore
+        train(stage, run)
+        assert moved == [run.device]
+
+
+def test_what_after_epoch_changes_is_in_the_checkpoint(run: Run) -> None:
+    def freeze(stage: Stage) -> Callable[[int], None]:
+        def after(done: int) -> None:
+            stage.memory.steps.fill_(-done)
+
+        return after
+
+    stage = toy_stage(run, epochs=2)
+    stage.after_epoch = freeze(stage)
+    train(stage, run)
+    again = toy_stage(run, epochs=2)
+    train(again, run)
+    assert int(again.memory.steps) == -2
+
+
+# Resume -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_stage_is_loaded_and_not_trained(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    stage = toy_stage(run)
+    train(stage, run)
+    before = lines(run)
+    capsys.readouterr()
+
+    def never(*args: Any) -> Any:
+        raise AssertionError("a finished stage is not trained")
+
+    again = toy_stage(run, batches=never, rate=never, after_step=never, after_epoch=never)
+    train(again, run)
+    assert_equal(weights(again), weights(stage))
+    assert not again.module.training
+    assert capsys.readouterr().out == f"toy  finished before: taken from {run.folder}\n"
+    assert lines(run) == before
+    other = turns_stage(run)  # another stage of the same run begins at its own start
+    train(other, run)
+    assert kept(run) == ["toy-00004", "turns-00002"]
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("make", [toy_stage, turns_stage])
+@pytest.mark.parametrize("every", [1, 2])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, make: Callable[..., Stage], every: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in every epoch, in the middle of one and between two; a stage made anew takes everything from the file."""
+    whole = toy_run(tmp_path / "whole")
+    expected = make(whole, epochs=5)
+    train(expected, whole)
+    run = toy_run(tmp_path / "killed")
+    for epoch, step in ((0, 1), (1, 2), (3, 0), (3, 1), (4, 2)):
+        stage = make(run, epochs=5, checkpoint_every=every)
+        batches = stage.batches
+
+        def dying(at: int, die: tuple[int, int] = (epoch, step), batches: Any = batches) -> Lazy:
+            def make_one(nth: int) -> Batch:
+                if (at, nth) == die:
+                    raise Killed
+                return batches(at)[nth]
+
+            return Lazy(STEPS, make_one)
+
+        stage.batches = dying
+        with pytest.raises(Killed):
+            train(stage, run)
+        assert kept_epoch(run) == epoch // every * every
+    capsys.readouterr()
+    torch.manual_seed(99)  # nothing of the random state of this process counts
+    stage = make(run, epochs=5, checkpoint_every=every)
+    train(stage, run)
+    assert capsys.readouterr().out.startswith(f"{stage.name}  resumes after epoch 4\n")
+    assert_equal(weights(stage), weights(expected))
+    for ours, theirs in zip(stage.optimisers, expected.optimisers, strict=True):
+        assert json.dumps(ours.state_dict()["param_groups"]) == json.dumps(theirs.state_dict()["param_groups"])
+        for entry, other in zip(
+            ours.state_dict()["state"].values(), theirs.state_dict()["state"].values(), strict=True
+        ):
+            assert all(torch.equal(torch.as_tensor(entry[key]), torch.as_tensor(other[key])) for key in other)
+    losses = {line["epoch"]: line["loss"] for line in lines(run)}
+    assert losses == {line["epoch"]: line["loss"] for line in lines(whole)}
+
+
+def kept_epoch(run: Run) -> int:
+    """The epochs of the last checkpoint, 0 without one."""
+    found = sorted((run.folder / "checkpoints").glob("*-*"))
+    return int(found[-1].name.rpartition("-")[2]) if found else 0
+
+
+def test_steps_of_a_resumed_stage_are_counted_on(run: Run) -> None:
+    train(toy_stage(run, epochs=2), run)
+    train(toy_stage(run, epochs=3), run)
+    assert [(line["epoch"], line["step"]) for line in lines(run)] == [(1, STEPS), (2, 2 * STEPS), (3, 3 * STEPS)]
+
+
+# Processes --------------------------------------------------------------------------------------------------------
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    """Of one optimiser, and of two that take turns: with several processes nobody waits for what a turn leaves out."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).with_name("toys.py")), str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    run = toy_run(tmp_path / "one")
+    found = load_file(tmp_path / "two" / "weights.safetensors")
+    for stage in (turns_stage(run), toy_stage(run)):
+        train(stage, run)
+        for name, expected in weights(stage).items():
+            torch.testing.assert_close(found[f"{stage.name}.{name}"], expected, atol=1e-5, rtol=1e-4)
+    both = zip(lines(run), lines(toy_run(tmp_path / "two")), strict=True)
+    assert all(one["loss"] == pytest.approx(two["loss"], abs=1e-5) for one, two in both)
