@@ -1,0 +1,23 @@
+"""Regularisers: losses that look at weights or features alone, not at labels."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def anchor_diversity_loss(anchors: Tensor) -> Tensor:
+    """How alike anchors are: the mean squared cosine of different ones (SAGA-ReID, arXiv 2604.22190, its code).
+
+    `1/(K(K-1)) sum_{i != j} cos(a_i, a_j)^2`: 0 where they are orthogonal, 1 where they are parallel. SAGA adds it with
+    weight 0.05, for the text anchors after their map.
+
+    Args:
+        anchors: [K, C] float; a single one gives 0.
+    """
+    count = len(anchors)
+    unit = F.normalize(anchors.float(), dim=1)
+    squared = (unit @ unit.T).square()  # [K, K]
+    others = ~torch.eye(count, dtype=torch.bool, device=anchors.device)
+    return (squared * others).sum() / max(1, count * (count - 1))
