@@ -1,11 +1,10 @@
-"""Makes the images of README.md from a finished run: the people in them are painted.
+"""Makes the images of README.md and the documentation from a finished run: the people in them are drawn.
 
     accelerate launch recipes/clipreid_stage2.py --output runs/demo
     python docs/make_images.py runs/demo
 
-Writes `ranked_lists.png` (the first results of zero-shot and of the run) and `strength.png` (in-domain and cross-domain
-precision over the strength).
-The images of a model card are made by `clipreid publish`.
+Writes `ranked_lists.png` (what zero-shot and the run rank first) and `strength.png` (in-domain and cross-domain figures
+over the strength). The images of a model card are made by `clipreid publish`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from clipreid.cli.evaluate_report import RANKED_LISTS
 from clipreid.cli.evaluate_strength import STRENGTH_FIGURE
 from clipreid.errors import print_user_errors
 
-IN_DOMAIN, CROSS_DOMAIN = "synthetic", "synthetic:new-cameras"  # never anything else: README shows nobody
+IN_DOMAIN, CROSS_DOMAIN = "synthetic", "synthetic:new-cameras"  # never anything else: README shows no real person
 
 
 def make_images(
@@ -34,20 +33,8 @@ def make_images(
     """Writes the images of `run` into `output`; returns the files."""
     with tempfile.TemporaryDirectory() as report:
         main(["evaluate", str(run), "--data", IN_DOMAIN, "--report", report, "--queries", str(queries)])
-        main(
-            [
-                "evaluate",
-                str(run),
-                "--data",
-                IN_DOMAIN,
-                "--data",
-                CROSS_DOMAIN,
-                "--strength",
-                strengths,
-                "--report",
-                report,
-            ]
-        )
+        both = ["--data", IN_DOMAIN, "--data", CROSS_DOMAIN]
+        main(["evaluate", str(run), *both, "--strength", strengths, "--report", report])
         return [Path(shutil.copy(Path(report) / name, output / name)) for name in (RANKED_LISTS, STRENGTH_FIGURE)]
 
 
