@@ -96,7 +96,7 @@ def test_images_that_are_mended_meanwhile_stop_the_run(broken: Path, street: Pat
     run = opened(broken, tmp_path, skip_bad=True)
     name = "train/0001_c1s1_000001_00.jpg"
     shutil.copy(street / name, broken / name)
-    with pytest.raises(UserError, match="the training pictures changed while the run was being prepared: start it"):
+    with pytest.raises(UserError, match="the training images changed while the run was being prepared: start it"):
         run.crops("bicubic")
 
 

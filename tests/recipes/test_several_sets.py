@@ -263,7 +263,7 @@ def test_the_same_cameras_of_several_sets_are_refused(
         "method": "clip_reid",
         "backbone": {"name": "x"},
         "run": {"data": [street, vehicles]},
-        "config": {"sie": "camera"},
+        "config": {"sie": "camera", "cameras": [0, 1]},
     }
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     with pytest.raises(SystemExit):
