@@ -218,7 +218,7 @@ def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: P
     flags += ["--init", str(init)] if init else []
     found = []
     for processes in (1, 2):
-        starter = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29531"]
+        starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         command = [sys.executable, *starter, str(Path(__file__).parent / "launch_method.py"), name, *flags,
                    "--output", str(tmp_path / str(processes))]  # fmt: skip
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}

@@ -627,7 +627,7 @@ def test_two_processes_are_one_in_joint_mode(street: Path, init: Path, tmp_path:
     flags = ["--mode", "joint", "--init", str(init), "--epochs", "2", "--prompt-epochs", "2", "-P", "4", "-K", "2"]
     found = []
     for processes in (1, 2):
-        starter = ["-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29533"]
+        starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         output = ["--threads", "1", "--output", str(tmp_path / str(processes))]
         command = [sys.executable, *starter, str(ROOT / "recipes" / "saga.py"), *flags, *output]
         environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
