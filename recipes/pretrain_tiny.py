@@ -45,6 +45,7 @@ class Config:
         None  # go on from the state and tokenizer in this folder, with a fresh optimiser
     )
     images: int = 60_000  # painted once, seen several times
+    held_out: int = 400  # further ones, to measure with
     steps: int = 1_400
     batch: int = 256
     rate: float = 1e-3  # AdamW, linear warm-up over 5 % of the steps, then cosine to zero
@@ -104,7 +105,7 @@ def main(config: Config) -> None:
     rng, clip, started = np.random.default_rng([3, config.seed]), config.family == "clip", time.time()
     print(f"painting {config.images} captioned images", flush=True)
     train = captioned_images(config.images, seed=config.seed * 2 + 10, processes=config.threads)
-    held_out = captioned_images(400, seed=config.seed * 2 + 11, processes=config.threads)
+    held_out = captioned_images(config.held_out, seed=config.seed * 2 + 11, processes=config.threads)
     saved = config.init / "tokenizer.json" if config.init else None
     tokenizer = Tokenizer.from_file(str(saved)) if saved else train_tokenizer([*train.captions(rng), *[EXTRA] * 50])
     backbone = build(config, tokenizer).to(device)

@@ -14,7 +14,7 @@ from clipreid.data.images import INTERPOLATIONS
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import share, write_json
-from clipreid.hub.plain import PLAIN, merged_lines
+from clipreid.hub.plain import merged_lines, plain_settings
 from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 
@@ -47,8 +47,8 @@ def check_merged(config: dict[str, Any]) -> None:
         why = f"{source['name']} is none of transformers' CLIP or SigLIP towers"
     elif stride is not None and stride != patch:
         why = f"its patches overlap (stride {stride}), and transformers' towers have no stride of their own"
-    elif config["method"] not in PLAIN:
-        why = f"the method {config['method']} is not among those whose features are a tower's own ({', '.join(PLAIN)})"
+    elif plain_settings(config["method"]) is None:
+        why = f"the method {config['method']} is not among those whose features are shown to be a tower's own"
     elif tuning == "head":
         why = "it trained linear maps behind the tower, which transformers' image models have no place for"
     if why is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import TINY, is_image_only
+from clipreid.methods import get_method, method_names
 from clipreid.model import ReIDModel
 
 # open_clip's names of OpenAI's weights and the Hub's repositories of the same weights, in transformers' layout
@@ -18,12 +19,16 @@ OPENAI = {
     "open_clip:ViT-L-14-quickgelu/openai": "openai/clip-vit-large-patch14",
     "open_clip:ViT-L-14-336-quickgelu/openai": "openai/clip-vit-large-patch14-336",
 }
-# Methods and settings whose features peft and transformers are *shown* to give (tests/hub/test_plain.py): what is not
-# here is not plain.
-PLAIN: dict[str, dict[str, tuple[Any, ...]]] = {
-    "clip_reid": {"tuning": ("lora",), "sie": ("none",), "aggregation": ("cls", "mean")},
-}
 CLASSES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # of transformers, by family
+
+
+def plain_settings(method: str) -> dict[str, tuple[Any, ...]] | None:
+    """The values of a method's settings with which peft and transformers are *shown* to give its features.
+
+    They stand in the method's file (`PLAIN`), and tests/hub/test_plain.py tries each; what is not there is not plain.
+    None for a method that names none, and for one that this version does not have.
+    """
+    return getattr(get_method(method), "PLAIN", None) if method in method_names() else None
 
 
 def transformers_base(backbone: str) -> str | None:
@@ -49,7 +54,8 @@ def plain_base(config: dict[str, Any]) -> tuple[str | None, str | None]:
 
     Returns:
         (base, reason): `transformers_base` of its backbone, and None if peft and transformers with
-        `interpolate_pos_encoding=True` are shown to give equal features (`PLAIN`), else a sentence that says why not.
+        `interpolate_pos_encoding=True` are shown to give equal features (`plain_settings`), else a sentence that says
+        why not.
     """
     base = transformers_base(config["backbone"]["name"])
     return base, next(iter(_reasons(base, config)), None)
@@ -57,7 +63,7 @@ def plain_base(config: dict[str, Any]) -> tuple[str | None, str | None]:
 
 def _reasons(base: str | None, config: dict[str, Any]) -> list[str]:
     source, method, settings = config["backbone"], config["method"], config["config"]
-    name, tuning, sie = source["name"], settings.get("tuning"), settings.get("sie", "none")
+    name, tuning, shown = source["name"], settings.get("tuning"), plain_settings(method)
     if name == IMPORTED:
         return ["it was imported as a whole image tower: there is no adapter"]
     found = {
@@ -65,16 +71,17 @@ def _reasons(base: str | None, config: dict[str, Any]) -> list[str]:
         "all weights of the image tower were trained: there is no adapter": tuning == "full",
         "a linear map on the frozen features was trained: there is no adapter": tuning == "head",
         f"its patches overlap (stride {source.get('stride')}), which transformers' towers cannot": source.get("stride"),
-        f"it adds side information (sie {sie}) to the tokens, which transformers' towers cannot": sie != "none",
         "its position table was resized bilinearly, and transformers resizes it bicubically": (
             source.get("positions") == "bilinear"
         ),
         f"no repository in transformers' layout is known for certain to hold the weights of {name}": base is None,
-        f"its method, {method}, is not among those that are shown to work without clipreid": method not in PLAIN,
+        f"its method, {method}, is not among those that are shown to work without clipreid": shown is None,
     }
     reasons = [reason for reason, holds in found.items() if holds]
-    odd = [flag for flag, shown in PLAIN.get(method, {}).items() if settings.get(flag, shown[0]) not in shown]
-    return reasons or [f"its {flag}, {settings[flag]}, is not shown to work without clipreid" for flag in odd]
+    odd = [flag for flag, values in (shown or {}).items() if settings.get(flag, values[0]) not in values]
+    return reasons or [
+        f"it has {flag} {settings[flag]}, which transformers' towers are not shown to do" for flag in odd
+    ]
 
 
 def plain_facts(source: dict[str, Any], model: ReIDModel) -> dict[str, Any]:

@@ -150,6 +150,9 @@ TINY: dict[str, dict[str, Any]] = {
 # What shapes the tower and what is trained of it: another method takes these over from the run that it continues.
 TOWER_FLAGS = ("tuning", "aggregation", "sie", "sie_coefficient", "cameras", "views", "lora_rank", "lora_alpha")
 
+# With these values peft and transformers alone give the features of a run (shown by tests/hub/test_plain.py).
+PLAIN: dict[str, tuple[Any, ...]] = {"tuning": ("lora",), "sie": ("none",), "aggregation": ("cls", "mean")}
+
 # Settings that matter to one stage only: they may still change while the other has not begun.
 STAGE_FLAGS = {
     "stage1": ("prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "prompt_tokens"),

@@ -279,7 +279,7 @@ def test_a_model_without_text_cannot_be_asked_in_words(there: Path, tmp_path: Pa
 
 @pytest.mark.slow
 def test_under_torchrun_the_processes_share_the_work(there: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29531"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     embed = [
         "-m",
         "clipreid",

@@ -26,7 +26,13 @@ import pytest
 import tyro
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+METHODS = {file.stem for file in (ROOT / "clipreid" / "methods").glob("*.py")} | {"index"}
+# a page and a recipe belong to their method: where its file is deleted, they are not read either
+PAGES = [
+    page
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if page.parent.name != "methods" or page.stem in METHODS
+]
 BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 OTHERS = (".", "bash", "git", "hf", "jupyter", "mkdocs", "pip", "pre-commit", "pytest", "python3")  # not ours
 FLAGS_OF_OTHERS = {"--nproc_per_node", "--strict"}
@@ -81,9 +87,19 @@ def commands(code: str) -> Iterator[list[str]]:
             yield words
 
 
+def recipes() -> list[Path]:
+    """All recipes, but for those of a method that there is not."""
+
+    def methods(file: Path) -> set[str]:
+        imports = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+        return {name.name for node in imports if node.module == "clipreid.methods" for name in node.names}
+
+    return [file for file in sorted((ROOT / "recipes").glob("*.py")) if methods(file) <= METHODS]
+
+
 def recipe_commands() -> Iterator[tuple[str, list[str]]]:
     """The usage lines in the docstrings of the recipes: the recipe, and the words of the command line."""
-    for file in sorted((ROOT / "recipes").glob("*.py")):
+    for file in recipes():
         for line in (ast.get_docstring(ast.parse(file.read_text())) or "").replace("\\\n", " ").splitlines():
             if re.match(r"\s*(accelerate|torchrun|python|clipreid) ", line):
                 for words in commands(line.strip()):

@@ -24,6 +24,7 @@ from pages import (
     parse,
     pieces,
     recipe_commands,
+    recipes,
     slugs,
 )
 
@@ -157,7 +158,7 @@ def test_every_flag_that_is_named_in_the_text_exists(
     assert subcommands
     programs = [["clipreid", word] for word in subcommands[1].split(",") if word != "data"]
     programs += [["clipreid", "data", "check"], ["clipreid", "data", "convert"]]
-    programs += [["python", f"recipes/{file.name}"] for file in sorted((ROOT / "recipes").glob("*.py"))]
+    programs += [["python", f"recipes/{file.name}"] for file in recipes()]
     programs += [["python", "docs/make_images.py"]]
     flags = {" ".join(words): flags_of(words, monkeypatch, capsys) for words in programs}
     flags["python -m clipreid.data.synthetic"] = {"--sheet"}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from processes import in_processes
 from torch import Tensor
 
 from clipreid.errors import UserError
-from clipreid.evaluation import extract
+from clipreid.evaluation import evaluate, extract
 
 
 def images(n: int) -> np.ndarray:
@@ -97,53 +96,28 @@ def test_an_image_embedded_twice_is_a_defect() -> None:
         extract(embed, images(4), accelerator=Repeats())
 
 
-WORKER = """
-import sys
-import numpy as np
-import torch
-from accelerate import Accelerator
-from clipreid.evaluation import evaluate, extract
+def worker(folder: Path) -> None:
+    accelerator = Accelerator()
+    assert accelerator.num_processes == 2
+    rng = np.random.default_rng(0)
+    for n, batch_size in ((1, 4), (7, 2), (8, 4), (21, 4)):
+        pixels = rng.integers(0, 256, (n, 3, 6, 4), dtype=np.uint8)
 
-accelerator = Accelerator()
-assert accelerator.num_processes == 2, accelerator.num_processes
-rng = np.random.default_rng(0)
-for n, batch_size in ((1, 4), (7, 2), (8, 4), (21, 4)):
-    pixels = rng.integers(0, 256, (n, 3, 6, 4), dtype=np.uint8)
-    embed = lambda batch: batch.flatten(1).float()
-    two = lambda batch: {"x": embed(batch), "y": embed(batch)[:, :1]}
-    features = extract(two, pixels, batch_size=batch_size, accelerator=accelerator)
-    assert torch.equal(features["x"], embed(torch.from_numpy(pixels))), n
-    assert torch.equal(features["y"], features["x"][:, :1]), n
-table = {"identity": [0, 1, 2] * 7}
-report = evaluate(features["x"], features["x"], table, table)
-open(f"{sys.argv[1]}/{accelerator.process_index}.txt", "w").write(repr(report.metrics))
-accelerator.wait_for_everyone()
-accelerator.end_training()  # a process that leaves first would abort the other one
-"""
+        def two(batch: Tensor) -> dict[str, Tensor]:
+            return {"x": batch.flatten(1).float(), "y": batch.flatten(1).float()[:, :1]}
+
+        features = extract(two, pixels, batch_size=batch_size, accelerator=accelerator)
+        assert isinstance(features, dict)
+        assert torch.equal(features["x"], torch.from_numpy(pixels).flatten(1).float()), n
+        assert torch.equal(features["y"], features["x"][:, :1]), n
+    table = {"identity": [0, 1, 2] * 7}
+    report = evaluate(features["x"], features["x"], table, table)
+    (folder / f"{accelerator.process_index}.txt").write_text(repr(report.metrics))
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # a process that leaves first would abort the other one
 
 
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER)
-    root = str(Path(__file__).parents[2])
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            "--rdzv-backend=c10d",
-            "--rdzv-endpoint=localhost:0",
-            str(script),
-            str(tmp_path),
-        ],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr[-4000:]
+    in_processes(2, worker, tmp_path)
     first, second = ((tmp_path / f"{i}.txt").read_text() for i in (0, 1))
     assert first == second

@@ -20,8 +20,8 @@ from clipreid.config import choices_of
 from clipreid.errors import UserError
 from clipreid.export import check_merged
 from clipreid.hub import CONFIG, backbone_record
-from clipreid.hub.plain import OPENAI, PLAIN, plain_base, plain_lines
-from clipreid.methods import build, clip_reid, get_method
+from clipreid.hub.plain import OPENAI, plain_base, plain_lines, plain_settings
+from clipreid.methods import build, clip_reid, get_method, method_names
 from clipreid.model import ReIDModel, untrained_model
 
 Folder = Callable[[str], Path]
@@ -148,7 +148,7 @@ def config_of(backbone: dict[str, Any] | None = None, method: str = "clip_reid",
 IMPORTED = config_of(tuning="full") | {"backbone": {"name": "imported", "vision": {}}}
 REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "overlapping": (config_of({"stride": 12}), "patches overlap (stride 12)"),
-    "sie": (config_of(sie="camera"), "side information (sie camera)"),
+    "sie": (config_of(sie="camera"), "it has sie camera, which transformers' towers are not shown to do"),
     "bilinear": (config_of({"positions": "bilinear"}), "resized bilinearly"),
     "full": (config_of(tuning="full"), "all weights of the image tower were trained"),
     "head": (config_of(tuning="head"), "a linear map on the frozen features"),
@@ -157,8 +157,8 @@ REASONS: dict[str, tuple[dict[str, Any], str]] = {
     "imported": (IMPORTED, "it was imported"),
     "another tag": (config_of({"name": "open_clip:ViT-B-16-SigLIP2-256/webli"}), "no repository in transformers'"),
     "another method": (config_of(method="magic"), "its method, magic, is not among those that are shown to work"),
-    "another aggregation": (config_of(aggregation="max"), "its aggregation, max, is not shown to work without"),
-    "another tuning": (config_of(tuning="dora"), "its tuning, dora, is not shown to work without clipreid"),
+    "another aggregation": (config_of(aggregation="max"), "it has aggregation max, which"),
+    "another tuning": (config_of(tuning="dora"), "it has tuning dora, which"),
 }
 
 
@@ -199,6 +199,7 @@ OF_TRAINING = {
     },
 }  # fmt: skip
 IN_ADAPTER_CONFIG = {"lora_rank", "lora_alpha"}
+PLAIN = {name: shown for name in method_names() if (shown := plain_settings(name)) is not None}
 
 
 def other(value: Any, hint: Any) -> Any:

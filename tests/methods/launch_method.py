@@ -1,9 +1,11 @@
-"""`python launch_method.py METHOD FLAGS`: the recipe that every method could have."""
+"""The recipe that every method could have, for `in_processes`."""
 
 import sys
 
 from clipreid.methods import get_method
 from clipreid.training.launch import launch
 
-if __name__ == "__main__":
-    launch(get_method(sys.argv.pop(1)), __doc__)
+
+def launch_method(name: str, *flags: str) -> None:
+    sys.argv[1:] = flags
+    launch(get_method(name), __doc__)

@@ -3,10 +3,7 @@
 import dataclasses
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -14,7 +11,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 import tyro
-from launching import ROOT, paint_street
+from launch_method import launch_method
+from launching import paint_street
+from processes import in_processes
 from safetensors.torch import load, load_file
 from short_runs import BACKBONES, init_of, short, short_run
 from tiny_models import write_tiny_folder
@@ -207,7 +206,6 @@ def assert_same_tensors(a: Path, b: Path) -> None:
             assert torch.equal(x[key], y[key]), (str(file), key)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: Path, made: Made) -> None:
     made(name, BACKBONES[0])
@@ -218,13 +216,9 @@ def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: P
     flags += ["--init", str(init)] if init else []
     found = []
     for processes in (1, 2):
-        starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        command = [sys.executable, *starter, str(Path(__file__).parent / "launch_method.py"), name, *flags,
-                   "--output", str(tmp_path / str(processes))]  # fmt: skip
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        lines = [json.loads(line) for line in (tmp_path / str(processes) / "log.jsonl").read_text().splitlines()]
+        run = tmp_path / str(processes)
+        in_processes(processes, launch_method, name, *flags, "--output", str(run))
+        lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         found.append([line for line in lines if "loss" in line])
     assert [line["stage"] for line in found[0]] == [line["stage"] for line in found[1]]
     for one, two in zip(*found, strict=True):

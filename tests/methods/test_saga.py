@@ -3,9 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from image_only import save_timm
-from launching import ROOT, paint_street
+from launch_method import launch_method
+from launching import paint_street
+from processes import in_processes
 from safetensors.torch import load_file
 from short_runs import short, short_run
 from torch import Tensor
@@ -622,18 +621,13 @@ def test_it_learns(mode: str, street: Path, init: Path, tmp_path: Path) -> None:
     assert lines[-1]["diversity_loss"] < lines[0]["diversity_loss"]
 
 
-@pytest.mark.slow
 def test_two_processes_are_one_in_joint_mode(street: Path, init: Path, tmp_path: Path) -> None:
     flags = ["--mode", "joint", "--init", str(init), "--epochs", "2", "--prompt-epochs", "2", "-P", "4", "-K", "2"]
     found = []
     for processes in (1, 2):
-        starter = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        output = ["--threads", "1", "--output", str(tmp_path / str(processes))]
-        command = [sys.executable, *starter, str(ROOT / "recipes" / "saga.py"), *flags, *output]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found.append(losses_of(tmp_path / str(processes)))
+        run = tmp_path / str(processes)
+        in_processes(processes, launch_method, "saga", *flags, "--threads", "1", "--output", str(run))
+        found.append(losses_of(run))
     for one, two in zip(*found, strict=True):
         for key in (key for key in one if key.endswith("loss")):
             assert one[key] == pytest.approx(two[key], rel=2e-4, abs=1e-5), (one["epoch"], key)

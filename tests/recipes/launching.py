@@ -27,6 +27,6 @@ def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
 def command(recipe: str, *flags: object, processes: int = 1) -> list[str]:
     """`accelerate launch` for one process; torchrun for several, for accelerate starts one on a CPU."""
     one = ["accelerate.commands.launch", "--cpu", "--num_processes", "1"]
-    several = ["torch.distributed.run", "--nproc_per_node", str(processes), "--master_port", "29517"]
+    several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     starter = one if processes == 1 else several
     return [sys.executable, "-m", *starter, str(ROOT / "recipes" / recipe), *map(str, flags)]

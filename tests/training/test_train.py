@@ -2,17 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from processes import in_processes
 from safetensors.torch import load_file
 from torch import Tensor
-from toys import SIZE, STEPS, toy_batches, toy_run, toy_stage, turns_stage, weights
+from toys import SIZE, STEPS, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
 
 from clipreid.errors import UserError
 from clipreid.training import checkpoint
@@ -286,14 +285,7 @@ def test_steps_of_a_resumed_stage_are_counted_on(run: Run) -> None:
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     """Of one optimiser, and of two that take turns: with several processes nobody waits for what a turn leaves out."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29523"]
-    done = subprocess.run(
-        [*command, str(Path(__file__).with_name("toys.py")), str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    in_processes(2, train_both, tmp_path / "two")
     run = toy_run(tmp_path / "one")
     found = load_file(tmp_path / "two" / "weights.safetensors")
     for stage in (turns_stage(run), toy_stage(run)):

@@ -1,9 +1,5 @@
-"""A run, and stages as small as they can be, for tests of the loop.
+"""A run, and stages as small as they can be, for tests of the loop."""
 
-`torchrun toys.py FOLDER` trains two of them with several processes, and writes their weights.
-"""
-
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,9 +132,9 @@ def weights(stage: Stage) -> dict[str, Tensor]:
     return {name: x.detach().clone() for name, x in found.items()}
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    run = toy_run(Path(sys.argv[1]))
+def train_both(folder: Path) -> None:
+    """Trains two of the stages, for several processes, and writes their weights."""
+    run = toy_run(folder)
     stages = (turns_stage(run), toy_stage(run))
     for stage in stages:
         train(stage, run)

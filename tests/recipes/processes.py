@@ -1,0 +1,47 @@
+"""Functions in several processes of one group, as torchrun starts them.
+
+They are forked from a server that has imported torch and clipreid once: starting Python anew takes ten times as long as
+what these tests do. `tests/recipes/test_two_stage.py` starts torchrun itself.
+"""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def in_processes(count: int, function: Callable[..., Any], *args: Any) -> None:
+    """`function(*args)` in each of `count` processes; it must be importable by its module's name.
+
+    Raises:
+        AssertionError: one of them failed (its traceback is printed) or did not end in 240 seconds.
+    """
+    context: Any = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["clipreid.training.launch", "clipreid.methods.clip_reid", "clipreid.methods.saga"])
+    port = free_port()
+    members = [context.Process(target=_member, args=(rank, count, port, function, args)) for rank in range(count)]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(240)
+    codes = [member.exitcode for member in members]
+    for member in members:
+        member.kill()
+    assert codes == [0] * count, f"exit codes {codes}"
+
+
+def _member(rank: int, count: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    import torch
+
+    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in group.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"})
+    torch.set_num_threads(1)
+    function(*args)
