@@ -18,7 +18,7 @@ def test_the_images_of_the_readme_are_made_by_a_command(tmp_path: Path, monkeypa
     small = [f"folder:{paint_street(tmp_path / name, train=2, test=4)}" for name in ("street", "other")]
     monkeypatch.setitem(make.__globals__, "IN_DOMAIN", small[0])
     monkeypatch.setitem(make.__globals__, "CROSS_DOMAIN", small[1])
-    run = finished(tmp_path / "run", data=small[0])
+    run = finished(tmp_path / "run", data="synthetic")
     output = tmp_path / "docs"
     output.mkdir()
     files = make(run, output, queries=1, strengths="0,1")
