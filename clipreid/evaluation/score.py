@@ -14,6 +14,7 @@ from clipreid.data import ReIDData, Split, pixel_cache, raise_known
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.gaps import check_captions
+from clipreid.evaluation.health import Health, measure_health
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import get_protocol
 from clipreid.evaluation.report import Report
@@ -39,6 +40,7 @@ class Scored:
     gallery: Split
     bad: int  # images left out because they could not be decoded
     metric: Metric = field(default_factory=Cosine)  # of the test feature
+    _health: dict[str, Health | None] = field(default_factory=dict, repr=False)
 
     @property
     def feature(self) -> str:
@@ -68,8 +70,32 @@ class Scored:
         """What `metrics.json` keeps: the report of `feature`, its name, its CMC, and the figures of every part."""
         feature = feature or self.feature
         report, parts = self.reports[feature], {part: report.metrics for part, report in self.reports.items()}
+        health = self.health(feature)
         curve = {} if report.std else {"cmc": [round(float(share), 4) for share in report.cmc()[1]]}  # ranks 1..20
-        return report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | curve
+        spread = {} if health is None else {"health": health.to_dict()}
+        return report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | curve | spread
+
+    def health(self, feature: str | None = None) -> Health | None:
+        """How the features are spread, and what storing them in few bits costs; computed once for each feature.
+
+        None where queries are captions, galleries are drawn, the metric is not the cosine, or all images are of one
+        identity.
+        """
+        feature = feature or self.feature
+        if feature not in self._health:
+            self._health[feature] = self._measure_health(feature)
+        return self._health[feature]
+
+    def _measure_health(self, feature: str) -> Health | None:
+        rules, identities = get_protocol(self.reports[feature].protocol), self.gallery.identities
+        if rules.captions or rules.draws or not self.metric.cosine or len(set(identities)) < 2:
+            return None
+        tables = self.query.metadata(), self.gallery.metadata()
+
+        def mean_ap(query: Tensor, gallery: Tensor) -> float:
+            return evaluate(query, gallery, tables[0], tables[1], protocol=rules).metrics["mAP"]
+
+        return measure_health(self.query_features[feature], self.gallery_features[feature], identities, mean_ap)
 
     def similarity(self, feature: str | None = None) -> Tensor:
         """[Q, G]: cosines, or what the model's metric says of its test feature."""

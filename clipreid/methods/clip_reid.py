@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from tyro.conf import Suppress, arg
 
 from clipreid.backbones import Backbone, check_fits, check_processes
-from clipreid.config import RunConfig, none_is
+from clipreid.config import Between, RunConfig, none_is
 from clipreid.data import normalise, seed_for
 from clipreid.distributed import gather
 from clipreid.evaluation import extract
 from clipreid.hooks import TokenHook
 from clipreid.hooks.side import SideEmbedding, check_cls, known_numbers
-from clipreid.losses import id_loss, image_text_logits, supcon_loss, triplet_loss
+from clipreid.losses import id_loss, image_text_logits, keep_loss, supcon_loss, triplet_loss
 from clipreid.model import Output, ReIDModel, default_aggregator
 from clipreid.prompts import IdentityPrompts
+from clipreid.training.averages import averaged
 from clipreid.training.batches import feature_batches, fit_batches, image_batches
 from clipreid.training.drift import report_drift
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
@@ -102,12 +103,24 @@ class Config:
     """Of the labels, in the identity and image-to-text losses"""
     margin: float = 0.3
     """Of the triplet loss"""
+    soft_margin: bool = False
+    """A triplet loss without margin, which goes on pushing what is in order"""
+    triplet_features: Literal["raw", "unit"] = "raw"
+    """What the triplet loss compares: features as they come (as published); unit: of unit length, as retrieval does"""
+    triplet_taps: Literal["all", "test"] = "all"
+    """all: on three features, as published; test: on the two that retrieval compares"""
     weight_id: float = 0.25
     """Weight of the identity loss"""
     weight_triplet: float = 1.0
     """Weight of the triplet loss"""
     weight_i2t: float = 1.0
     """Weight of the image-to-text loss"""
+    i2t_scale: Annotated[float | None, Between(0, 1e4), none_is("the backbone's own")] = None
+    """Factor on the cosines of the image-to-text loss"""
+    weight_keep: Annotated[float, Between(0, 1e3)] = 0.0
+    """Weight of keeping, for each image, what the frozen tower said of it: the image-to-text logits (KL divergence)"""
+    average: Annotated[float, Between(0, 0.9999)] = 0.0
+    """Stage 2 ends with an exponential moving average of its weights along the steps, with this decay; 0: the last"""
     pad: int = 10
     """Augmentation: pixels of padding before a random crop, at a height of 256"""
     flip: float = 0.5
@@ -159,7 +172,8 @@ STAGE_FLAGS = {
     "stage2": (
         *TOWER_FLAGS, "prompts", "epochs", "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser",
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
-        "images_per_identity", "balance", "smoothing", "margin", "weight_id", "weight_triplet", "weight_i2t", "pad",
+        "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
+        "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "weight_keep", "average", "pad",
         "flip", "erase", "train_interpolation", "precision", "validate", "test",
     ),
 }  # fmt: skip
@@ -319,18 +333,31 @@ def separability(features: Tensor, bank: Tensor, labels: Tensor, scale: float | 
 
 
 class Tuning(nn.Module):
-    """Stage 2 as a module: a batch of augmented images to the three weighted losses (equation 9)."""
+    """Stage 2 as a module: a batch of augmented images to the weighted losses (equation 9).
 
-    def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
+    bank: [I, E] fixed text features; None leaves out what needs texts.  scale: temperature of image-text logits.
+    frozen: [N, E] features of the training images by the tower as it was, for `weight_keep`.
+    """
+
+    def __init__(
+        self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config, frozen: Tensor | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.scale, self.config = model, scale, config
-        self.bank = bank  # [I, E], fixed: no buffer
+        self.model, self.bank, self.scale, self.config = model, bank, config.i2t_scale or scale, config  # no buffers
+        self.before = None if frozen is None or bank is None else image_text_logits(frozen, bank, self.scale)  # [N, I]
 
     def forward(self, batch: Batch) -> Losses:
         """This process's "pixels" [B, 3, H, W] and "labels" [B] (and "cameras", "views") to the global losses."""
-        output = self.model(batch)
-        with full_precision(batch["pixels"].device):
-            return tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
+        return self.losses(self.model(batch), batch)
+
+    def losses(self, output: Output, batch: Batch) -> Losses:
+        """Features and logits of all processes to the losses; the batch is this process's."""
+        with full_precision(batch["labels"].device):
+            losses = tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
+            if self.before is not None and self.bank is not None:
+                now = image_text_logits(output.features["projection"], self.bank, self.scale)  # [G, I]
+                losses["keep_loss"] = self.config.weight_keep * keep_loss(now, self.before[gather(batch["rows"])])
+            return losses
 
 
 def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: float | None, config: Config) -> Losses:
@@ -343,7 +370,8 @@ def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: floa
         scale: temperature of image-text logits, None for raw dot products.
     """
     identity = [id_loss(x, labels, config.smoothing) for x in output.logits.values()]
-    triplet = [triplet_loss(x, labels, config.margin) for x in output.features.values()]
+    compared = output.features if config.triplet_taps == "all" else output.logits  # by name
+    triplet = [triplet_of(output.features[name], labels, config) for name in compared]
     losses = {
         "id_loss": config.weight_id * sum(identity[1:], start=identity[0]),
         "triplet_loss": config.weight_triplet * sum(triplet[1:], start=triplet[0]),
@@ -354,14 +382,28 @@ def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: floa
     return losses
 
 
+def triplet_of(feature: Tensor, labels: Tensor, config: Config) -> Tensor:
+    """The triplet loss of one feature [G, D] as the settings want it."""
+    unit = config.triplet_features == "unit"
+    return triplet_loss(feature, labels, config.margin, normalise=unit, soft=config.soft_margin)
+
+
+def frozen_features(run: Run, model: ReIDModel, bank: Tensor | None, config: Config) -> Tensor | None:
+    """[N, E] for `weight_keep`, before anything is trained; None where nothing is to be kept."""
+    return image_features(run, model) if config.weight_keep and bank is not None else None
+
+
 def tuning_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config) -> Stage:
     """PK batches of augmented images, one optimiser."""
-    return Stage(
-        name="stage2",
-        module=Tuning(model, bank, text_scale(run.backbone), config),
-        batches=image_batches(run),
-        optimisers=(stage_optimiser(model, config),),
-        rate=stage_rate(config),
-        epochs=config.epochs,
-        checkpoint_every=config.checkpoint_every,
+    return averaged(
+        Stage(
+            name="stage2",
+            module=Tuning(model, bank, text_scale(run.backbone), config, frozen_features(run, model, bank, config)),
+            batches=image_batches(run),
+            optimisers=(stage_optimiser(model, config),),
+            rate=stage_rate(config),
+            epochs=config.epochs,
+            checkpoint_every=config.checkpoint_every,
+        ),
+        config.average,
     )

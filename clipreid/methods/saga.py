@@ -44,12 +44,13 @@ from clipreid.errors import UserError
 from clipreid.hub.checks import read_tensors
 from clipreid.hub.download import find_run
 from clipreid.hub.files import HEADS
-from clipreid.losses import id_loss, triplet_loss
+from clipreid.losses import id_loss
 from clipreid.losses.regularisers import anchor_diversity_loss
 from clipreid.methods import clip_reid
 from clipreid.model import ReIDModel, default_aggregator, need_text
 from clipreid.prompts.anchors import PHRASES, FreeAnchors, TextAnchors, read_phrases
 from clipreid.prompts.template import word_embeddings
+from clipreid.training.averages import averaged
 from clipreid.training.batches import image_batches
 from clipreid.training.drift import report_drift
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
@@ -226,7 +227,8 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         bank = yield from clip_reid.learned_bank(run, model, config)  # [I, E]
     prepare_blocks(run, model, config)
     if joint:
-        module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config)
+        frozen = clip_reid.frozen_features(run, model, bank, config)
+        module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config, frozen)
         batches = image_batches(run)
     else:
         model.requires_grad_(False)
@@ -234,7 +236,7 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         module.requires_grad_(True)
         module.neck.norm.bias.requires_grad_(False)  # type: ignore[union-attr]
         batches = token_batches(run, functools.partial(frozen_tokens, model))
-    yield Stage(
+    stage = Stage(
         name="saga",
         module=module,
         batches=batches,
@@ -243,6 +245,7 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
     )
+    yield averaged(stage, config.average)
     if joint:
         report_drift(run, model)
 
@@ -296,7 +299,7 @@ def saga_losses(feature: Tensor, logits: Tensor, labels: Tensor, anchors: Tensor
     """
     losses = {
         "saga_id_loss": config.weight_saga_id * id_loss(logits, labels, config.smoothing),
-        "saga_triplet_loss": config.weight_saga_triplet * triplet_loss(feature, labels, config.margin),
+        "saga_triplet_loss": config.weight_saga_triplet * clip_reid.triplet_of(feature, labels, config),
     }
     if anchors is not None:
         losses["diversity_loss"] = config.weight_diversity * anchor_diversity_loss(anchors)
@@ -318,22 +321,20 @@ class OnFrozenTower(nn.Module):
             return saga_losses(feature, self.neck(feature), labels, found.anchors, self.config)
 
 
-class Joint(nn.Module):
+class Joint(clip_reid.Tuning):
     """`--mode joint` as a module: the losses of CLIP-ReID's second stage, and those of the feature `saga`."""
 
-    def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
-        super().__init__()
-        self.model, self.bank, self.scale, self.config = model, bank, scale, config
+    config: Config
 
     def forward(self, batch: Batch) -> Losses:
         """This process's "pixels" [B, 3, H, W] and "labels" [B] to the global losses."""
         output, aggregator = self.model(batch), aggregator_of(self.model)
         aligned, aggregator.aligned = aggregator.aligned, None  # it holds the graph of this step
         assert aligned is not None
+        feature, logits = output.features.pop("saga"), output.logits.pop("saga")
+        losses = self.losses(output, batch)
         with full_precision(batch["pixels"].device):
             labels = gather(batch["labels"])
-            feature, logits = output.features.pop("saga"), output.logits.pop("saga")
-            losses = clip_reid.tuning_loss(output, labels, self.bank, self.scale, self.config)
             return losses | saga_losses(feature, logits, labels, aligned.anchors, self.config)
 
 

@@ -17,11 +17,12 @@ import tyro
 from safetensors.torch import load_file
 
 from clipreid.config import RunConfig, configure, name_of
-from clipreid.data import trained_name
+from clipreid.data import ReIDData, trained_name
 from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation import get_protocol
+from clipreid.evaluation.floor import colour_floor
 from clipreid.evaluation.results import VAL, add_metrics, evaluate_command, results_table
-from clipreid.evaluation.score import ZERO_SHOT, score
+from clipreid.evaluation.score import ZERO_SHOT, Scored, score
 from clipreid.hub.files import IDENTITIES, read_metrics
 from clipreid.hub.folder import identity_state, save_identities, save_model
 from clipreid.hub.initial import inherited, load_initial
@@ -188,14 +189,36 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
         )
         feature = found.best() if name == ZERO_SHOT else found.feature
         entries[data.name] = found.entry(feature)
-        notes = list(found.reports[feature].notes)
-        if found.bad:
-            notes.append(f"{found.bad} test images left out (--skip-bad)")
-        for note in notes if name == ZERO_SHOT else ():
-            run.log.say(f"{data.name}  note: {note}")
+        if name == ZERO_SHOT:
+            notes = [f"note: {note}" for note in found.reports[feature].notes]
+            notes += [f"note: {found.bad} test images left out (--skip-bad)"] * bool(found.bad)
+        else:
+            notes = doubts(run, data, found, entries[data.name], before.get(data.name, {}).get(ZERO_SHOT, {}))
+        for note in notes:
+            run.log.say(f"{data.name}  {note}")
     if run.main:
         add_metrics(run.folder, name, entries)
     run.accelerator.wait_for_everyone()
+
+
+def doubts(run: Run, data: ReIDData, found: Scored, entry: dict[str, Any], zero_shot: dict[str, Any]) -> list[str]:
+    """How a trained model's features are spread, and a warning for each figure that makes its training doubtful.
+
+    entry: what metrics.json keeps of it; the mAP of colour stripes is added as "floor".
+    """
+    if (state := found.health()) is None:
+        return []
+    size, interpolation = run.backbone.image_size, run.backbone.interpolation
+    entry["floor"] = round(colour_floor(data, size, interpolation, run.flags.skip_bad), 5)
+    run.log.write("health", 0, data=data.name, **state.to_dict())
+    warned = state.warnings()
+    for what, figure in (("the untrained backbone", zero_shot.get("mAP")), ("stripes of colour", entry["floor"])):
+        if figure is not None and entry["mAP"] <= figure:
+            warned.append(
+                f"no better than {what} (mAP {100 * entry['mAP']:.1f} against {100 * figure:.1f}): training did not "
+                "help here; look at the labels, at the curves in the report, or lower --rate"
+            )
+    return [f"features: {state}", *(f"warning: {text}" for text in warned)]
 
 
 def next_commands(run: Run) -> list[str]:

@@ -231,7 +231,7 @@ def other_values(settings: type, value: Any, name: str) -> list[Any]:
     hint = get_type_hints(settings)[name]
     if words := choices_of(hint):
         return [word for word in words if word != value]
-    if value is None and int in get_args(hint):
+    if value is None and {int, float} & set(get_args(hint)):
         return [2, 5]
     if isinstance(value, bool):
         return [not value]
