@@ -36,14 +36,16 @@ class Health:
     float16: float
     int8: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """For metrics.json, rounded to what is meaningful."""
+    def to_dict(self) -> dict[str, float]:
+        """For metrics.json: numbers by name, rounded to what is meaningful; percentiles as `different_5`, ..."""
         spreads = {"different": self.different, "same": self.same}
-        rounded: dict[str, Any] = {k: None if v is None else [round(x, 4) for x in v] for k, v in spreads.items()}
-        return rounded | {
-            "dimension": round(self.dimension, 1), "width": self.width,
-            "float16": round(self.float16, 5), "int8": round(self.int8, 5),
-        }  # fmt: skip
+        cosine = {
+            f"{name}_{percent}": round(value, 4)
+            for name, spread in spreads.items()
+            for percent, value in zip((5, 50, 95), spread or (), strict=False)
+        }
+        rest = {"dimension": round(self.dimension, 1), "width": self.width}
+        return cosine | rest | {"float16": round(self.float16, 5), "int8": round(self.int8, 5)}
 
     def __str__(self) -> str:
         same = "" if self.same is None else f", of the same {_spread(self.same)}"

@@ -184,10 +184,25 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         "After ± the standard deviation over the protocol's random galleries.": any(e.get("std") for e in entries),
         f"Scored: {counts}.": True,
         f"Protocol {rules}.": bool(rules),
+        f"Features: {_spread(facts)}.": bool(_spread(facts)),
         "Re-ranked: the order takes all queries and the whole gallery into account (transductive), which a search for "
         "one image cannot.": any("+" in name for name in names),
     }
     return " ".join(text for text, holds in texts.items() if holds)
+
+
+def _spread(facts: Facts) -> str:
+    """How the features lie on each data set; "" where it was not measured."""
+    found = []
+    for data, models in facts.metrics.items():
+        state = models.get(facts.stage, {}).get("health", {})
+        if {"different_5", "different_50", "different_95", "dimension", "width", "int8"} <= state.keys():
+            spread = f"{state['different_50']:.2f} ({state['different_5']:.2f} to {state['different_95']:.2f})"
+            found.append(
+                f"{data}: cosine of different identities {spread}, effective dimension {state['dimension']:.0f} of "
+                f"{state['width']:.0f}, mAP lost as int8 {100 * state['int8']:.1f}"
+            )
+    return "; ".join(found)
 
 
 def _zero_shot_feature(facts: Facts) -> str:

@@ -55,6 +55,8 @@ ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one
     "std": dict[str, float],
     "intervals": dict[str, tuple[float, float]],
     "cmc": tuple[float, ...],
+    "health": dict[str, float],
+    "floor": float,
 }
 
 

@@ -29,7 +29,8 @@ TABLES = {"separability": ("text_to_image", "image_to_text")}
 COUNTS = ("images", "identities")  # of `data`
 BODY = tuple(key for key in BACKBONE if key != "name")
 PART = ("images", "identities", "cameras", "hash")  # of a fingerprint
-FIGURES = (*TITLES, "counts", "protocol", "intervals", "std", "feature", "parts", "bad", "cmc", "open_set")
+FIGURES = (*TITLES, "counts", "protocol", "intervals", "std", "feature", "parts", "bad", "cmc", "open_set", "health",
+           "floor")  # fmt: skip
 OWN = "own data"
 WORD = re.compile(r"[\w@.+-]{1,60}")
 ADVICE = (

@@ -68,7 +68,8 @@ def test_a_cone_is_measured_and_named() -> None:
     assert cone.int8 > 0.05
     assert any("squeezed together" in text for text in cone.warnings())
     assert any("as int8 these features lose" in text for text in cone.warnings())
-    assert set(cone.to_dict()) == {"different", "same", "dimension", "width", "float16", "int8"}
+    names = {f"{who}_{percent}" for who in ("different", "same") for percent in (5, 50, 95)}
+    assert set(cone.to_dict()) == names | {"dimension", "width", "float16", "int8"}
     assert "effective dimension" in str(cone)
 
 

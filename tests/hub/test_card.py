@@ -89,6 +89,22 @@ def test_the_card_admits_where_training_made_it_worse(run: Path) -> None:
     assert "**On synthetic the untrained backbone has the higher mAP.** `clipreid.load(..., strength=s)`" in card
 
 
+def test_the_card_says_how_the_features_lie(run: Path) -> None:
+    state = {
+        "different_5": 0.1,
+        "different_50": 0.4,
+        "different_95": 0.7,
+        "dimension": 11.4,
+        "width": 256,
+        "int8": 0.021,
+    }
+    (run / METRICS).write_text(json.dumps({"synthetic": {"stage2": entry(health=state)}}))
+    card = content(package(run, "me/demo"), CARD).decode()
+    said = "Features: synthetic: cosine of different identities 0.40 (0.10 to 0.70), effective dimension 11 of 256, mAP"
+    assert f"{said} lost as int8 2.1." in card
+    assert json.loads(content(package(run, "me/demo"), METRICS))["synthetic"]["stage2"]["health"] == state
+
+
 def test_withdrawn_data_are_named_as_such(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", data=f"dukemtmc:{ROOT}")
     assert "**dukemtmc was withdrawn by its authors" in content(package(run, "me/demo"), CARD).decode()
