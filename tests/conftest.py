@@ -1,6 +1,5 @@
 """For every test: one thread, a fixed seed, and random tiny models in transformers' format."""
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,14 +10,6 @@ import torch
 
 for room in ("backbones", "cli", "hub", "recipes"):  # their helpers serve the tests of other rooms too
     sys.path.insert(0, str(Path(__file__).parent / room))
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Gives each worker a core of its own: two recipes that both want all cores keep each other waiting."""
-    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
-    if worker and hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
