@@ -1,5 +1,6 @@
 """For every test: one thread, a fixed seed, and random tiny models in transformers' format."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +13,23 @@ for room in ("backbones", "cli", "hub", "recipes"):  # their helpers serve the t
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One worker more than there are cores, at most 4: many tests wait for another process."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores + 1, 4)
+
+
+LONGEST = ("test_notebooks.py", "test_contract.py", "test_whole_way.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The rooms with the longest tests first: a worker that begins them last would keep the others waiting."""
-    items.sort(key=lambda item: item.path.parent.name not in ("recipes", "methods", "explore"))
+    """The longest tests first: a worker that begins them last would keep the others waiting."""
+
+    def late(item: pytest.Item) -> tuple[int, bool]:
+        slow = LONGEST.index(item.path.name) if item.path.name in LONGEST and item.get_closest_marker("slow") else 9
+        return slow, item.path.parent.name not in ("recipes", "methods", "explore")
+
+    items.sort(key=late)
 
 
 @pytest.fixture(autouse=True)

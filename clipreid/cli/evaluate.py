@@ -193,7 +193,7 @@ def _explain(found: Scored) -> None:
     print(f"\n{format_table({'feature': part, **report.metrics} for part, report in found.reports.items())}\n")
     print(found.reports[found.feature].explain())
     if (state := found.health()) is not None:
-        print("\n".join([f"features  {state}", *(f"warning   {text}" for text in state.warnings())]))
+        print("\n".join(f"{name:8s}  {text}" for name, text in state.facts()))
     if found.bad:
         print(f"note      {found.bad} images could not be decoded and were left out (--skip-bad)")
     print(flush=True)

@@ -46,6 +46,8 @@ def report_section(
     if rules.captions:
         return Section(name, report, None, None, label, others)
     how: dict[str, Any] = {"protocol": rules, "look": look, "label": label, "others": others, **found.compared()}
+    if (state := found.health()) is not None:
+        how["facts"] = state.facts()
     return section_of(name, report, found.query, found.gallery, **how)
 
 

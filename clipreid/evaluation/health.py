@@ -55,6 +55,10 @@ class Health:
             f"{100 * self.int8:.1f}"
         )
 
+    def facts(self) -> list[tuple[str, str]]:
+        """The line about the features and the warnings, each with its name."""
+        return [("features", f"{self}"), *(("warning", text) for text in self.warnings())]
+
     def warnings(self) -> list[str]:
         """What is wrong with these features, one sentence each."""
         found = []

@@ -39,6 +39,7 @@ from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
 
 RECIPE = "recipes/clipreid_stage2.py"
+FOUND = 0.5  # share of texts that find an image of their own identity: below it a warning
 
 
 @dataclass(frozen=True)
@@ -277,6 +278,11 @@ def prompt_stage(run: Run, model: ReIDModel, prompts: IdentityPrompts, config: C
             f"stage1  text finds its own images {found['text_to_image']:.1%}, "
             f"image finds its own text {found['image_to_text']:.1%}"
         )
+        if found["text_to_image"] < FOUND:
+            run.log.say(
+                f"stage1  warning: most texts do not find an image of their own identity ({found['text_to_image']:.0%} "
+                "do): stage 2 would be pulled to texts that say little; raise --prompt-epochs or --prompt-rate"
+            )
         run.note(separability=found)
 
     optimiser = torch.optim.Adam([prompts.context], lr=config.prompt_rate, weight_decay=1e-4)

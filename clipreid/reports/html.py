@@ -45,6 +45,7 @@ class Section:
     cameras: CameraPairs | None = None
     label: str = "result"  # what `report` is of: stage 2, ...
     others: Mapping[str, Report] = field(default_factory=dict)  # to compare with: zero-shot, ...
+    facts: Sequence[tuple[str, str]] = ()  # further lines below the table, each with its name
 
 
 def section_of(
@@ -60,11 +61,12 @@ def section_of(
     look: AttentionMaps | None = None,
     label: str = "result",
     others: Mapping[str, Report] | None = None,
+    facts: Sequence[tuple[str, str]] = (),
     **how: int,
 ) -> Section:
     """The part of the page for one data set; arguments as for `find_examples`, `how` its numbers.
 
-    label, others: what `report` is of, and reports to compare it with, by name.
+    label, others: what `report` is of, and reports to compare it with, by name.  facts: as in `Section`.
     """
     rules = get_protocol(report.protocol if protocol is None else protocol)
     features = query_features, gallery_features
@@ -75,7 +77,7 @@ def section_of(
     cameras = None
     if known and not rules.draws:
         cameras = camera_pairs(query_features, gallery_features, query, gallery, rules, similarity)
-    return Section(name, report, examples, cameras, label, others or {})
+    return Section(name, report, examples, cameras, label, others or {}, facts)
 
 
 def write_report(folder: str | Path, sections: Sequence[Section], title: str, subtitle: str = "") -> list[Path]:
@@ -149,7 +151,7 @@ def fragment(report: Report) -> str:
 def _section(section: Section, number: str, several: bool) -> str:
     level = f"<h2>{escape(section.name)}</h2>"
     jump = f'<nav class="chips" aria-label="Parts">{" ".join(_links(section, int(number)))}</nav>' if several else ""
-    parts = [_table(section), _facts(section.report), _figure_row(section, number)]
+    parts = [_table(section), _facts(section.report, section.facts), _figure_row(section, number)]
     if section.examples is not None:
         parts += [confused_cards(section.examples, number), queries_of(section.examples, number)]
     return f'<section id="data-{number}">{level}{jump}{"".join(parts)}</section>'
@@ -182,7 +184,7 @@ def _row(name: str, report: Report, kind: str) -> str:
     return f'<tr{kind}><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>'
 
 
-def _facts(report: Report) -> str:
+def _facts(report: Report, more: Sequence[tuple[str, str]] = ()) -> str:
     counts = report.counts
     scored = f"{counts['valid_queries']:,} scored of {counts['queries']:,}"
     images = f"{counts['gallery']:,} images, {counts['gallery_identities']:,} identities"
@@ -191,6 +193,7 @@ def _facts(report: Report) -> str:
         ("gallery", f"{images}, {counts['distractors']:,} images are distractors"),
         ("protocol", f"{report.protocol}: {report.description}"),
         *(("note", note) for note in report.notes),
+        *more,
     ]
     if report.intervals:
         facts.append(("small figures", "95 % intervals: other identities drawn from the same crowd (bootstrap)"))

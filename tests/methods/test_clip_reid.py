@@ -103,3 +103,18 @@ def test_an_optimiser_of_a_larger_module() -> None:
     for group in alone.param_groups:
         assert all(rates[id(p)] == group["base"] for p in group["params"])
     assert len(rates) == sum(p.requires_grad for p in around.parameters())
+
+
+@pytest.mark.parametrize(("rate", "warned"), [(3.5e-3, False), (1e-6, True)])
+def test_texts_that_do_not_find_their_images_are_doubted(
+    rate: float, warned: bool, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, config = configure(
+        clip_reid, data=(f"folder:{street}",), output=tmp_path / "run", threads=1, prompt_epochs=20, prompt_rate=rate,
+        identities_per_batch=4,
+    )  # fmt: skip
+    run = open_run(clip_reid, flags, config)
+    train(next(iter(clip_reid.stages(run, build_model(run), run.config))), run)
+    said = capsys.readouterr().out
+    assert "text finds its own images" in said
+    assert ("most texts do not find an image of their own identity" in said) == warned

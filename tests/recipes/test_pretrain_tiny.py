@@ -4,6 +4,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -51,10 +52,15 @@ def test_the_recipe_makes_a_backbone_folder(recipe: ModuleType, family: str, tmp
     assert not torch.allclose(state, further)
 
 
+@pytest.fixture(scope="module")
+def painted() -> Any:
+    """People and cameras that pretraining never saw."""
+    return captioned_images(300, seed=4711, processes=1)
+
+
 @pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip2"])
-def test_shipped_weights_know_language(recipe: ModuleType, name: str) -> None:
-    """On images painted for this test: people and cameras that pretraining never saw."""
-    found = recipe.probe(load_backbone(name), captioned_images(300, seed=4711, processes=1))
+def test_shipped_weights_know_language(recipe: ModuleType, name: str, painted: Any) -> None:
+    found = recipe.probe(load_backbone(name), painted)
     assert found["text_to_image_rank1"] >= 0.25
     assert found["top_colour"] >= 0.70
 

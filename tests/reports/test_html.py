@@ -63,6 +63,7 @@ def whole(name: str = "street") -> Section:
         top=5,
         label="stage 2",
         others={"zero-shot": report},
+        facts=[("features", f"squeezed {EVIL}"), ("warning", "of no use")],
     )
 
 
@@ -106,6 +107,8 @@ def test_the_page_says_what_the_report_says() -> None:
     assert "do not publish" in elements.text
     assert "Abnar" in elements.text
     assert "Camera pairs." in elements.text
+    assert f"squeezed {EVIL}" in elements.text
+    assert "<dt>warning</dt><dd>of no use</dd>" in text
 
 
 def test_nothing_is_fetched_and_nothing_runs() -> None:
