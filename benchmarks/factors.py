@@ -29,6 +29,7 @@ import torch.nn.functional as F
 import tyro
 
 from clipreid.data import ReIDData, load_data
+from clipreid.data.folds import camera_fold
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.score import score
 from clipreid.explore import write_folder
@@ -39,7 +40,6 @@ from clipreid.training import launch
 from clipreid.training.launch import parse, run_method
 
 CSV = Path(__file__).with_suffix(".csv")
-OUT = 3  # every third identity is left out
 FOLDS = ((0, 1, 2), (1, 3, 5), (3, 4, 5), (0, 2, 4))  # cameras to leave out, by their place in the order of numbers
 UNIT = "--triplet-features unit"
 VARIANTS = {  # flags of the recipe, besides the preset `default`
@@ -47,6 +47,8 @@ VARIANTS = {  # flags of the recipe, besides the preset `default`
     "unit": UNIT,
     "rate-1e-3": f"{UNIT} --rate 1e-3",
     "rank-32-rate-1e-3": f"{UNIT} --lora-rank 32 --lora-alpha 64 --rate 1e-3",
+    "tint-0.2": f"{UNIT} --tint 0.2",
+    "tint-rate-1e-3": f"{UNIT} --tint 0.2 --rate 1e-3",
     "average": f"{UNIT} --average 0.95",
     "keep": f"{UNIT} --weight-keep 1",
     "i2t-3": f"{UNIT} --weight-i2t 3",
@@ -82,24 +84,13 @@ def fold_of(config: Config, fold: int) -> tuple[str, dict[str, str]]:
     """What is trained on, and what is measured: `seen` and `unseen`, written as folders once."""
     folder = config.runs / f"fold{fold}"
     if not folder.exists():
-        split = load_data(config.data).splits["train"]
-        cameras = np.unique(split.cameras)
-        identities = np.unique(split.identities)
-        out = np.isin(split.identities, identities[fold % OUT :: OUT])
-        here = np.isin(split.cameras, cameras[list(FOLDS[fold])])
-        first = np.zeros(len(split), bool)  # one image of each identity and camera asks
-        pairs = [f"{i}/{c}" for i, c in zip(split.identities, split.cameras, strict=True)]
-        first[np.unique(pairs, return_index=True)[1]] = True
-        parts = {"train": ~out & ~here}
-        rows = {
-            "seen": {"query": out & ~here & first, "gallery": out & ~here},
-            "unseen": {"query": out & here & first, "gallery": out & here},
-        }
+        data = load_data(config.data)
+        cameras = np.unique(data.splits["train"].cameras)
+        kept, tests = camera_fold(data, cameras[list(FOLDS[fold])].tolist(), first=fold)
         half = folder.with_suffix(".half")
         shutil.rmtree(half, ignore_errors=True)
-        write_folder({name: split.select(at.nonzero()[0]) for name, at in parts.items()}, half / "train")
-        for name, splits in rows.items():
-            write_folder({part: split.select(at.nonzero()[0]) for part, at in splits.items()}, half / name)
+        for name, part in {"train": kept, **tests}.items():
+            write_folder(part.splits, half / name)
         half.rename(folder)
     return f"folder:{folder / 'train'}", {name: f"folder:{folder / name}" for name in ("seen", "unseen")}
 

@@ -75,6 +75,9 @@ class RunConfig:
     """bf16: autocast of the towers while they are trained; losses and evaluation stay in float32"""
     gradient_checkpointing: bool = False
     """Trade time for memory"""
+    strength: Literal["whole", "auto"] = "whole"
+    """auto: how much of what training changed is kept is chosen by a second training that leaves out half of the
+    cameras and a third of the identities"""
     track: Literal["none", "wandb"] = "none"
     """Also send the log to a tracker; log.jsonl is always written"""
     push: Annotated[str | None, none_is("nothing is published")] = None

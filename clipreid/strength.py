@@ -60,6 +60,26 @@ def set_strength(model: ReIDModel, strength: float) -> ReIDModel:
 
 
 @torch.no_grad()
+def keep_strength(model: ReIDModel) -> ReIDModel:
+    """Makes the model's present strength part of its weights, in place: from then on it is the whole (1).
+
+    Returns:
+        The same model, with the same features.
+
+    Raises:
+        ValueError: token hooks, whose own strength is no weight.
+    """
+    if model.hooks:
+        raise ValueError("the strength of a model with token hooks cannot become part of its weights")
+    for layer in (layer for layer in model.modules() if isinstance(layer, LoraLayer)):
+        if "default" in layer.lora_B:
+            layer.lora_B["default"].weight.mul_(model.strength)
+            layer.set_scale("default", 1.0)
+    model.ends, model.strength = {}, 1.0  # what is interpolated is in the weights already
+    return model
+
+
+@torch.no_grad()
 def _interpolate(model: ReIDModel, strength: float) -> None:
     """Sets the weights of towers that were trained whole, and of linear maps, between the two ends, found once."""
     trained = {f"maps.{name}": tensor for name, tensor in model.maps.state_dict().items()}

@@ -28,15 +28,19 @@ def augment(
     flip: float = 0.5,
     pad: int = 10,
     erase: float = 0.5,
+    tint: float = 0.0,
     share: tuple[int, int] = (0, 1),
 ) -> Tensor:
-    """Flip, pad and crop, normalise, erase: uint8 [B, 3, H, W] -> float32 [B, 3, H, W] on the batch's device.
+    """Flip, pad and crop, tint, normalise, erase: uint8 [B, 3, H, W] -> float32 [B, 3, H, W] on the batch's device.
 
     Source: CLIP-ReID (arXiv 2211.13977), released training transforms. Each image is mirrored with
     probability `flip`, padded with `pad` black pixels on every side and cropped back at random, normalised,
     and with probability `erase` one box of it becomes standard normal noise per value (random erasing, arXiv
     1708.04896; timm's "pixel" mode: area 2 % to a third, aspect 0.3 to 3.3 log-uniform, up to ten tries for a
     box that fits).
+
+    tint (not in CLIP-ReID): the three channels of an image are multiplied by gains of their own, exp of a normal number
+    with this standard deviation: other light and another colour balance, as of another camera.
 
     pad: pixels of the batch; CLIP-ReID's 10 belong to 256x128. generator: all draws come from it, on its
     device; on the CPU the result is the same for batches on any device. share: (rank, world) when the batch
@@ -52,6 +56,9 @@ def augment(
     boxes, noise = _erasing(draws[3:], erase, height, width, part, generator)
     mirrored, down, right = draws[:3, part].to(batch.device)
     moved = _crop(_mirror(batch, mirrored < flip), _whole(down, 2 * pad + 1), _whole(right, 2 * pad + 1), pad)
+    if tint:
+        gains = (torch.randn(3, total, generator=generator, device=generator.device) * tint).exp()
+        moved = _tint(moved, gains[:, part].to(batch.device))
     pixels = normalise(moved, mean, std)
     return _erase(pixels, boxes.to(batch.device), noise.to(batch.device))
 
@@ -67,6 +74,11 @@ def _crop(batch: Tensor, top: Tensor, left: Tensor, pad: int) -> Tensor:
     padded = F.pad(batch, (pad, pad, pad, pad))  # [B, 3, H + 2 pad, W + 2 pad]
     windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, 3, 2 pad + 1, 2 pad + 1, H, W], a view
     return windows[torch.arange(len(batch), device=batch.device), :, top, left]
+
+
+def _tint(batch: Tensor, gains: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W], each channel multiplied by its gain [3, B]; what is too bright is white."""
+    return (batch * gains.T[:, :, None, None]).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _erasing(

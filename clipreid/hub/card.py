@@ -182,6 +182,7 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         "In brackets 95 % intervals by bootstrap over identities: what the figures owe to who was tested, not to seeds "
         "or data.": any(entry.get("intervals") for entry in entries),
         "After ± the standard deviation over the protocol's random galleries.": any(e.get("std") for e in entries),
+        f"{_strength(facts)}": bool(_strength(facts)),
         f"Scored: {counts}.": True,
         f"Protocol {rules}.": bool(rules),
         f"Features: {_spread(facts)}.": bool(_spread(facts)),
@@ -189,6 +190,22 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         "one image cannot.": any("+" in name for name in names),
     }
     return " ".join(text for text, holds in texts.items() if holds)
+
+
+def _strength(facts: Facts) -> str:
+    """How much of what training changed was kept, where the run chose it; "" else."""
+    found = facts.config.get("strength")
+    if not found:
+        return ""
+    tried = ", ".join(
+        f"{100 * mAP:.1f} at {int(name.removeprefix('mAP_')) / 100:g}"
+        for name, mAP in found.items()
+        if name.startswith("mAP_")
+    )
+    return (
+        f"Of what training changed a part of {found['chosen']:g} is kept, chosen on training images: of identities and "
+        f"cameras left out of a second training, mAP {tried}."
+    )
 
 
 def _spread(facts: Facts) -> str:

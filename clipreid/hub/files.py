@@ -36,6 +36,7 @@ OWNED = (
     ADAPTER.parts[0],
     TEXT_ADAPTER.parts[0],
     "checkpoints",
+    "trial",
     "report",
     "README.md",
 )  # what a run writes into its folder

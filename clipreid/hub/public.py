@@ -25,7 +25,10 @@ from clipreid.hub.shapes import check_table, fits
 from clipreid.methods import get_method
 
 SETTINGS = ("clipreid", "method", "finished", "pooling")  # of config.json
-TABLES = {"separability": ("text_to_image", "image_to_text")}
+TABLES = {
+    "separability": ("text_to_image", "image_to_text"),
+    "strength": ("chosen", *(f"mAP_{percent}" for percent in (100, 75, 50, 25))),
+}
 COUNTS = ("images", "identities")  # of `data`
 BODY = tuple(key for key in BACKBONE if key != "name")
 PART = ("images", "identities", "cameras", "hash")  # of a fingerprint

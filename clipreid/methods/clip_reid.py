@@ -128,6 +128,8 @@ class Config:
     """Augmentation: probability of mirroring"""
     erase: float = 0.5
     """Augmentation: probability of random erasing"""
+    tint: Annotated[float, Between(0, 1)] = 0.0
+    """Augmentation: spread of a random gain of each colour channel, as other light and cameras have; 0: none"""
     checkpoint_every: int = 1
     """Stage 2: epochs between checkpoints"""
     cameras: Suppress[tuple[int, ...]] = ()
@@ -175,7 +177,7 @@ STAGE_FLAGS = {
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
         "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
         "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "weight_keep", "average", "pad",
-        "flip", "erase", "train_interpolation", "precision", "validate", "test",
+        "flip", "erase", "tint", "train_interpolation", "precision", "validate", "test",
     ),
 }  # fmt: skip
 

@@ -62,10 +62,13 @@ def start_tracking(accelerator: Accelerator, config: RunConfig, resolved: dict[s
 
 
 class Log:
-    """`log.jsonl` in the run folder, the trackers, and lines for the person who waits."""
+    """`log.jsonl` in the run folder, the trackers, and lines for the person who waits.
 
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
-        self.accelerator, self.file = accelerator, folder / "log.jsonl"
+    prefix: in front of the names that the trackers get, for a training beside the run's own.
+    """
+
+    def __init__(self, folder: Path, accelerator: Accelerator, prefix: str = "") -> None:
+        self.accelerator, self.file, self.prefix = accelerator, folder / "log.jsonl", prefix
         self.main = accelerator.is_main_process
 
     def say(self, text: str) -> None:
@@ -78,6 +81,7 @@ class Log:
         if self.main:
             with open(self.file, "a") as handle:
                 handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        stage = f"{self.prefix}{stage}"
         numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
         self.accelerator.log(numbers | {f"{stage}/step": step})  # stages count their steps from 1: no common axis
 

@@ -28,9 +28,11 @@ from clipreid.hub.folder import identity_state, save_identities, save_model
 from clipreid.hub.initial import inherited, load_initial
 from clipreid.methods import build
 from clipreid.model import ReIDModel, untrained_model
+from clipreid.strength import keep_strength, set_strength
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
+from clipreid.training.strength_choice import choose_strength, forget_trial, plan_trial
 from clipreid.training.train import train
 
 INTERRUPTED = "interrupted; --resume with the same --output continues from the last checkpoint"
@@ -108,6 +110,8 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
     if until is None:
         measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
     model = build_model(run)
+    if flags.strength == "auto":
+        plan_trial(run, model)  # refuses what cannot be, before anything is trained
     last: Stage | None = None
     for stage in method.stages(run, model, run.config):
         _train(stage, run)
@@ -145,12 +149,16 @@ def _train(stage: Stage, run: Run) -> None:
 
 def _finish(run: Run, model: ReIDModel, last: Stage) -> None:
     """Saves and scores the trained model, and says what to do with it."""
+    if run.flags.strength == "auto" and (found := choose_strength(run, model, build_model)) is not None:
+        run.note(strength=found)
+        keep_strength(set_strength(model, found["chosen"]))
     if run.main:
         save_model(model, run.folder)
         kept = load_file(run.folder / IDENTITIES) if (run.folder / IDENTITIES).is_file() else {}
         save_identities(run.folder, kept | identity_state(model), run.data.names)
     measure(run, model, last.name)
     run.note(finished=True)
+    forget_trial(run)
     run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:")
     for line in next_commands(run):
         run.log.say(f"  {line}")

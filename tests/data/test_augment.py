@@ -128,9 +128,23 @@ def test_erased_pixels_are_standard_normal_after_normalisation() -> None:
     assert len(values.unique()) > 0.99 * len(values)  # per value, not one colour per box
 
 
+def test_tint_is_one_gain_for_each_channel_of_each_image() -> None:
+    batch = torch.full((2000, 3, 2, 2), 60, dtype=torch.uint8)
+    batch[:, :, 0, 0], batch[:, :, 1, 1] = 0, 255
+    mean, std = (x.view(3, 1, 1) for x in (torch.tensor(MEAN), torch.tensor(STD)))
+    values = (run(batch, tint=0.3) * std + mean) * 255  # [N, 3, 2, 2]
+    assert values[:, :, 0, 0].abs().max() < 1e-3  # black stays black
+    assert values.max() < 255.001
+    assert torch.equal(values[:, :, 0, 1], values[:, :, 1, 0])
+    gains = (values[:, :, 0, 1] / 60).log()  # [N, 3]
+    assert gains.mean().abs() < 0.02
+    assert gains.std() == pytest.approx(0.3, rel=0.05)
+    assert torch.corrcoef(gains.T).triu(1).abs().max() < 0.08
+
+
 def test_the_generator_decides_everything() -> None:
     batch = noise_batch(32)
-    options = {"flip": 0.5, "pad": 3, "erase": 0.5}
+    options = {"flip": 0.5, "pad": 3, "erase": 0.5, "tint": 0.2}
     torch.manual_seed(0)
     first = run(batch, 7, **options)
     torch.manual_seed(1)
@@ -145,7 +159,7 @@ def test_the_generator_decides_everything() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_shares_are_parts_of_the_whole_batch(world: int) -> None:
     batch = noise_batch(16, 32, 16)
-    options = {"flip": 0.5, "pad": 3, "erase": 0.7}
+    options = {"flip": 0.5, "pad": 3, "erase": 0.7, "tint": 0.2}
     parts = [run(part, share=(rank, world), **options) for rank, part in enumerate(batch.chunk(world))]
     assert torch.equal(torch.cat(parts), run(batch, **options))
 
