@@ -86,7 +86,7 @@ def fold_of(config: Config, fold: int) -> tuple[str, dict[str, str]]:
     if not folder.exists():
         data = load_data(config.data)
         cameras = np.unique(data.splits["train"].cameras)
-        kept, tests = camera_fold(data, cameras[list(FOLDS[fold])].tolist(), first=fold)
+        kept, tests = camera_fold(data, cameras[list(FOLDS[fold])].tolist(), third=fold)
         half = folder.with_suffix(".half")
         shutil.rmtree(half, ignore_errors=True)
         for name, part in {"train": kept, **tests}.items():

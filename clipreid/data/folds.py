@@ -8,20 +8,21 @@ import numpy as np
 
 from clipreid.data.crops import ReIDData, Split
 
-OUT = 3  # every third identity is left out
+OUT = 3  # a third of the identities is left out
 PROTOCOL = "market1501"  # matches at other cameras count
 
 
-def camera_fold(data: ReIDData, cameras: Sequence[int], first: int = 0) -> tuple[ReIDData, dict[str, ReIDData]]:
-    """The training images of a data set without these cameras and every third identity, and what was left out.
+def camera_fold(data: ReIDData, cameras: Sequence[int], third: int = 0) -> tuple[ReIDData, dict[str, ReIDData]]:
+    """The training images of a data set without these cameras and a third of the identities, and what was left out.
 
     Leaving out one camera, whose images then look among the others, does not show what new cameras cost: its matches
-    were taken by cameras that were trained on. So several are left out, and look among themselves.
+    were taken by cameras that were trained on. So several are left out, and look among themselves. The identities are
+    neighbours in the order of their names: those who are alike are often numbered together, and are left out together.
 
     Args:
         data: has a train split.
         cameras: numbers of the cameras to leave out.
-        first: 0, 1 or 2: which of the identities, in the order of their names, is the first one left out.
+        third: 0, 1 or 2: which third of the identities is left out.
 
     Returns:
         What is trained on (a train split), and by name what is measured, with query (one image of each identity and
@@ -29,7 +30,7 @@ def camera_fold(data: ReIDData, cameras: Sequence[int], first: int = 0) -> tuple
         identities at the cameras left out. Images without a camera are in none of them.
     """
     split = data.splits["train"]
-    out = np.isin(split.identities, np.unique(split.identities)[first % OUT :: OUT])
+    out = np.isin(split.identities, np.array_split(np.unique(split.identities), OUT)[third % OUT])
     there, known = np.isin(split.cameras, list(cameras)), split.cameras >= 0
     ask = np.zeros(len(split), bool)
     pairs = np.array([f"{camera}/{name}" for camera, name in zip(split.cameras, split.identities, strict=True)])

@@ -1,6 +1,6 @@
 """`--strength auto`: how much of what training changed is kept, chosen on training images that a training has not seen.
 
-The method is trained once more without half of the cameras and every third identity (`clipreid.data.folds`). The
+The method is trained once more without half of the cameras and a third of the identities (`clipreid.data.folds`). The
 identities left out are then found at the other cameras and among the cameras left out, at several strengths; the one
 with the best mean of the two becomes part of the run's weights. This takes about as long as the training itself.
 """
@@ -77,7 +77,7 @@ def choose_strength(run: Run, model: ReIDModel, build_model: Any) -> dict[str, f
         return None
     data, tests = plan
     run.log.say(
-        f"--strength auto: the same training without half of the cameras and every third identity "
+        f"--strength auto: the same training without half of the cameras and a third of the identities "
         f"({len(data.names)} identities, {len(data.labels):,} images), to measure the strength on what it has not seen"
     )
     tried = _tried(run, data, build_model)
