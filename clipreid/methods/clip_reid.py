@@ -143,7 +143,7 @@ class Config:
 # float32. The baseline without text has --weight-id 1 there.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "triplet_features": "unit", "tint": 0.2, "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
+        "triplet_features": "unit", "tint": 0.1, "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
     },
     "paper": {
         "tuning": "full", "optimiser": "adam", "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, "head_rate": 5e-6,

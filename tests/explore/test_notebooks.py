@@ -210,8 +210,8 @@ def test_cross_domain(tmp_path: Path) -> None:
     found, images = executed("cross_domain", "table", tmp_path, **places)
     assert images == 2
     zero, plain, tuned = found["zero-shot"], found["no prompts"], found["two stages"]
-    assert tuned["in-domain"] > plain["in-domain"] > zero["in-domain"]
-    assert zero["cross-domain"] > max(tuned["cross-domain"], plain["cross-domain"])
-    back = found["dial at 0.75"]
-    assert zero["cross-domain"] - back["cross-domain"] < (zero["cross-domain"] - tuned["cross-domain"]) / 2
-    assert back["in-domain"] >= tuned["in-domain"]
+    assert tuned["in-domain"] > zero["in-domain"] + 0.05
+    for domain in ("in-domain", "cross-domain"):
+        assert plain[domain] < min(zero[domain], tuned[domain])
+        assert abs(found["dial at 0.75"][domain] - tuned[domain]) < 0.02
+    assert abs(tuned["cross-domain"] - zero["cross-domain"]) < 0.03

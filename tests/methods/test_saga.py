@@ -431,7 +431,7 @@ def rows_of(run: Run, model: ReIDModel) -> dict[str, Tensor]:
     return {"patches": tokens.taps[4][:, 1:].half().float(), "final": tokens.cls.half().float()}
 
 
-STILL: dict[str, Any] = {"flip": 0.0, "pad": 0, "erase": 0.0}
+STILL: dict[str, Any] = {"flip": 0.0, "pad": 0, "erase": 0.0, "tint": 0.0}
 ONE_VIEW = 2 * 16 * (32 + 1) * 128 / 1e9  # GB: two bytes, 16 images, 32 patches and CLS, width 128
 
 
