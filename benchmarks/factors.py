@@ -1,7 +1,7 @@
 """What each part of CLIP-ReID's second stage does: one factor at a time, on cameras and people that it never saw.
 
     python benchmarks/factors.py                          # all variants, folds and seeds; resumable
-    python benchmarks/factors.py --variants default raw   # some of them
+    python benchmarks/factors.py --variants default soft  # some of them
 
 No test split is read. From the training images half of the cameras are left out (where there are enough of them), and a
 third of the identities with them: trained is on the other identities at the other cameras. Measured are the left-out
@@ -42,27 +42,34 @@ from clipreid.training.launch import parse, run_method
 CSV = Path(__file__).with_suffix(".csv")
 FOLDS = ((0, 1, 2), (1, 3, 5), (3, 4, 5), (0, 2, 4))  # cameras to leave out, by their place in the order of numbers
 UNIT = "--triplet-features unit"
+RAW = "--triplet-features raw --tint 0 --rate 4e-4"  # the default of 0.1.0, for tiny backbones
+UNIT = "--triplet-features unit --tint 0 --rate 4e-4"
 VARIANTS = {  # flags of the recipe, besides the preset `default`
-    "published": "",
+    "published": RAW,
     "unit": UNIT,
-    "rate-1e-3": f"{UNIT} --rate 1e-3",
-    "rank-32-rate-1e-3": f"{UNIT} --lora-rank 32 --lora-alpha 64 --rate 1e-3",
+    **{f"rate-{rate}": f"{UNIT} --rate {rate}" for rate in ("1e-3", "2e-3", "4e-3")},
     "tint-0.2": f"{UNIT} --tint 0.2",
-    "tint-rate-1e-3": f"{UNIT} --tint 0.2 --rate 1e-3",
-    "average": f"{UNIT} --average 0.95",
-    "keep": f"{UNIT} --weight-keep 1",
-    "i2t-3": f"{UNIT} --weight-i2t 3",
-    "id-1": f"{UNIT} --weight-id 1",
-    "taps": f"{UNIT} --triplet-taps test",
-    "soft": f"{UNIT} --soft-margin",
-    "triplet-3": f"{UNIT} --weight-triplet 3",
-    "no-prompts": f"{UNIT} --prompts none",
-    "scale-10": f"{UNIT} --i2t-scale 10",
-    "scale-40": f"{UNIT} --i2t-scale 40",
+    "tint-0.2-rate-1e-3": f"{UNIT} --tint 0.2 --rate 1e-3",
+    **{f"tint-{t}-rate-2e-3": f"{UNIT} --tint {t} --rate 2e-3" for t in (0.1, 0.2)},
+    **{f"tint-{t}-rate-4e-3": f"{UNIT} --tint {t} --rate 4e-3" for t in (0.1, 0.2)},
+    "tint-0.2-rate-8e-3": f"{UNIT} --tint 0.2 --rate 8e-3",
+    # from here on besides the default as it is now
+    "default": "",
+    "rank-32": "--lora-rank 32 --lora-alpha 64",
+    "average": "--average 0.95",
+    "keep": "--weight-keep 1",
+    "i2t-3": "--weight-i2t 3",
+    "id-1": "--weight-id 1",
+    "taps": "--triplet-taps test",
+    "soft": "--soft-margin",
+    "triplet-3": "--weight-triplet 3",
+    "no-prompts": "--prompts none",
+    "scale-10": "--i2t-scale 10",
+    "scale-40": "--i2t-scale 40",
     "no-triplet": "--weight-triplet 0",
-    "no-prompts-published": "--prompts none",
-    "full": f"{UNIT} --tuning full",
-    "full-published": "--tuning full",
+    "full": "--tuning full",
+    "full-published": "--tuning full --triplet-features raw --tint 0",
+    "no-prompts-published": f"{RAW} --prompts none",
 }
 
 
@@ -77,6 +84,8 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     runs: Path = Path("runs/factors")
     csv: Path = CSV
+    name: str | None = None
+    """What the data is called in the CSV, instead of its path"""
     threads: int = 2
 
 
@@ -116,7 +125,13 @@ def main(config: Config) -> None:
 def one(config: Config, name: str, flags: str | None, trained_on: str, tests: dict[str, ReIDData], fold: int,
         seed: int) -> list[dict[str, Any]]:  # fmt: skip
     """One variant: trained, and measured at several strengths."""
-    place = {"backbone": config.backbone, "variant": name, "fold": fold, "seed": seed}
+    place = {
+        "data": config.name or config.data,
+        "backbone": config.backbone,
+        "variant": name,
+        "fold": fold,
+        "seed": seed,
+    }
     base = ["--data", trained_on, "--backbone", config.backbone, "--seed", str(seed), "--threads", str(config.threads)]
     torch.set_num_threads(config.threads)
     if flags is None:
@@ -195,8 +210,9 @@ def read(file: Path) -> list[dict[str, str]]:
 
 
 def done(config: Config, name: str, fold: int, seed: int) -> bool:
-    key = (config.backbone, name, str(fold), str(seed))
-    return any((row["backbone"], row["variant"], row["fold"], row["seed"]) == key for row in read(config.csv))
+    key = (config.name or config.data, config.backbone, name, str(fold), str(seed))
+    place = ("data", "backbone", "variant", "fold", "seed")
+    return any(tuple(row[column] for column in place) == key for row in read(config.csv))
 
 
 def append(file: Path, rows: list[dict[str, Any]]) -> None:
@@ -212,25 +228,25 @@ def append(file: Path, rows: list[dict[str, Any]]) -> None:
 def table(file: Path) -> str:
     """Means over folds and seeds, as Markdown; gains over zero-shot of the same fold."""
     rows = read(file)
-    zero = {(r["backbone"], r["fold"]): r for r in rows if r["variant"] == "zero-shot"}
-    groups: dict[tuple[str, str, str], list[dict[str, str]]] = {}
+    zero = {(r["data"], r["backbone"], r["fold"]): r for r in rows if r["variant"] == "zero-shot"}
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for row in rows:
-        groups.setdefault((row["backbone"], row["variant"], row["strength"]), []).append(row)
-    head = ["backbone", "variant", "strength", "seen", "unseen", "gain seen", "gain unseen", "bnneck"]
+        groups.setdefault((row["data"], row["backbone"], row["variant"], row["strength"]), []).append(row)
+    head = ["data", "backbone", "variant", "strength", "seen", "unseen", "gain seen", "gain unseen", "bnneck"]
     head += ["different", "dimension", "int8", "minutes", "n"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for (backbone, variant, strength), found in groups.items():
+    for (data, backbone, variant, strength), found in groups.items():
 
         def mean(column: str, found: list[dict[str, str]] = found, factor: float = 100) -> float:
             return factor * statistics.fmean(_number(row, column) for row in found)
 
         gains = [
-            100 * statistics.fmean(_number(r, c) - _number(zero[r["backbone"], r["fold"]], c) for r in found)
+            100 * statistics.fmean(_number(r, c) - _number(zero[r["data"], r["backbone"], r["fold"]], c) for r in found)
             for c in ("seen_mAP", "unseen_mAP")
         ]
         behind = f"{mean('seen_bnneck'):.1f} / {mean('unseen_bnneck'):.1f}" if variant != "zero-shot" else ""
         lines.append(
-            f"| {backbone} | {variant} | {strength} | {mean('seen_mAP'):.1f} | {mean('unseen_mAP'):.1f} | "
+            f"| {data} | {backbone} | {variant} | {strength} | {mean('seen_mAP'):.1f} | {mean('unseen_mAP'):.1f} | "
             f"{gains[0]:+.1f} | {gains[1]:+.1f} | {behind} | {mean('different', factor=1):.2f} | "
             f"{mean('dimension', factor=1):.0f} | {mean('int8'):.1f} | {mean('minutes', factor=1):.1f} | {len(found)} |"
         )

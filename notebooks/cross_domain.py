@@ -123,10 +123,9 @@ print(format_table({"model": name, **{k: f"{v:.1%}" for k, v in found.items()}} 
 
 # %% [markdown]
 # With the texts, training gains in-domain and keeps cross-domain what the backbone could do. Without them the same
-# training forgets: it has only these few people to hold on to, and ends below the backbone in both. A strength of 0.5 or
-# 0.75 instead of 1 is a little better cross-domain and a little worse in-domain. (WiSE-FT,
-# [arXiv 2109.01903](https://arxiv.org/abs/2109.01903), found a larger gain of that kind with CLIP on ImageNet.) Choose
-# the strength on a validation split, never on the test that you report.
+# training forgets: it has only these few people to hold on to, and ends below the backbone in both. A strength of 0.5
+# or 0.75 instead of 1 changes little here. (WiSE-FT, [arXiv 2109.01903](https://arxiv.org/abs/2109.01903), found more
+# of it with CLIP on ImageNet.) Choose the strength on a validation split, never on the test that you report.
 #
 # How sure is this? With so few people, not very: 95 % intervals of the two ends, by bootstrap over identities.
 
