@@ -96,7 +96,7 @@ def _against(axes: Axes, curves: Curves, in_domain: Collection[str], order: tupl
                 axes.annotate(words, (left, up), (5, 6), **note)
     where = own[0] if len(own) == 1 else f"mean of {len(own)} data sets"
     axes.set(xlabel=f"in-domain: {TITLES[metric]}, % ({where})")
-    axes.set_ylabel(f"cross-domain: {TITLES[metric]}, %" + (f" ({others[0]})" if len(others) == 1 else ""))
+    axes.set_ylabel(f"cross-domain: {TITLES[metric]}, %" + (f"\n({others[0]})" if len(others) == 1 else ""))
     axes.margins(0.12)
     if len(others) > 1:
         axes.legend(loc="best")
