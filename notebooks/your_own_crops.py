@@ -79,7 +79,7 @@ for spoiled in CROPS.glob("train/*/*_broken_off.png"):
 
 # %% language="bash"
 # test -f "$RUN/heads.safetensors" ||
-#     accelerate launch recipes/clipreid_stage2.py --data "folder:$CROPS" --output "$RUN" --prompt-epochs 20 --epochs 6
+#     accelerate launch recipes/clipreid_stage2.py --data "folder:$CROPS" --output "$RUN" --prompt-epochs 12 --epochs 4
 
 # %% [markdown]
 # ## Evaluate

@@ -210,8 +210,9 @@ def test_cross_domain(tmp_path: Path) -> None:
     found, images = executed("cross_domain", "table", tmp_path, **places)
     assert images == 2
     zero, plain, tuned = found["zero-shot"], found["no prompts"], found["two stages"]
-    assert tuned["in-domain"] > zero["in-domain"] + 0.05
+    assert tuned["in-domain"] > max(zero["in-domain"], plain["in-domain"]) + 0.05
+    assert abs(plain["in-domain"] - zero["in-domain"]) < 0.03
+    assert plain["cross-domain"] < zero["cross-domain"]
     for domain in ("in-domain", "cross-domain"):
-        assert plain[domain] < min(zero[domain], tuned[domain])
         assert abs(found["dial at 0.75"][domain] - tuned[domain]) < 0.02
     assert abs(tuned["cross-domain"] - zero["cross-domain"]) < 0.03

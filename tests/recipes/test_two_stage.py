@@ -20,7 +20,7 @@ from clipreid.methods import clip_reid
 from clipreid.training.launch import parse, run_method
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-BATCH = ("--identities-per-batch", 8, "--pictures-per-identity", 4)
+BATCH = ("--identities-per-batch", 8, "--pictures-per-identity", 4, "--threads", 1)
 SHORT = ("--prompt-epochs", 2, "--epochs", 2, *BATCH)
 
 
@@ -90,7 +90,7 @@ def test_a_finished_folder_is_refused(finished: tuple[Path, str], street: Path) 
 def test_resume_after_kill_ends_bit_identical(
     street: Path, environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 6, "--threads", 1, *BATCH)
+    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 6, *BATCH)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("--output", whole, *flags)
     process = subprocess.Popen(
