@@ -41,7 +41,6 @@ from clipreid.training.launch import parse, run_method
 
 CSV = Path(__file__).with_suffix(".csv")
 FOLDS = ((0, 1, 2), (1, 3, 5), (3, 4, 5), (0, 2, 4))  # cameras to leave out, by their place in the order of numbers
-UNIT = "--triplet-features unit"
 RAW = "--triplet-features raw --tint 0 --rate 4e-4"  # the default of 0.1.0, for tiny backbones
 UNIT = "--triplet-features unit --tint 0 --rate 4e-4"
 VARIANTS = {  # flags of the recipe, besides the preset `default`

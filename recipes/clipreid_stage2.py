@@ -14,7 +14,7 @@ Stage 1 runs first unless the run folder holds it already. What comes out: a run
 
 The whole method, with its losses and settings, is `clipreid/methods/clip_reid.py`.
 
-Reference results (`synthetic`, tiny-clip, seed 0, two CPU cores, 200 s): mAP 31.9 % zero-shot -> 63.1 %; on unseen
+Reference results (`synthetic`, tiny-clip, seed 0, one thread): mAP 31.9 % zero-shot -> 63.1 %; on unseen
 cameras (`synthetic:new-cameras`) 50.7 % -> 53.2 %. They check mechanisms, and are no evidence about pedestrians.
 """
 

@@ -182,7 +182,7 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         "In brackets 95 % intervals by bootstrap over identities: what the figures owe to who was tested, not to seeds "
         "or data.": any(entry.get("intervals") for entry in entries),
         "After ± the standard deviation over the protocol's random galleries.": any(e.get("std") for e in entries),
-        f"{_strength(facts)}": bool(_strength(facts)),
+        _strength(facts): bool(_strength(facts)),
         f"Scored: {counts}.": True,
         f"Protocol {rules}.": bool(rules),
         f"Features: {_spread(facts)}.": bool(_spread(facts)),

@@ -32,7 +32,7 @@ from clipreid.strength import keep_strength, set_strength
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
-from clipreid.training.strength_choice import choose_strength, forget_trial, plan_trial
+from clipreid.training.strength_choice import Plan, choose_strength, forget_trial, plan_trial
 from clipreid.training.train import train
 
 INTERRUPTED = "interrupted; --resume with the same --output continues from the last checkpoint"
@@ -110,8 +110,7 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
     if until is None:
         measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
     model = build_model(run)
-    if flags.strength == "auto":
-        plan_trial(run, model)  # refuses what cannot be, before anything is trained
+    plan = plan_trial(run, model) if flags.strength == "auto" else None  # refuses before anything is trained
     last: Stage | None = None
     for stage in method.stages(run, model, run.config):
         _train(stage, run)
@@ -121,7 +120,7 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
             return run
     if last is None or until is not None:
         raise UserError(f"the method {name_of(method)} has no stage {until or 'at all'} with these settings")
-    _finish(run, model, last)
+    _finish(run, model, last, plan)
     return run
 
 
@@ -147,9 +146,10 @@ def _train(stage: Stage, run: Run) -> None:
     run.note(stages=list(dict.fromkeys([*run.record["stages"], stage.name])), training=None)
 
 
-def _finish(run: Run, model: ReIDModel, last: Stage) -> None:
-    """Saves and scores the trained model, and says what to do with it."""
-    if run.flags.strength == "auto" and (found := choose_strength(run, model, build_model)) is not None:
+def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
+    """Saves and scores the trained model, and says what to do with it; `plan` says how its strength is chosen."""
+    if plan is not None:
+        found = choose_strength(run, plan, build_model)
         run.note(strength=found)
         keep_strength(set_strength(model, found["chosen"]))
     if run.main:

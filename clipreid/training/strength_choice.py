@@ -8,9 +8,9 @@ with the best mean of the two becomes part of the run's weights. This takes abou
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 
@@ -28,14 +28,21 @@ from clipreid.training.train import train
 STRENGTHS = (1.0, 0.75, 0.5, 0.25)  # of equal ones the first
 CAMERAS = 4  # the fewest of a data set: two to train on, two to be new
 TRIAL = "trial"  # its folder, in that of the run
+Plan = tuple[RunData, list[ReIDData]]  # what is trained on, and what is measured
 
 
-def plan_trial(run: Run, model: ReIDModel) -> tuple[RunData, list[ReIDData]] | None:
+def plan_trial(run: Run, model: ReIDModel) -> Plan | None:
     """What is trained on to choose the strength, and what is measured; None where there are too few cameras.
 
     Raises:
-        UserError: the model has token hooks, whose strength cannot become part of the weights.
+        UserError: the model has token hooks, whose strength cannot become part of the weights, or starts from a run
+            that has seen what is to be left out.
     """
+    if run.flags.init is not None:
+        raise UserError(
+            "--strength auto: the run of --init has seen the images that would be left out, and the choice would "
+            "flatter; give --strength at evaluation"
+        )
     if model.hooks:
         raise UserError(
             f"--strength auto: what works inside the tower ({', '.join(model.hooks)}) cannot be weakened for good; "
@@ -54,27 +61,32 @@ def plan_trial(run: Run, model: ReIDModel) -> tuple[RunData, list[ReIDData]] | N
             continue
         kept, left_out = camera_fold(data, cameras[1::2].tolist())
         sets.append(kept)
-        tests += [test for test in left_out.values() if len(test.splits["query"])]
-    if not tests:
+        tests += [test for test in left_out.values() if _has_matches(test)]
+    mixture = Mixture(tuple(sets))
+    trained = RunData(mixture, mixture, [], [])
+    if not tests or len(trained.names) < max(2, run.processes):
         run.log.say("--strength auto: off, the strength stays 1")
         return None
-    mixture = Mixture(tuple(sets))
-    return RunData(mixture, mixture, [], []), tests
+    return trained, tests
 
 
-def choose_strength(run: Run, model: ReIDModel, build_model: Any) -> dict[str, float] | None:
+def _has_matches(test: ReIDData) -> bool:
+    """Whether some identity was seen by two cameras: there is one query for each identity and camera."""
+    query = test.splits["query"]
+    return len(query) > len(set(query.identities))
+
+
+def choose_strength(run: Run, plan: Plan, build_model: Callable[[Run], ReIDModel]) -> dict[str, float]:
     """The strength for a run of this method and these data, and the mean mAP (0..1) at each that was tried.
 
-    model: the run's.  build_model: gives the untrained model of a run.
+    plan: of `plan_trial`.  build_model: gives the untrained model of a run.
 
     Returns:
-        {"chosen": 0.75, "mAP_100": ..., "mAP_75": ...}, by percent of the strength; None where cameras are too few.
+        {"chosen": 0.75, "mAP_100": ..., "mAP_75": ...}, by percent of the strength.
 
     Raises:
-        UserError: as `plan_trial`, and as training does.
+        UserError: as training does.
     """
-    if (plan := plan_trial(run, model)) is None:
-        return None
     data, tests = plan
     run.log.say(
         f"--strength auto: the same training without half of the cameras and a third of the identities "
@@ -94,17 +106,18 @@ def choose_strength(run: Run, model: ReIDModel, build_model: Any) -> dict[str, f
     return {"chosen": chosen} | {f"mAP_{100 * strength:.0f}": round(mAP, 5) for strength, mAP in found.items()}
 
 
-def _tried(run: Run, data: RunData, build_model: Any) -> ReIDModel:
+def _tried(run: Run, data: RunData, build_model: Callable[[Run], ReIDModel]) -> ReIDModel:
     """A model trained as the run's, on other data; continued like the run itself where it was interrupted."""
     config, folder = run.config, run.folder / TRIAL
     if hasattr(config, "identities_per_batch"):
-        config = replace(config, identities_per_batch=min(config.identities_per_batch, len(data.names)))
+        most = min(config.identities_per_batch, len(data.names))
+        config = replace(config, identities_per_batch=most - most % run.processes)
     if run.main:
         folder.mkdir(exist_ok=True)
     run.accelerator.wait_for_everyone()
     log, (_, backbone) = Log(folder, run.accelerator, "trial/"), open_backbone(run.flags)  # the run's own is trained
     trial = replace(run, data=data, config=config, backbone=backbone, folder=folder, log=log, record={"stages": []})
-    model: ReIDModel = build_model(trial)
+    model = build_model(trial)
     for stage in run.method.stages(trial, model, config):
         train(stage, trial)
     return model.eval()

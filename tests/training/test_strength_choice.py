@@ -1,6 +1,7 @@
 """`--strength auto`: chosen on what a training has not seen, and from then on part of the weights."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,6 +92,27 @@ def test_without_cameras_it_is_off(street: Path, tmp_path: Path, capsys: pytest.
 def test_side_information_is_refused(street: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--strength auto: .*\(side\)"):
         trained(street, tmp_path / "run", strength="auto", sie="camera")
+
+
+def test_a_run_that_has_seen_everything_is_refused(street: Path, tmp_path: Path) -> None:
+    seen = trained(street, tmp_path / "seen")
+    with pytest.raises(UserError, match=r"--strength auto: the run of --init has seen"):
+        trained(street, tmp_path / "run", strength="auto", init=seen)
+
+
+def test_identities_of_one_camera_decide_nothing(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of nine people each is seen by one of four cameras, twice: nobody can be found elsewhere."""
+    alone = tmp_path / "alone"
+    shutil.copytree(street / "test", alone / "test")
+    (alone / "train").mkdir()
+    for number, file in enumerate(sorted((street / "train").glob("*_c1s1_*.jpg"))):
+        for shot in (1, 2):
+            name = file.name.replace("_c1s1_000001", f"_c{number % 4 + 1}s1_00000{shot}")
+            shutil.copy(file, alone / "train" / name)
+    trained(alone, tmp_path / "run", strength="auto")
+    assert "off, the strength stays 1" in capsys.readouterr().out
 
 
 def test_folds_share_neither_identities_nor_cameras() -> None:
