@@ -24,6 +24,8 @@ SCHEMA = datasets.Features(
     split=datasets.Value("string"),
     caption=datasets.Value("string"),  # "" = none; several are separated by line breaks
     clothes=datasets.Value("string"),  # which outfit, different for different people; "" = unknown
+    tracklet=datasets.Value("string"),  # images that follow each other in one video; "" = unknown
+    session=datasets.Value("string"),  # a day or encounter, as of animals; "" = unknown
 )
 
 
@@ -44,6 +46,8 @@ class Split:
         view: Sequence[int] | None = None,
         caption: Sequence[str] | None = None,
         clothes: Sequence[str] | None = None,
+        tracklet: Sequence[str] | None = None,
+        session: Sequence[str] | None = None,
     ) -> "Split":
         """Builds a split from columns of equal length N.
 
@@ -58,8 +62,9 @@ class Split:
             "view": [-1] * count if view is None else [int(value) for value in view],
             "split": [name] * count,
             "caption": [""] * count if caption is None else list(caption),
-            "clothes": [""] * count if clothes is None else [str(value) for value in clothes],
         }
+        for field, values in {"clothes": clothes, "tracklet": tracklet, "session": session}.items():
+            columns[field] = [""] * count if values is None else [str(value) for value in values]
         return cls(name, datasets.Dataset.from_dict(columns, features=SCHEMA))
 
     def __len__(self) -> int:
@@ -91,6 +96,16 @@ class Split:
         return np.array(self._column("clothes").tolist(), dtype=str)
 
     @cached_property
+    def tracklets(self) -> np.ndarray:
+        """str [N], "" = unknown."""
+        return np.array(self._column("tracklet").tolist(), dtype=str)
+
+    @cached_property
+    def sessions(self) -> np.ndarray:
+        """str [N], "" = unknown."""
+        return np.array(self._column("session").tolist(), dtype=str)
+
+    @cached_property
     def paths(self) -> np.ndarray:
         """str [N]: the file, or the name given to encoded bytes; "" = nameless."""
         batches = self.table.select_columns(["image"]).with_format("arrow").iter(1024) if len(self) else ()
@@ -120,12 +135,14 @@ class Split:
         return Split(self.name, self.table.select(rows, keep_in_memory=True))
 
     def metadata(self) -> dict[str, np.ndarray]:
-        """identity [N] str, camera [N] int32, view [N] int32, clothes, path [N] str: what a protocol looks at."""
+        """identity [N] str, camera, view [N] int32, clothes, tracklet, session, path [N] str: for protocols, `--by`."""
         return {
             "identity": self.identities,
             "camera": self.cameras,
             "view": self.views,
             "clothes": self.clothes,
+            "tracklet": self.tracklets,
+            "session": self.sessions,
             "path": self.paths,
         }
 

@@ -36,6 +36,8 @@ LIKELY = {  # only for advice in errors and notes: no column is guessed
     "split": ("subset", "partition", "fold"),
     "caption": ("captions", "text", "description"),
     "clothes": ("clothes_id", "cloth_id", "outfit"),
+    "tracklet": ("tracklet_id", "track_id", "track"),
+    "session": ("date", "day", "encounter", "encounter_id", "session_id"),
 }
 Columns = str | Mapping[str, str] | None
 
@@ -116,7 +118,7 @@ def to_splits(
     full = {}
     for name, table in raw.items():
         full[name] = {"image": images[name], "identity": pa.array(identities[name], pa.string())}
-        for field in ("caption", "clothes"):
+        for field in ("caption", "clothes", "tracklet", "session"):
             values = cells[field][name] if field in cells else [None] * len(table)
             full[name][field] = pa.array([_text(value) for value in values], pa.string())
     for field in ("camera", "view"):

@@ -40,7 +40,7 @@ def test_split_columns_and_images() -> None:
     assert split.path(3) == "3.png"
     assert split.image(3).getpixel((0, 0)) == (30, 0, 0)
     assert split.clothes.tolist() == [""] * 5
-    assert split.metadata().keys() == {"identity", "camera", "view", "clothes", "path"}
+    assert split.metadata().keys() == {"identity", "camera", "view", "clothes", "tracklet", "session", "path"}
     assert split.metadata()["path"].tolist() == ["", "1.png", "2.png", "3.png", "4.png"]
 
 
