@@ -25,7 +25,7 @@ class Import:
     stride: Annotated[int | None, arg(metavar="PIXELS", help_behavior_hint="")] = None
     """Distance of its patches in pixels (default: the one that fits)"""
     sie: Annotated[Literal["camera", "view", "camera+view"] | None, arg(help_behavior_hint="")] = None
-    """What its side information embeds (default: camera, where it has any)"""
+    """What its side information embeds; needed where it has any, for the weights do not say"""
     sie_coefficient: float = 1.0
     """Coefficient of the side information in its training"""
     views: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None

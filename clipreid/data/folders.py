@@ -25,6 +25,7 @@ class Layout:
     official: split -> (images, identities, cameras) after junk is dropped, the fingerprint; a copy that differs is
     read all the same, with a note. notice: what every reader of the set must know; it becomes the first note.
     people: the name that all sets with the same individuals share; "" = no other set shows them (`same_people`).
+    remarks: (root, splits) -> further notes on what was read.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Layout:
     adjust: Adjust | None = None
     notice: str = ""
     people: str = ""
+    remarks: Callable[[Path, Mapping[str, Split]], list[str]] | None = None
 
     @property
     def needed(self) -> list[str]:
@@ -61,6 +63,7 @@ def read_layout(layout: Layout, root: Path, spec: str, known: Iterable[Layout] =
     else:
         places = layout.listing.read(root, layout.folders)
     splits, more = read_splits(root, layout.folders, places, layout.pattern, layout.adjust)
+    more += layout.remarks(root, splits) if layout.remarks else []
     notice = [f"{layout.name}: {layout.notice}"] if layout.notice else []
     return ReIDData(spec, splits, layout.protocol, layout.noun, (*notice, *notes, *more, *differences(layout, splits)))
 

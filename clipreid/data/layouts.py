@@ -9,6 +9,7 @@ from dataclasses import replace
 from clipreid.data.folders import Adjust, Counts, Layout
 from clipreid.data.listings import CaptionFile, SplitFile, TextLists
 from clipreid.data.patterns import MARKET, Crop, Pattern
+from clipreid.data.viewpoints import Viewpoints
 
 AERIAL, GROUND, WEARABLE = 0, 1, 2  # views, as the aerial-ground protocols number them
 WITHDRAWN = (
@@ -19,6 +20,7 @@ WITHDRAWN = (
 PLAIN = replace(MARKET, name="identity_camera", junk=frozenset(), distractors=frozenset())
 MARKET_FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 TESTED = ("train", "query", "gallery")
+VERI_VIEWS = Viewpoints(("keypoint_train.txt", "keypoint_test.txt"))
 
 
 def _train_apart(split: str, crop: Crop) -> Crop:
@@ -194,9 +196,15 @@ LAYOUTS: dict[str, Layout] = {
         Layout(
             "veri",  # Liu et al., "A Deep Learning-Based Approach to Progressive Vehicle Re-identification", ECCV 2016
             {"train": "image_train", "query": "image_query", "gallery": "image_test"},
-            PLAIN,
+            Pattern(
+                "veri",
+                r"^(?:.*/)?(?P<identity>-1|\d+)_c(?P<camera>\d+)_[^/]*?(?: view (?P<view>\d+))?$",
+                "0001_c001_00016450_0.jpg",
+            ),
             protocol="veri",
             noun="vehicle",
+            listing=VERI_VIEWS,
+            remarks=VERI_VIEWS.notes,
             official={"train": (37_778, 576, None), "query": (1_678, 200, None), "gallery": (11_579, 200, None)},
         ),
         _vehicleid(800, 6_493),

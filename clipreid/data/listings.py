@@ -46,7 +46,7 @@ class TextLists:
         return places
 
     def _lines(self, root: Path, file: str, folder: str) -> list[Place]:
-        entries = [(number, line.strip()) for number, line in enumerate(_text(root / file).splitlines(), 1)]
+        entries = [(number, line.strip()) for number, line in enumerate(read_text(root / file).splitlines(), 1)]
         places = [
             Place(folder, line.split()[0] + self.suffix, line, f"{file}, line {number}")
             for number, line in entries
@@ -133,7 +133,8 @@ class SplitFile:
         return places
 
 
-def _text(file: Path) -> str:
+def read_text(file: Path) -> str:
+    """A file of UTF-8 text; raises `UserError`."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -144,7 +145,7 @@ def _text(file: Path) -> str:
 
 def _json_list(file: Path) -> list[Any]:
     try:
-        content = json.loads(_text(file))
+        content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno} is not JSON ({error.msg}): is the file complete?") from error
     if not isinstance(content, list):

@@ -30,6 +30,13 @@ NECKS = {
     "classifier.": "necks.final.classifier.",
     "classifier_proj.": "necks.projection.classifier.",
 }
+SIDES = {  # rows of a released `cv_embed` -> (flags, what they are)
+    6: (("--sie camera", "Market-1501"),),
+    8: (("--sie camera", "DukeMTMC, Occluded-Duke"), ("--sie view", "VeRi")),
+    15: (("--sie camera", "MSMT17"),),
+    20: (("--sie camera", "VeRi"),),
+    160: (("--sie camera+view --views 8", "VeRi"),),
+}
 DROPPED = ("text_encoder.", "prompt_learner.")  # not needed once trained; only the learned tokens are kept
 
 
@@ -54,8 +61,9 @@ def import_checkpoint(
         output: the run folder to make.
         image_size: (height, width) in pixels; None: 256x128 or 256x256, whichever fits.
         stride: of the patches in pixels; None: the one that fits.
-        sie: what a `cv_embed` embeds: "camera" (taken when None), "view" or "camera+view". Cameras get the numbers
-            1, 2, ... as in the file names of the benchmarks, views 0, 1, ...
+        sie: what a `cv_embed` embeds: "camera", "view" or "camera+view"; its rows do not say, so that None is refused
+            where there are several. Cameras get the numbers 1, 2, ... as in the file names of the benchmarks, views
+            0, 1, ...
         sie_coefficient: that it was trained with; the released configs say 1.0.
         views: how many, for "camera+view".
 
@@ -63,7 +71,8 @@ def import_checkpoint(
         The model, in eval mode.
 
     Raises:
-        UserError: not a plain state dict, not a CLIP-ReID ViT, shapes that do not fit, an `output` in use.
+        UserError: not a plain state dict, not a CLIP-ReID ViT, shapes that do not fit or fit several readings, an
+            `output` in use.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output} is in use: give a new or an empty folder")
@@ -176,6 +185,8 @@ def _sides(
             raise UserError(f"--sie {kind}: {checkpoint} has no cv_embed, it was trained without side information")
         return (), ()
     rows = len(table)
+    if kind is None and rows > 1:
+        raise UserError(_ask_side(rows, checkpoint))
     if kind == "camera+view":
         if not views or rows % views:
             given = f"{views} views do" if views else "--views is not given, so that this does"
@@ -187,6 +198,22 @@ def _sides(
     if views is not None and not (kind == "view" and views == rows):
         raise UserError(f"--views {views} does not go with --sie {kind or 'camera'} and the {rows} rows of cv_embed")
     return ((), tuple(range(rows))) if kind == "view" else (tuple(range(1, rows + 1)), ())
+
+
+def _ask_side(rows: int, checkpoint: Path) -> str:
+    """What may be in so many rows, as flags to paste."""
+    readings = {"--sie camera": f"{rows} cameras", "--sie view": f"{rows} views"}
+    for views in (n for n in range(2, rows // 2 + 1) if rows % n == 0):
+        readings[f"--sie camera+view --views {views}"] = f"{rows // views} cameras x {views} views"
+    known = {flags: f", as those of {whose}" for flags, whose in SIDES.get(rows, ())}
+    lines = [f"  {flags:33s}{what}{known.get(flags, '')}" for flags, what in readings.items()]
+    return "\n".join(
+        [
+            f"import of {checkpoint}: it has side information (cv_embed) of {rows} rows, and rows do not say whether they "
+            "are cameras, views or pairs of both; read wrongly, the features are wrong. Give what it was trained with:",
+            *lines,
+        ]
+    )
 
 
 def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, checkpoint: Path, output: Path) -> None:

@@ -183,6 +183,51 @@ def test_veri(tmp_path: Path) -> None:
     assert (data.protocol, data.noun) == ("veri", "vehicle")
 
 
+def keypoints(*views: tuple[str, object]) -> str:
+    """A keypoint file: path, 20 pairs of coordinates, view."""
+    return "".join(f"{path} {' '.join(['-1'] * 40)} {view}\n" for path, view in views)
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_veri_reads_views_from_the_keypoint_files(tmp_path: Path, above: bool) -> None:
+    root = tmp_path / "VeRi"
+    train = [f"image_train/000{n}_c00{n}_00016450_0.jpg" for n in (1, 2, 3)]
+    build(root, *train, "image_query/0004_c002_00030600_0.jpg", "image_test/0004_c020_00030600_1.jpg")
+    home = tmp_path if above else root
+    (home / "keypoint_train.txt").write_text(keypoints((f"VeRi/{train[0]}", 7), (train[1].replace("/", "\\"), 0)))
+    (home / "keypoint_test.txt").write_text(
+        "\n" + keypoints(("0004_c002_00030600_0.jpg", 3), ("x/0004_c020_00030600_1.jpg", 5), ("x/other.jpg", 1))
+    )
+    data = load_data(f"veri:{root}")
+    expected = {"train": [("0001", 1, 7), ("0002", 2, 0), ("0003", 3, -1)]}
+    assert rows(data, "view") == expected | {"query": [("0004", 2, 3)], "gallery": [("0004", 20, 5)]}
+    (note,) = [note for note in data.notes if "views from" in note]
+    assert note.endswith("; not named there, view unknown: 1 of train")
+    assert str(home / "keypoint_train.txt") in note
+
+
+def test_veri_without_keypoint_files_says_so(tmp_path: Path) -> None:
+    build(tmp_path, *(f"{folder}/0001_c001_0_0.jpg" for folder in ("image_train", "image_query", "image_test")))
+    data = load_data(f"veri:{tmp_path}")
+    assert rows(data, "view")["train"] == [("0001", 1, -1)]
+    assert any(note.startswith("no views: none of keypoint_train.txt, keypoint_test.txt lies") for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (keypoints(("a/1.jpg", "front")), r"keypoint_train.txt, line 1 ends with 'front', which is no view: a line is"),
+        ("a/1.jpg\n", r"line 1 ends with 'a/1.jpg', which is no view"),
+        (keypoints(("a/1.jpg", 1), ("b/1.jpg", 2)), r"line 2: 1.jpg has view 2 here and 1 above: keep one line"),
+    ],
+)
+def test_wrong_keypoint_files_are_refused(tmp_path: Path, lines: str, message: str) -> None:
+    build(tmp_path, *(f"{folder}/0001_c001_0_0.jpg" for folder in ("image_train", "image_query", "image_test")))
+    (tmp_path / "keypoint_train.txt").write_text(lines)
+    with pytest.raises(UserError, match=message):
+        load_data(f"veri:{tmp_path}")
+
+
 def test_prcc_reads_cameras_and_clothes(tmp_path: Path) -> None:
     build(
         tmp_path / "prcc",

@@ -113,7 +113,7 @@ def test_the_classes_and_the_processor_of_transformers(tiny_folder: Folder, tmp_
 
 def test_an_imported_run(tmp_path: Path) -> None:
     torch.save(published(rows=4), tmp_path / "old.pth")
-    import_checkpoint(tmp_path / "old.pth", tmp_path / "run", sie_coefficient=3.0)
+    import_checkpoint(tmp_path / "old.pth", tmp_path / "run", sie="camera", sie_coefficient=3.0)
     model = clipreid.load(tmp_path / "run")
     export_merged(model, tmp_path / "out")
     assert differs(tmp_path / "out", model, images(tmp_path)) <= 1e-4

@@ -106,7 +106,7 @@ def test_image_only_towers(tmp_path: Path, kind: str, tuning: str) -> None:
 
 def test_an_imported_run(tmp_path: Path) -> None:
     torch.save(published(rows=4), tmp_path / "old.pth")
-    model = import_checkpoint(tmp_path / "old.pth", tmp_path / "run", sie_coefficient=3.0)
+    model = import_checkpoint(tmp_path / "old.pth", tmp_path / "run", sie="camera", sie_coefficient=3.0)
     assert model.reads == ("cameras",)
     export_onnx(clipreid.load(tmp_path / "run"), tmp_path / "out")
     assert differs(tmp_path / "out", model, noise(3)) <= 1e-4

@@ -126,7 +126,7 @@ def test_features_are_those_of_the_original(kind: str, prefix: str, tmp_path: Pa
 def test_side_information_of_the_original(middle: bool, tmp_path: Path) -> None:
     """Row r belongs to camera r + 1; an unknown one gets the mean of all rows."""
     state = published(210, rows=6, middle=middle)
-    import_checkpoint(save(state, tmp_path), tmp_path / "run", sie_coefficient=COEFFICIENT)
+    import_checkpoint(save(state, tmp_path), tmp_path / "run", sie="camera", sie_coefficient=COEFFICIENT)
     model, table = clipreid.load(tmp_path / "run"), COEFFICIENT * state["cv_embed"].reshape(6, WIDTH)
     assert model.config.cameras == (1, 2, 3, 4, 5, 6)
     found = model.embed(noise(), cameras=[6, 1, 99])
@@ -153,6 +153,14 @@ def test_cameras_and_views_together(tmp_path: Path) -> None:
     assert (found - expected).abs().max() < 1e-5
 
 
+def test_rows_that_are_read_alike_need_no_flag(tmp_path: Path) -> None:
+    """One row: whatever it embeds, every image gets it."""
+    state = published(rows=1)
+    import_checkpoint(save(state, tmp_path), tmp_path / "run")
+    expected = original(state, noise(), side=state["cv_embed"].expand(3, -1))
+    assert (clipreid.load(tmp_path / "run").embed(noise(), cameras=[1, 5, -1]) - expected).abs().max() < 1e-5
+
+
 def test_images_are_resized_bilinearly_as_a_whole(tmp_path: Path) -> None:
     state = published()
     import_checkpoint(save(state, tmp_path), tmp_path / "run")
@@ -164,7 +172,7 @@ def test_images_are_resized_bilinearly_as_a_whole(tmp_path: Path) -> None:
 
 def test_the_run_folder_holds_everything_and_needs_no_backbone(tmp_path: Path, capsys: Any) -> None:
     state, run = published(rows=4), tmp_path / "run"
-    main(["import", str(save(state, tmp_path)), "--output", str(run)])
+    main(["import", str(save(state, tmp_path)), "--output", str(run), "--sie", "camera"])
     said = capsys.readouterr().out
     assert "ViT of 2 blocks, width 128, patch 16, stride 16; crops 256x128; 5 training identities" in said
     assert f"clipreid evaluate {run} --data NAME:ROOT --same-cameras" in said
@@ -191,7 +199,7 @@ def test_it_is_evaluated_like_any_run(tmp_path: Path, capsys: Any) -> None:
     from launching import paint_street
 
     crops, run = paint_street(tmp_path / "crops", train=1, test=3), tmp_path / "run"
-    import_checkpoint(save(published(rows=4), tmp_path), run)
+    import_checkpoint(save(published(rows=4), tmp_path), run, sie="camera")
     data = f"folder:{crops}"
     main(["evaluate", str(run), "--data", data, "--same-cameras", "--report", str(tmp_path / "report")])
     assert "side information (cameras): the data set's are those of training" in capsys.readouterr().out
@@ -279,6 +287,17 @@ CHANGES: dict[str, tuple[Callable[[State], Any], dict[str, Any], str]] = {
         r"its 128 positions are not those of crops of 384x128 with stride 16",
     ),
     "no side information": (lambda s: None, {"sie": "view"}, r"--sie view: .* has no cv_embed"),
+    "side unknown, cameras and views": (
+        lambda s: s.update(cv_embed=torch.zeros(160, WIDTH)),
+        {},
+        r"(?s)\(cv_embed\) of 160 rows, .*--sie camera  .*--sie view .*"
+        r"--sie camera\+view --views 8 +20 cameras x 8 views, as those of VeRi",
+    ),
+    "side unknown, views alone": (
+        lambda s: s.update(cv_embed=torch.zeros(8, WIDTH)),
+        {"views": 8},
+        r"(?s)--sie camera +8 cameras, as those of DukeMTMC, Occluded-Duke\n  --sie view +8 views, as those of VeRi",
+    ),
     "views unknown": (
         lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)),
         {"sie": "camera+view"},
@@ -291,12 +310,12 @@ CHANGES: dict[str, tuple[Callable[[State], Any], dict[str, Any], str]] = {
     ),
     "views without need": (
         lambda s: s.update(cv_embed=torch.zeros(6, WIDTH)),
-        {"views": 3},
+        {"sie": "camera", "views": 3},
         r"--views 3 does not go with --sie camera and the 6 rows",
     ),
     "side of another width": (
         lambda s: s.update(cv_embed=torch.zeros(6, 9)),
-        {},
+        {"sie": "camera"},
         r"weights of another shape: hooks.side.table",
     ),
 }
