@@ -31,6 +31,9 @@ class RunConfig:
     backbone: str = "tiny-clip"
     """tiny-clip | tiny-siglip2 | open_clip:MODEL/TAG | hf:NAME or hf:FOLDER | image only, with --prompts none:
     timm:NAME, osnet:x1_0/FILE"""
+    raw_logits: bool = False
+    """The backbone's weights are OpenAI's, in a plain file or folder: raw dot products, as published for CLIP-ReID
+    (their tags and Hub names are known)"""
     data: Annotated[UseAppendAction[tuple[str, ...]], none_is("synthetic")] = ()
     """What to train on, repeatable: synthetic | market1501:/path | folder:/path | csv:/path.csv | hub:OWNER/NAME |
     hub:FOLDER"""

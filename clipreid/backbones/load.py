@@ -28,6 +28,7 @@ def load_backbone(
     positions: PositionMode = "bicubic",
     stride: int | None = None,
     gradient_checkpointing: bool = False,
+    raw_logits: bool = False,
 ) -> Backbone:
     """A backbone by name, in float32 on the CPU, all parameters trainable.
 
@@ -43,20 +44,27 @@ def load_backbone(
             `interpolate_pos_encoding`) or "bilinear" (as CLIP-ReID).
         stride: of the patches in pixels; None is the patch size, smaller means overlapping patches.
         gradient_checkpointing: recompute blocks in the backward pass; slower, far less memory.
+        raw_logits: the weights are OpenAI's, whose features are compared by raw dot products. It is known of their
+            tags and Hub names, and must be said of a plain file or folder.
 
     Raises:
         UserError: unknown name, weights that are not available or do not fit, impossible size or stride, a revision of
-            something else than `hf:OWNER/NAME`.
+            something else than `hf:OWNER/NAME`, `raw_logits` of weights that cannot be OpenAI's.
     """
     if revision is not None and not name.startswith("hf:"):
         raise UserError(f"revision={revision!r}: only hf:OWNER/NAME has revisions, {name} has none")
     if is_image_only(name):
         if stride is not None:
             raise UserError(f"stride={stride}: {name} is wrapped as it is, with its own stride: leave it out")
+        if raw_logits:
+            raise UserError(f"--raw-logits is for OpenAI's CLIP weights, {name} is an image-only tower: leave it out")
         wrapped = _wrap(name, image_size, positions, gradient_checkpointing)
         wrapped.positions = positions
         return wrapped
     source = _read(name, revision)
+    if raw_logits:
+        _check_openai(source, name)
+        source.raw_logits = True
     return build(
         source,
         name,
@@ -81,6 +89,17 @@ def is_local(name: str) -> bool:
     inner = rest.partition("/")[2]
     places = [rest, inner] if kind == "open_clip" else [rest] if kind == "hf" else []
     return any(place and (Path(place).expanduser().exists() or place.startswith((".", "/", "~"))) for place in places)
+
+
+def _check_openai(source: Source, name: str) -> None:
+    """Raises `UserError` where weights that are said to be OpenAI's cannot be: SigLIP, or another activation."""
+    if source.vision.pooling != "cls":
+        raise UserError(f"--raw-logits is for OpenAI's CLIP weights, {name} is a SigLIP: leave it out")
+    if (found := source.vision.activation) != "quick_gelu":
+        raise UserError(
+            f"--raw-logits: {name} has {found}, and OpenAI's weights were trained with QuickGELU: the features would "
+            'be wrong: take the -quickgelu model of open_clip, or set "hidden_act": "quick_gelu" in config.json'
+        )
 
 
 def _wrap(

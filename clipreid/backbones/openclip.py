@@ -1,7 +1,10 @@
 """Read CLIP and SigLIP from open_clip: its factory builds and fills them, then names are translated."""
 
+import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +103,26 @@ def _load(name: str, weights: str, config: dict[str, Any], advice: str) -> Sourc
 def try_out(name: str, config: dict[str, Any]) -> tuple[VisionConfig, TextConfig]:
     """The towers' shapes, from an open_clip model without weights; `UserError` where our towers have no such shape."""
     check_config(config, name)
-    with warnings.catch_warnings(), torch.device("meta"):
+    with warnings.catch_warnings(), torch.device("meta"), _without_weights():
         warnings.simplefilter("ignore")
         model = open_clip.create_model(name, load_weights=False, device="meta")
     vision, _, text, _ = _towers(model, name)
     return vision, text
+
+
+@contextmanager
+def _without_weights() -> Iterator[None]:
+    """Keeps back open_clip's warning of a randomly initialised model: none is wanted here, the weights come later."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()  # which open_clip writes to
+    root.addFilter(keep)
+    try:
+        yield
+    finally:
+        root.removeFilter(keep)
 
 
 def convert(model: nn.Module, name: str) -> Source:

@@ -19,8 +19,8 @@ class Viewpoints:
     """A listing of whole folders, in which every image has the view that a keypoint file says.
 
     A line of these files (Wang et al., "Orientation Invariant Feature Embedding", ICCV 2017) is the image's path, the
-    coordinates of 20 keypoints, and the view, a number from 0 to 7. They lie in the root or in the folder above it, each
-    may be missing. The pattern reads the image's path, with ` view N` behind it where that is known.
+    coordinates of 20 keypoints, and the view, a number from 0 to 7. They lie in the root or in the folder above it;
+    each may be missing. The pattern reads the image's path, with ` view N` behind it where that is known.
     """
 
     files: tuple[str, ...]
@@ -29,8 +29,8 @@ class Viewpoints:
     def read(self, root: Path, folders: Mapping[str, str]) -> dict[str, list[Place]]:
         """All images of each split. Raises `UserError` naming file and line of what is no view."""
         views: dict[str, str] = {}
-        for file in self._found(root):
-            views |= {name: view for name, view in read_views(file).items() if name not in views}  # the first one counts
+        for file in reversed(self._found(root)):  # where both name an image, the first one counts
+            views |= read_views(file)
         found = find_places(root, folders)
         return {split: [_with_view(place, views.get(_name(place.path))) for place in found[split]] for split in found}
 
@@ -62,7 +62,7 @@ def read_views(file: Path) -> dict[str, str]:
                 "keypoints, and a number from 0 to 7"
             )
         if views.setdefault(name, view) != view:
-            raise UserError(f"{file}, line {number}: {name} has view {view} here and {views[name]} above: keep one line")
+            raise UserError(f"{file}, line {number}: {name} has view {view}, and {views[name]} above: keep one line")
     return views
 
 

@@ -207,13 +207,11 @@ def _ask_side(rows: int, checkpoint: Path) -> str:
         readings[f"--sie camera+view --views {views}"] = f"{rows // views} cameras x {views} views"
     known = {flags: f", as those of {whose}" for flags, whose in SIDES.get(rows, ())}
     lines = [f"  {flags:33s}{what}{known.get(flags, '')}" for flags, what in readings.items()]
-    return "\n".join(
-        [
-            f"import of {checkpoint}: it has side information (cv_embed) of {rows} rows, and rows do not say whether they "
-            "are cameras, views or pairs of both; read wrongly, the features are wrong. Give what it was trained with:",
-            *lines,
-        ]
+    head = (
+        f"import of {checkpoint}: it has side information (cv_embed) of {rows} rows, which do not say whether they are "
+        "cameras, views or pairs of both; read wrongly, the features are wrong. Give what it was trained with:"
     )
+    return "\n".join([head, *lines])
 
 
 def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, checkpoint: Path, output: Path) -> None:

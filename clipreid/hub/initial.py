@@ -15,6 +15,7 @@ from clipreid.hub.folder import find_adapter, head_state, identity_state, load_i
 from clipreid.model import ReIDModel
 
 OF_RUN = (
+    "raw_logits",
     "image_size",
     "stride",
     "pixels",

@@ -125,6 +125,7 @@ def open_backbone(flags: RunConfig) -> tuple[RunConfig, Backbone]:
         positions=flags.positions,
         stride=flags.stride,
         gradient_checkpointing=flags.gradient_checkpointing,
+        raw_logits=flags.raw_logits,
     )
     own: Any = backbone.interpolation
     flags = replace(
@@ -169,7 +170,7 @@ def _introduce(run: Run) -> None:
     if run.flags.preset == "paper" and run.backbone.text is not None and not run.backbone.raw_logits:
         say(
             "  note: image-text logits are cosine x the backbone's scale; the published raw dot products need weights "
-            "known to be OpenAI's (a tag or Hub name)"
+            "known to be OpenAI's (a tag or Hub name; of a plain file or folder say so with --raw-logits)"
         )
     height, width = run.backbone.image_size
     say(

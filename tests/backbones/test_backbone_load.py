@@ -49,6 +49,15 @@ def test_without_a_word_the_crop_is_256x128_and_logits_are_cosine(siglip_folder:
     assert load_backbone(f"hf:{siglip_folder[0]}").mean == (0.5, 0.5, 0.5)
 
 
+def test_openai_weights_in_a_folder(clip_folder: Folder, siglip_folder: Folder) -> None:
+    assert not load_backbone(f"hf:{clip_folder[0]}").raw_logits
+    assert load_backbone(f"hf:{clip_folder[0]}", raw_logits=True).raw_logits
+    with pytest.raises(UserError, match=r"--raw-logits is for OpenAI's CLIP weights, hf:.* is a SigLIP: leave it out"):
+        load_backbone(f"hf:{siglip_folder[0]}", raw_logits=True)
+    with pytest.raises(UserError, match=r"--raw-logits .* timm:vit_small is an image-only tower"):
+        load_backbone("timm:vit_small", raw_logits=True)
+
+
 def test_activation_and_eps_come_from_the_config(tmp_path: Path) -> None:
     model: Any = tiny_hf_model("clip", hidden_act="gelu", layer_norm_eps=0.25)
     model.save_pretrained(tmp_path / "m")

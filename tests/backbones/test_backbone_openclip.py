@@ -54,6 +54,29 @@ def test_open_clip_local_weights(tiny_open_clip: Any, suffix: str) -> None:
     assert not any("in_proj" in key for key in backbone.state_dict())
 
 
+def test_open_clip_says_nothing_of_random_weights(tiny_open_clip: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """They are loaded; what else it warns of is still heard."""
+    import open_clip
+
+    name, folder, _ = tiny_open_clip
+    load_backbone(f"open_clip:{name}/{folder}/weights.pt", image_size=64)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    open_clip.create_model(name)  # outside of the loader it is true
+    assert "initialized randomly" in caplog.text
+
+
+def test_openai_weights_in_a_plain_file(tiny_open_clip: Any) -> None:
+    import open_clip
+
+    name, folder, _ = tiny_open_clip
+    spec = f"open_clip:{name}/{folder}/weights.pt"
+    assert load_backbone(spec, raw_logits=True).raw_logits
+    (folder / "ViT-tiny-gelu.json").write_text(json.dumps(open_clip.get_model_config(name) | {"quick_gelu": False}))
+    open_clip.add_model_config(folder / "ViT-tiny-gelu.json")
+    with pytest.raises(UserError, match=r"--raw-logits: .* has gelu, and OpenAI's .* take the -quickgelu model"):
+        load_backbone(spec.replace(name, "ViT-tiny-gelu"), raw_logits=True)
+
+
 def test_open_clip_weights_that_do_not_fit(tiny_open_clip: Any, tmp_path: Path) -> None:
     name, folder, _ = tiny_open_clip
     save_file({"visual.proj": torch.zeros(2, 2)}, folder / "other.safetensors")

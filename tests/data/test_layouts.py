@@ -218,7 +218,7 @@ def test_veri_without_keypoint_files_says_so(tmp_path: Path) -> None:
     [
         (keypoints(("a/1.jpg", "front")), r"keypoint_train.txt, line 1 ends with 'front', which is no view: a line is"),
         ("a/1.jpg\n", r"line 1 ends with 'a/1.jpg', which is no view"),
-        (keypoints(("a/1.jpg", 1), ("b/1.jpg", 2)), r"line 2: 1.jpg has view 2 here and 1 above: keep one line"),
+        (keypoints(("a/1.jpg", 1), ("b/1.jpg", 2)), r"line 2: 1.jpg has view 2, and 1 above: keep one line"),
     ],
 )
 def test_wrong_keypoint_files_are_refused(tmp_path: Path, lines: str, message: str) -> None:
