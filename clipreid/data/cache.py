@@ -34,12 +34,14 @@ PIXELS, RECORD, JOURNAL = "pixels.u8", "cache.json", "journal.jsonl"
 class PixelCache:
     """Decoded crops: `pixels[j]` is image `kept[j]` of the split, so `split.select(cache.kept)` matches.
 
-    pixels: uint8 [n, 3, H, W], memory-mapped. kept: int64 [n]. bad: (path, reason) of the images left out.
+    pixels: uint8 [n, 3, H, W], memory-mapped. kept: int64 [n]. bad: (path, reason) of the images left out. digest: a
+    hash of pixels and kept, made of the checksums.
     """
 
     pixels: torch.Tensor
     kept: torch.Tensor
     bad: list[tuple[str, str]]
+    digest: str = ""
 
 
 def pixel_cache(
@@ -118,11 +120,12 @@ def _open(folder: Path, size: tuple[int, int]) -> PixelCache | None:
             return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    digest = hashlib.sha256(json.dumps([kept, blocks]).encode()).hexdigest()[:16]
     if not kept:
-        return PixelCache(torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad)
+        return PixelCache(torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad, digest)
     # private mapping: the file is read page by page on demand, and cannot be changed through the tensor
     flat = torch.from_file(str(folder / PIXELS), shared=False, size=int(np.prod(shape)), dtype=torch.uint8)
-    return PixelCache(flat.view(shape), torch.tensor(kept, dtype=torch.int64), bad)
+    return PixelCache(flat.view(shape), torch.tensor(kept, dtype=torch.int64), bad, digest)
 
 
 def _intact(file: Path, blocks: list[tuple[int, int]]) -> bool:

@@ -60,6 +60,8 @@ REST = {
     "local": TEXTS,
     "offsets": dict[str, tuple[int, int]],
     "fingerprint": dict[str, dict[str, dict]],
+    "content": dict[str, str],
+    "machine": dict[str, int | str],
 }
 HEADER = 4 << 20  # bytes that name the tensors of a file: a few hundred bytes for each
 WORD = r"\w[\w.-]{0,99}"

@@ -23,6 +23,7 @@ CONFIG, HEADS, IDENTITIES, TOWER = (
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, where peft looks for it
 METRICS = "metrics.json"
+TRIAL = "trial"  # a training beside the run's own
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_ADAPTER = Path("text_adapter") / WEIGHTS
 OWNED = (
@@ -36,7 +37,7 @@ OWNED = (
     ADAPTER.parts[0],
     TEXT_ADAPTER.parts[0],
     "checkpoints",
-    "trial",
+    TRIAL,
     "report",
     "README.md",
 )  # what a run writes into its folder

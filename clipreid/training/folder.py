@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ from accelerate import Accelerator
 from clipreid.config import RunConfig
 from clipreid.errors import UserError
 from clipreid.hub import read_config
-from clipreid.hub.files import CONFIG, IDENTITIES, OWNED
+from clipreid.hub.files import CONFIG, IDENTITIES, OWNED, TRIAL, read_metrics
 from clipreid.hub.folder import load_identities
+from clipreid.training.unchanged import PINNED, changed_data, changed_machine
 
 AGAIN = "start anew with --overwrite"
 FREE = ("checkpoint_every", "gradient_checkpointing", "names")  # these change neither the result nor its meaning
@@ -35,15 +38,22 @@ def claim(
     names: list[str],
     stage_flags: Mapping[str, Sequence[str]],
     accelerator: Accelerator,
-) -> None:
-    """Takes the run folder, or refuses it: finished, interrupted, made with other settings, or not ours.
+) -> list[str]:
+    """Takes the run folder, or refuses it: finished, interrupted, made with other settings or other data, or not ours.
 
     What an earlier recipe finished in it is added to `record`.
 
     Args:
         names: [I] of the training identities.
         stage_flags: stage -> the settings that matter to it alone, and may change until it begins.
+
+    Returns:
+        Notes on what is not as it was, and need not be.
+
+    Raises:
+        UserError: it is refused; the message says what was expected, what was found, and what to do.
     """
+    notes: list[str] = []
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file: give a folder")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
@@ -55,6 +65,7 @@ def claim(
         before = read_config(folder)
         try:
             _check_continuation(folder, before, record, flags, stage_flags)
+            notes = _check_content(folder, before, record)
         except KeyError as error:
             raise UserError(f"{folder / CONFIG} lacks {error}: {AGAIN}") from error
         if (folder / IDENTITIES).is_file() and load_identities(folder)[1] != names:
@@ -71,6 +82,7 @@ def claim(
     except OSError as error:
         raise UserError(f"--output {folder} cannot be written ({error.strerror}): give another folder") from error
     accelerator.wait_for_everyone()
+    return notes
 
 
 def _check_continuation(
@@ -89,10 +101,11 @@ def _check_continuation(
         raise UserError(f"{folder} holds a run of the method {before['method']}, not {now['method']}: {again}")
     begun = {*before["stages"], before.get("training")}
     free = {name for stage, names in stage_flags.items() if stage not in begun for name in names} | set(FREE)
+    known = json.loads(json.dumps(asdict(RunConfig()), default=str))  # what an earlier version did not know yet
     differing = [
         f"{name} ({there.get(name)} there, {value} now)"
         for there, here in (
-            (before["run"], now["run"]),
+            ({**known, **before["run"]}, now["run"]),
             (before["data"], now["data"]),
             (before["config"], now["config"]),
         )
@@ -105,3 +118,26 @@ def _check_continuation(
         raise UserError(f"{folder} was begun with another {', '.join(differing)}: give the flags of then, {again}")
     if before.get("training") and not flags.resume:
         raise UserError(f"{folder} holds an interrupted run: continue it with --resume, {again}")
+
+
+def _check_content(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Refuses other data under the same names, and inside of a stage other processes and threads; returns notes."""
+    again = f"{AGAIN}, or give another --output"
+    if changed := changed_data(before, now, read_metrics(folder)):
+        raise UserError(
+            f"{folder} was begun with other data, under the same name: {', and '.join(changed)}. What was learned "
+            f"belongs to the data of then: put them back, {again}"
+        )
+    if not (before.get("training") or (folder / TRIAL).exists()):
+        return []
+    if not {"content", "machine"} <= before.keys():
+        return ["note: begun by a version that kept no hash of its data, nor processes and threads: not compared"]
+    needed, notes = changed_machine(before["machine"], now["machine"])
+    if needed:
+        processes, threads, where = *(before["machine"][key] for key in PINNED), before.get("training") or TRIAL
+        raise UserError(
+            f"{folder} was interrupted in {where} with another number of processes or threads "
+            f"({', '.join(needed)}); it ends as it would have with the same only: give --threads {threads} and "
+            f"accelerate launch --num_processes {processes}, {again}"
+        )
+    return notes

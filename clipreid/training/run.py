@@ -23,6 +23,7 @@ from clipreid.training.folder import choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import RunData, check_batch, decode, read_sets, shared_people
+from clipreid.training.unchanged import content_of, machine_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -107,7 +108,8 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
     log = Log(flags.output, accelerator)
     run = Run(method, flags, config, data, backbone, flags.output, accelerator, log, {})
     run.record = make_record(run)
-    claim(run.folder, run.record, flags, data.names, getattr(method, "STAGE_FLAGS", {}), accelerator)
+    for note in claim(run.folder, run.record, flags, data.names, getattr(method, "STAGE_FLAGS", {}), accelerator):
+        log.say(note)
     prepare_push(flags, run.main)
     start_tracking(accelerator, flags, asdict(config))
     _introduce(run)
@@ -151,8 +153,8 @@ def open_folder(flags: RunConfig) -> tuple[RunConfig, Accelerator]:
 def open_data(flags: RunConfig, read: Any, tests: list[Any], backbone: Backbone) -> RunData:
     """The data with its usable training images, decoded once."""
     assert flags.train_interpolation is not None
-    mixture, _, bad = decode(read, backbone.image_size, flags.train_interpolation, flags.skip_bad)
-    return RunData(read, mixture, tests, bad)
+    mixture, _, bad, digest = decode(read, backbone.image_size, flags.train_interpolation, flags.skip_bad)
+    return RunData(read, mixture, tests, bad, digest)
 
 
 def _introduce(run: Run) -> None:
@@ -198,6 +200,8 @@ def make_record(run: Run) -> dict[str, Any]:
         "backbone": backbone_record(run.backbone, run.flags.positions),
         "data": data,
         "offsets": run.data.mixture.offsets,
+        "content": content_of(run.data),
+        "machine": machine_of(run.processes, run.device),
     }
     if isinstance(run.backbone, ImageBackbone):
         record["pooling"] = run.backbone.image.pooling

@@ -40,12 +40,14 @@ class RunData:
         mixture: the same without the images left out (--skip-bad).
         tests: what is scored.
         bad: (path, reason) of the images left out.
+        digest: a hash of the decoded training images.
     """
 
     read: Mixture
     mixture: Mixture
     tests: list[ReIDData]
     bad: list[tuple[str, str]]
+    digest: str = ""
 
     @cached_property
     def _labelled(self) -> tuple[Tensor, list[str]]:
@@ -77,7 +79,7 @@ class RunData:
         Raises:
             UserError: they have changed since the data was opened.
         """
-        mixture, pixels, _ = decode(self.read, size, interpolation, skip_bad)
+        mixture, pixels, _, _ = decode(self.read, size, interpolation, skip_bad)
         if not np.array_equal(mixture.identities, self.mixture.identities):
             raise UserError("the training images changed while the run was being prepared: start it again")
         return pixels
@@ -158,13 +160,15 @@ def check_batch(mixture: Mixture, P: int, K: int, balance: str) -> list[int]:
 
 def decode(
     mixture: Mixture, size: tuple[int, int], interpolation: str, skip_bad: bool
-) -> tuple[Mixture, Pixels, list[tuple[str, str]]]:
-    """The usable training images, their pixels uint8 [N, 3, H, W], and (path, reason) of those left out.
+) -> tuple[Mixture, Pixels, list[tuple[str, str]], str]:
+    """The usable training images, their pixels uint8 [N, 3, H, W], (path, reason) of those left out, and a hash of the
+    pixels.
 
     Each set keeps its own memory-mapped cache, decoded once; nothing is copied.
     """
     caches = [pixel_cache(s, size, interpolation=interpolation, skip_bad=skip_bad) for s in mixture.splits]
-    return mixture.keep(caches), join_pixels(caches), [entry for cache in caches for entry in cache.bad]
+    bad, digest = [entry for cache in caches for entry in cache.bad], "-".join(cache.digest for cache in caches)
+    return mixture.keep(caches), join_pixels(caches), bad, digest
 
 
 def val_as_test(data: ReIDData) -> ReIDData:

@@ -18,6 +18,7 @@ from clipreid.data import Mixture, ReIDData
 from clipreid.data.folds import camera_fold
 from clipreid.errors import UserError
 from clipreid.evaluation.score import score
+from clipreid.hub.files import TRIAL
 from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
 from clipreid.training.harness import Log
@@ -27,7 +28,6 @@ from clipreid.training.train import train
 
 STRENGTHS = (1.0, 0.75, 0.5, 0.25)  # of equal ones the first
 CAMERAS = 4  # the fewest of a data set: two to train on, two to be new
-TRIAL = "trial"  # its folder, in that of the run
 Plan = tuple[RunData, list[ReIDData]]  # what is trained on, and what is measured
 
 

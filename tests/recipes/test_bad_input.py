@@ -1,5 +1,6 @@
 """What people get wrong: each ends with one message that names the file or value and says what to do."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -138,6 +139,92 @@ def test_other_settings_of_a_stage_that_has_begun_are_refused_by_name(street: Pa
     assert "--resume" in refused(street, tmp_path, epochs=7, tuning="head")
     with pytest.raises(UserError, match=r"another epochs \(7 there, 8 now\)"):
         opened(street, tmp_path, epochs=8, tuning="head", resume=True)
+
+
+def swap_people(street: Path, root: Path) -> Path:
+    """A copy of the data in which two people have changed names: as many images, identities and cameras as before."""
+    shutil.copytree(street, root, dirs_exist_ok=True)
+    for file in (root / "train").glob("0001_*"):
+        file.rename(file.with_name(f"x{file.name}"))
+    for file in (root / "train").glob("0002_*"):
+        file.rename(file.with_name(file.name.replace("0002_", "0001_")))
+    for file in (root / "train").glob("x0001_*"):
+        file.rename(file.with_name(file.name.replace("x0001_", "0002_")))
+    return root
+
+
+def test_other_labels_with_the_same_names_and_counts_are_refused(street: Path, tmp_path: Path) -> None:
+    root = tmp_path / "crops"
+    shutil.copytree(street, root)
+    opened(root, tmp_path).note(training="stage1")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    shutil.rmtree(root)
+    swap_people(street, root)
+    message = refused(root, tmp_path, resume=True)
+    assert "begun with other data, under the same name: training images (their pixels, or which" in message
+    assert "put them back, start anew with --overwrite" in message
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    opened(root, tmp_path, overwrite=True)
+
+
+def test_another_camera_of_an_image_is_refused_after_stage_1(street: Path, tmp_path: Path) -> None:
+    root = tmp_path / "crops"
+    shutil.copytree(street, root)
+    opened(root, tmp_path).note(stages=["stage1"])
+    opened(root, tmp_path)
+    (root / "train" / "0003_c1s1_000001_00.jpg").rename(root / "train" / "0003_c2s0_000001_00.jpg")
+    message = refused(root, tmp_path)
+    assert "labels (identity, camera, view or caption of the training images): hash" in message
+    assert f"train of folder:{root}: hash" in message  # the counts are the same
+
+
+def test_a_copy_of_the_images_continues(street: Path, tmp_path: Path) -> None:
+    """Times of files do not matter, what is in them does."""
+    root = tmp_path / "crops"
+    shutil.copytree(street, root)
+    opened(root, tmp_path).note(training="stage2")
+    shutil.rmtree(root)
+    shutil.copytree(street, root, copy_function=shutil.copyfile)
+    opened(root, tmp_path, resume=True)
+
+
+def test_other_test_data_are_refused_where_they_have_figures(street: Path, tmp_path: Path) -> None:
+    root = tmp_path / "crops"
+    shutil.copytree(street, root)
+    opened(root, tmp_path).note(training="stage2")
+    gone = root / "test" / "0101_c1s1_000001_00.jpg"
+    gone.rename(root / "test" / "0102_c1s1_000002_00.jpg")
+    opened(root, tmp_path, resume=True)  # nothing was scored
+    figures = dict.fromkeys(("mAP", "mINP", "rank1", "rank5", "rank10"), 0.5)
+    (tmp_path / "run" / "metrics.json").write_text(json.dumps({f"folder:{root}": {"zero-shot": figures}}))
+    assert f"query of folder:{root}: " in refused(root, tmp_path, resume=True)
+
+
+def test_other_threads_are_refused_inside_a_stage(street: Path, tmp_path: Path) -> None:
+    opened(street, tmp_path).note(stages=["stage1"])
+    opened(street, tmp_path, threads=2).note(training="stage2")  # between stages they may change
+    with pytest.raises(UserError, match=r"interrupted in stage2 .*\(2 threads there, 1 now\).* give --threads 2 and"):
+        opened(street, tmp_path, resume=True)
+    run = opened(street, tmp_path, threads=2, resume=True)
+    run.note(machine=run.record["machine"] | {"processes": 4, "torch": "2.0"})
+    assert "(4 processes there, 1 now)" in refused(street, tmp_path, threads=2, resume=True)
+
+
+def test_what_an_interrupted_run_did_not_keep_is_not_compared(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that an earlier version began: new flags have their defaults, and the rest is said."""
+    opened(street, tmp_path).note(training="stage2")
+    file = tmp_path / "run" / "config.json"
+    record = json.loads(file.read_text())
+    del record["content"], record["machine"], record["run"]["raw_logits"]
+    file.write_text(json.dumps(record))
+    opened(street, tmp_path, resume=True)
+    assert "note: begun by a version that kept no hash of its data" in capsys.readouterr().out
+    record["machine"], record["content"] = {"threads": 1, "torch": "2.0"}, {}
+    file.write_text(json.dumps(record))
+    opened(street, tmp_path, resume=True)
+    assert "note: begun with torch 2.0, continued with" in capsys.readouterr().out
 
 
 def test_resume_needs_a_run(street: Path, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""What a run rests on besides its flags, kept in config.json and compared by content when the run is continued."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+
+import clipreid
+from clipreid.training.sets import RunData
+
+RESIZED = ("image_size", "train_interpolation")  # other pixels of the same images: not compared
+PINNED = ("processes", "threads")  # with others an interrupted stage would end otherwise
+COUNTED = ("images", "identities", "cameras", "hash")
+
+
+def content_of(data: RunData) -> dict[str, str]:
+    """Hashes of the training images as they are trained on, in their order: "images" of the pixels, "labels" of
+    identities, cameras, views and captions."""
+    mixture = data.mixture
+    captions = [caption for split in mixture.splits for caption in split.captions.tolist()]
+    rows = zip(mixture.identities.tolist(), mixture.cameras.tolist(), mixture.views.tolist(), captions, strict=True)
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr(row).encode(errors="surrogateescape") + b"\n")
+    return {"images": data.digest, "labels": digest.hexdigest()[:16]}
+
+
+def machine_of(processes: int, device: torch.device) -> dict[str, Any]:
+    """What the last bits of a training depend on besides data and flags."""
+    return {
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "torch": torch.__version__,
+        "clipreid": clipreid.__version__,
+    }
+
+
+def changed_data(before: Mapping[str, Any], now: Mapping[str, Any], scored: Collection[str]) -> list[str]:
+    """A phrase for each thing that is not what it was, by the two records of config.json.
+
+    scored: names of the data sets that already have figures. What an earlier version did not keep is not compared.
+    """
+    there, here = before.get("content", {}), now["content"]
+    resized = any(before["run"].get(flag) != now["run"].get(flag) for flag in RESIZED)
+    what = {
+        "labels": "labels (identity, camera, view or caption of the training images)",
+        "images": "training images (their pixels, or which of them belongs to whom)",
+    }
+    found = [
+        f"{words}: hash {there[key]} there, {here[key]} now"
+        for key, words in what.items()
+        if there.get(key, here[key]) != here[key] and not (key == "images" and resized)
+    ]
+    trained = ["train"] if found or not there else []  # names of files alone do not matter
+    for data, splits in before.get("fingerprint", {}).items():
+        for split in splits.keys() & {*trained, *(("query", "gallery") if data in scored else ())}:
+            old, new = splits[split], now["fingerprint"].get(data, {}).get(split)
+            if new not in (None, old):
+                counts = [f"{old[key]} {key} there, {new[key]} now" for key in COUNTED if old[key] != new[key]]
+                found.append(f"{split} of {data}: {'; '.join(counts)}")
+    return found
+
+
+def changed_machine(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """(what must be as it was, notes on what may differ): of two `machine_of`, the first perhaps without some keys."""
+    needed = [f"{there[key]} {key} there, {here[key]} now" for key in PINNED if there.get(key, here[key]) != here[key]]
+    notes = [
+        f"note: begun with {key} {there[key]}, continued with {here[key]}: the last digits may differ"
+        for key in ("device", "torch", "clipreid")
+        if there.get(key, here[key]) != here[key]
+    ]
+    return needed, notes
