@@ -15,6 +15,7 @@ import clipreid
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import write_json
+from clipreid.hub.plain import RGB_LINES
 from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 
@@ -43,13 +44,20 @@ def check_onnx() -> None:
 
 
 def declaration(model: ReIDModel) -> dict[str, Any]:
-    """What a program needs to know to feed the graph, as `preprocessing.json` and the graph's metadata have it."""
+    """What a program needs to know to feed the graph, as `preprocessing.json` and the graph's metadata have it.
+
+    "python" is a function that makes any image that Pillow opens the RGB that is then resized: `rgb(image)`.
+    """
     height, width = model.image_size
     return {
         "input": INPUT,
         "layout": "NCHW",
         "dtype": "float32",
         "channels": "RGB",
+        "orientation": "turned upright by EXIF",
+        "depth": "8 bits; of 16 bits the upper eight; floats are scaled to 8 bits before",
+        "transparency": "laid on black",
+        "python": "\n".join(["import numpy", "from PIL import Image, ImageOps", "", *RGB_LINES, ""]),
         "height": height,
         "width": width,
         "resize": "the whole image, aspect ratio not kept, antialiased",

@@ -24,8 +24,9 @@ NOTE = """\
 
 Written by `clipreid export --format merged` {version}{strength}: the weights after training, in the layout of
 transformers' `{architecture}`. The whole image is resized to {height} x {width} pixels (height x width) and
-`interpolate_pos_encoding=True` is needed, for the stored position table is square. The feature for retrieval by dot
-product:
+`interpolate_pos_encoding=True` is needed, for the stored position table is square. Size, mean and std also stand in
+`preprocessor_config.json`; but transformers' processors neither turn an image upright by EXIF nor lay transparency on
+black, nor keep 16 bits: `rgb` does. The feature for retrieval by dot product:
 
 ```python
 {lines}```

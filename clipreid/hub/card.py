@@ -95,9 +95,9 @@ def _loading(facts: Facts) -> str:
         "```bash\npip install clipreid\n```",
         f'```python\nimport clipreid\n\nmodel = clipreid.load("{facts.repository}")\nfeatures = model.embed(["a.jpg", '
         f'"b.jpg"])  # float32 [2, {facts.width}], unit length; compare by dot product\n```',
-        f"Give crops that show one {_either(facts)} each. `embed` prepares them: the whole crop is "
-        f"resized to {height}x{width} (height x width, {facts.interpolation}), RGB 0..1, mean "
-        f"{_triple(facts.mean)}, std {_triple(facts.std)}.",
+        f"Give crops that show one {_either(facts)} each. `embed` prepares them: turned upright by EXIF, "
+        f"transparency on black, of 16 bits the upper eight; the whole crop is resized to {height}x{width} (height x "
+        f"width, {facts.interpolation}), RGB 0..1, mean {_triple(facts.mean)}, std {_triple(facts.std)}.",
     ]
     if facts.reads:
         given = ", ".join(f"{name}=[...]" for name in facts.reads)

@@ -19,6 +19,21 @@ OPENAI = {
     "open_clip:ViT-L-14-quickgelu/openai": "openai/clip-vit-large-patch14",
     "open_clip:ViT-L-14-336-quickgelu/openai": "openai/clip-vit-large-patch14-336",
 }
+# How `clipreid.data.images` reads an image, for programs without clipreid; `embed` refuses other depths too
+RGB_LINES = (
+    "def rgb(image):  # upright by EXIF, 16 bits to 8, transparency on black",
+    "    image = ImageOps.exif_transpose(image)",
+    '    if image.mode == "F":',
+    '        raise ValueError("scale the values of the image to 8 bits first")',
+    '    if image.mode.startswith("I"):',
+    "        values = numpy.asarray(image)",
+    '        deep = image.mode != "I" or values.max() > 255',
+    '        image = Image.fromarray((values // 256 if deep else values).astype("uint8"))',
+    '    if "A" in image.getbands() or "transparency" in image.info:',
+    '        image = image.convert("RGBA")',
+    '        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image)',
+    '    return image.convert("RGB")',
+)
 CLASSES = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}  # of transformers, by family
 
 
@@ -153,7 +168,8 @@ def merged_lines(model: ReIDModel, folder: str, image: str = "a.jpg") -> str:
 
 
 def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], image: str) -> str:
-    """What both have in common: the image, the two parts of the feature, and their concatenation."""
+    """What both have in common: the image, the two parts of the feature, and their concatenation. The image is read and
+    resized as `embed` does it (`RGB_LINES`)."""
     is_clip, (height, width) = model.family == "clip", model.image_size
     final = "out.pooler_output" if is_clip else "out.last_hidden_state.mean(1)"
     if is_clip and getattr(model.aggregator, "kind", "cls") == "mean":
@@ -161,12 +177,15 @@ def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], im
     projection = "base.visual_projection(out.pooler_output)" if is_clip else "out.pooler_output"
     parts = "[final, projection]" if model.raw_logits else "[normalize(final), normalize(projection)]"
     lines = [
+        "import numpy",
         "import torch",
         *imports,
-        "from PIL import Image",
+        "from PIL import Image, ImageOps",
         "from torch.nn.functional import normalize",
         "from torchvision import transforms",
         f"from transformers import {whole}",
+        "",
+        *RGB_LINES,
         "",
         *load,
         "prepare = transforms.Compose([",
@@ -174,7 +193,7 @@ def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], im
         "    transforms.ToTensor(),",
         f"    transforms.Normalize({list(model.mean)}, {list(model.std)}),",
         "])",
-        f'pixels = prepare(Image.open({json.dumps(image)}).convert("RGB"))[None]',
+        f"pixels = prepare(rgb(Image.open({json.dumps(image)})))[None]",
         "with torch.no_grad():",
         "    out = tower(pixel_values=pixels, interpolate_pos_encoding=True)",
         f"    final = {final}",

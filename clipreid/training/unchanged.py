@@ -60,7 +60,7 @@ def changed_data(before: Mapping[str, Any], now: Mapping[str, Any], scored: Coll
         for split in splits.keys() & {*trained, *(("query", "gallery") if data in scored else ())}:
             old, new = splits[split], now["fingerprint"].get(data, {}).get(split)
             if new not in (None, old):
-                counts = [f"{old[key]} {key} there, {new[key]} now" for key in COUNTED if old[key] != new[key]]
+                counts = [f"{key} {old[key]} there, {new[key]} now" for key in COUNTED if old[key] != new[key]]
                 found.append(f"{split} of {data}: {'; '.join(counts)}")
     return found
 

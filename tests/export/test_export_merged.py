@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from test_export_onnx import REAL, make, noise, save
 from test_import_checkpoint import published
-from test_plain import run_lines
+from test_plain import odd_images, run_lines
 
 import clipreid
 from clipreid.backbones import load_backbone
@@ -65,6 +65,15 @@ def test_transformers_alone_gives_the_features_of_embed(tiny_folder: Folder, tmp
     assert differs(tmp_path / "out", model, images(tmp_path)) <= 1e-4
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:
         assert not any("lora" in name for name in file.keys())  # noqa: SIM118
+
+
+def test_images_of_all_kinds_are_read_as_embed_reads_them(tiny_folder: Folder, tmp_path: Path) -> None:
+    model = make(f"hf:{tiny_folder('clip')}")
+    export_merged(model, tmp_path / "out")
+    for name, file in odd_images(tmp_path).items():
+        found = run_lines(merged_lines(model, str(tmp_path / "out"), str(file)))
+        assert float(found @ model.embed([file]).T) > 0.9999, name
+    assert "turn an image upright by EXIF" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"the 1,134 real photographs are not at {REAL}")

@@ -14,12 +14,14 @@ from image_only import save_osnet, save_timm
 from PIL import Image
 from test_hub import shake, write_run
 from test_import_checkpoint import published
+from test_plain import odd_images
 
 import clipreid
 from clipreid.backbones import load_backbone
 from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.export import bake, export_onnx, onnx_file
+from clipreid.export.onnx_file import run_onnx
 from clipreid.hub import backbone_record
 from clipreid.hub.import_checkpoint import import_checkpoint
 from clipreid.methods import build, clip_reid
@@ -151,6 +153,23 @@ def test_the_graph_declares_what_trackers_need(exported: tuple[Path, ReIDModel])
     metadata = {item.key: item.value for item in graph.metadata_props}
     for key, value in declared.items():
         assert metadata[key] == (value if isinstance(value, str) else json.dumps(value))
+
+
+def test_images_of_all_kinds_by_the_declaration_alone(tiny_folder: Folder, tmp_path: Path) -> None:
+    """preprocessing.json says how any image becomes what the graph takes."""
+    model = make(f"hf:{tiny_folder('clip')}")
+    export_onnx(model, tmp_path / "out")
+    declared = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
+    program: dict[str, Any] = {}
+    exec(declared["python"], program)
+    size, filters = (declared["width"], declared["height"]), {"bicubic": Image.Resampling.BICUBIC}
+    for name, file in odd_images(tmp_path).items():
+        resized = program["rgb"](Image.open(file)).resize(size, filters[declared["interpolation"]])
+        values = np.asarray(resized).astype(np.float32) * declared["scale"]  # [H, W, 3]
+        pixels = ((values - declared["mean"]) / declared["std"]).astype(np.float32).transpose(2, 0, 1)[None]
+        found = run_onnx(tmp_path / "out" / "model.onnx", torch.from_numpy(np.ascontiguousarray(pixels)))
+        assert float(found @ model.embed([file]).T) > 0.9999, name
+    assert declared["transparency"] == "laid on black"
 
 
 def save(model: ReIDModel, folder: Path) -> None:

@@ -8,19 +8,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from test_hub import shake, write_run
 from torch import Tensor
 
 from clipreid.backbones import load_backbone
 from clipreid.backbones.load import WEIGHTS
 from clipreid.config import choices_of
+from clipreid.data.images import read_image
 from clipreid.errors import UserError
 from clipreid.export import check_merged
 from clipreid.hub import CONFIG, backbone_record
-from clipreid.hub.plain import OPENAI, plain_base, plain_lines, plain_settings
+from clipreid.hub.plain import OPENAI, RGB_LINES, plain_base, plain_lines, plain_settings
 from clipreid.methods import build, clip_reid, get_method, method_names
 from clipreid.model import ReIDModel, untrained_model
 
@@ -43,6 +45,46 @@ def image(tmp_path: Path) -> str:
     pixels = torch.randint(0, 256, (90, 40, 3), generator=generator, dtype=torch.uint8)
     Image.fromarray(pixels.numpy()).save(tmp_path / "a.png")
     return str(tmp_path / "a.png")
+
+
+def odd_images(folder: Path) -> dict[str, Path]:
+    """Images as people have them: turned by EXIF, transparent, of 16 bits, in other modes."""
+    plain = Image.open(image(folder)).resize((24, 40))
+    grey = np.asarray(plain.convert("L"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    cut = plain.convert("RGBA")
+    cut.paste((255, 255, 255, 0), (0, 0, 24, 20))
+    palette = plain.quantize(16)
+    palette.info["transparency"] = 0
+    made: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "exif.jpg": (plain, {"exif": exif, "quality": 95}),
+        "exif.png": (plain, {"exif": exif}),
+        "cut.png": (cut, {}),
+        "cut-exif.png": (cut.copy(), {"exif": exif}),
+        "half.webp": (plain.convert("LA").convert("RGBA"), {"lossless": True}),
+        "palette.png": (palette, {"transparency": 0}),
+        "palette.gif": (palette, {"transparency": 0}),
+        "deep.png": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
+        "deep.tiff": (Image.fromarray(grey.astype(np.uint16) * 257), {}),
+        "deeper.tiff": (Image.fromarray(grey.astype(np.int32) * 257), {}),
+        "shallow.tiff": (Image.fromarray(grey.astype(np.int32)), {}),
+        "grey.png": (plain.convert("L"), {}),
+        "line.png": (plain.convert("1"), {}),
+        "print.jpg": (plain.convert("CMYK"), {"quality": 95}),
+    }
+    for name, (each, how) in made.items():
+        each.save(folder / name, **how)
+    return {name: folder / name for name in made}
+
+
+def test_the_printed_function_reads_every_image_as_embed_does(tmp_path: Path) -> None:
+    found: dict[str, Any] = {"numpy": np, "Image": Image, "ImageOps": ImageOps}
+    exec("\n".join(RGB_LINES), found)
+    for name, file in odd_images(tmp_path).items():
+        assert np.array_equal(np.asarray(found["rgb"](Image.open(file))), np.asarray(read_image(file))), name
+    with pytest.raises(ValueError, match="8 bits first"):
+        found["rgb"](Image.fromarray(np.ones((9, 9), np.float32)))
 
 
 def run_lines(lines: str) -> Tensor:
@@ -89,6 +131,15 @@ def test_the_lines_of_the_card_give_the_features_of_embed(
     bare.raw_logits, bare.mean, bare.std = model.raw_logits, model.mean, model.std
     untuned = untrained_model(bare, how.get("aggregation", "cls"))
     assert (untuned.embed([image(tmp_path)]) - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["clip", "siglip"])
+def test_the_lines_of_the_card_on_images_of_all_kinds(tiny_folder: Folder, tmp_path: Path, family: str) -> None:
+    model = make_plain(f"hf:{tiny_folder(family)}", tmp_path / "run")
+    for name in ("exif.jpg", "cut-exif.png", "palette.png", "deep.png"):
+        file = odd_images(tmp_path)[name]
+        found = run_lines(plain_lines(model, str(tiny_folder(family)), str(tmp_path / "run" / "adapter"), str(file)))
+        assert float(found @ model.embed([file]).T) > 0.9999, name
 
 
 def test_the_lines_need_no_clipreid(tiny_folder: Folder, tmp_path: Path) -> None:
