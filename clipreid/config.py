@@ -116,6 +116,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_id": (0, 1e3), "weight_triplet": (0, 1e3), "weight_i2t": (0, 1e3),
     "pad": (0, 256), "flip": (0, 1), "erase": (0, 1),
 }  # fmt: skip
+LOOKED_UP = {
+    "tuning": ("lora", "full", "head"),
+    "prompts": ("identity", "none"),
+}  # what tables in presets may depend on
 RATES = ("rate", "head_rate", "prompt_rate")  # of learning: above 0, below 1
 
 
@@ -132,8 +136,8 @@ def configure(method: ModuleType, **given: Any) -> tuple[RunConfig, Any]:
     """The flags of a run and of its method, with the preset's values where none are given.
 
     Later ones win: the defaults of the dataclasses; `method.PRESETS[preset]`; `method.TINY[preset]` for the tiny
-    backbones; `given`. A preset's value that is a table is looked up by `tuning`. Where `epochs` are given, small data
-    gets no more (`least_steps`).
+    backbones; `given`. A preset's value that is a table is looked up by `tuning` or `prompts`, whichever has its keys
+    for choices. Where `epochs` are given, small data gets no more (`least_steps`).
 
     Example:
         >>> flags, config = configure(clip_reid, data=("folder:crops",), tuning="full", epochs=3)
@@ -150,18 +154,17 @@ def configure(method: ModuleType, **given: Any) -> tuple[RunConfig, Any]:
     if "epochs" in given and hasattr(method.Config, "least_steps"):
         values["least_steps"] = 0
     values |= given
-    tuning = values.get("tuning", getattr(method.Config, "tuning", None))
-    values = {
-        name: _by_tuning(value, tuning) if isinstance(value, Mapping) else value for name, value in values.items()
-    }
+    words = {name: values.get(name, getattr(method.Config, name, None)) for name in LOOKED_UP}
+    values = {name: _looked_up(value, words) if isinstance(value, Mapping) else value for name, value in values.items()}
     own = {name: value for name, value in values.items() if name not in RUN_FLAGS}
     return RunConfig(**{name: value for name, value in values.items() if name in RUN_FLAGS}), method.Config(**own)
 
 
-def _by_tuning(table: Mapping[str, Any], tuning: Any) -> Any:
-    if tuning not in table:
-        raise UserError(f"--tuning {tuning}: choose one of {', '.join(table)}")
-    return table[tuning]
+def _looked_up(table: Mapping[str, Any], words: Mapping[str, Any]) -> Any:
+    name = next(name for name, choices in LOOKED_UP.items() if set(table) <= set(choices))
+    if words[name] not in table:
+        raise UserError(f"--{name} {words[name]}: choose one of {', '.join(table)}")
+    return table[words[name]]
 
 
 def name_of(method: ModuleType) -> str:

@@ -64,6 +64,17 @@ def test_the_paper_preset_is_what_was_published() -> None:
     )  # fmt: skip
 
 
+def test_the_paper_preset_without_prompts_is_the_published_baseline() -> None:
+    """The same model and schedule without the text term, and the identity loss with weight 1."""
+    with_text, without = settle(preset="paper")[1], settle(preset="paper", prompts="none")[1]
+    assert without == dataclasses.replace(with_text, prompts="none", weight_id=1.0)
+    assert settle("tiny-clip", "paper", prompts="none")[1].weight_id == 1.0
+    assert settle(preset="paper", prompts="none", weight_id=0.5)[1].weight_id == 0.5
+    assert settle(preset="default", prompts="none")[1].weight_id == 0.25
+    with pytest.raises(UserError, match=r"--prompts some: choose one of identity, none"):
+        settle(preset="paper", prompts="some")
+
+
 def test_the_default_preset_is_for_lora() -> None:
     flags, config = settle()
     assert (config.tuning, config.optimiser, config.schedule) == ("lora", "adamw", "cosine")

@@ -140,7 +140,7 @@ class Config:
 
 # Published for vehicles besides `paper`: --image-size 256 256 --prompt-epochs 60; for VehicleID also --prompt-batch 256
 # --rate 5e-5 --head-rate 5e-5. "SIE + overlapping patches" is --sie camera --stride 12. Half precision there, here
-# float32. The baseline without text has --weight-id 1 there.
+# float32.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "triplet_features": "unit", "tint": 0.1, "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
@@ -148,6 +148,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {
         "tuning": "full", "optimiser": "adam", "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, "head_rate": 5e-6,
         "bias_rate_factor": 2.0, "schedule": "steps", "warmup": 10, "milestones": (30, 50),
+        "weight_id": {"identity": 0.25, "none": 1.0},  # none: the published baseline
         "pixels": "half", "positions": "bilinear", "train_interpolation": "bicubic", "test_interpolation": "bilinear",
     },
 }  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 import tyro
 from safetensors.torch import load_file
 
-from clipreid.config import RunConfig, configure, name_of
+from clipreid.config import LOOKED_UP, RunConfig, configure, name_of
 from clipreid.data import ReIDData, trained_name
 from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation import get_protocol
@@ -64,7 +64,8 @@ def parse(method: ModuleType, about: str | None, args: Sequence[str]) -> tuple[R
         SystemExit: `--help`, or flags that there are not.
     """
     words = typed(args)
-    given: dict[str, Any] = {name: words[name] for name in ("preset", "backbone", "tuning") if words.get(name)}
+    known = ("preset", "backbone", *(name for name in LOOKED_UP if hasattr(method.Config, name)))
+    given: dict[str, Any] = {name: words[name] for name in known if words.get(name)}
     if init := words.get("init"):
         given |= {name: value for name, value in inherited(method, Path(init)).items() if name not in words}
     if "epochs" in words:

@@ -63,6 +63,7 @@ def test_what_is_typed_wins_over_presets() -> None:
     assert (config.identities_per_batch, config.images_per_identity) == (8, 2)
     assert parse(clip_reid, "", ["--pictures-per-identity", "3"])[1].images_per_identity == 3
     assert parse(clip_reid, "", [])[1].least_steps == 180
+    assert parse(clip_reid, "", ["--preset", "paper", "--prompts", "none"])[1].weight_id == 1.0
     assert parse(clip_reid, "", ["--epochs", "9", "--least-steps", "7"])[1].least_steps == 7
     assert parse(clip_reid, "", ["--data", "a:b", "--data", "c:d"])[0].data == ("a:b", "c:d")
 
