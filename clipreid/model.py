@@ -5,7 +5,8 @@ B images of one process, G = B x processes, T tokens, C tower width, E embedding
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from clipreid.aggregation import Aggregator, Pooled, Taps
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
+from clipreid.backbones.tokenizer import unread
 from clipreid.data.augment import normalise
 from clipreid.data.images import Images, stack_images
 from clipreid.distributed import gather
@@ -274,11 +276,18 @@ class ReIDModel(nn.Module):
         return torch.cat(found)
 
     @torch.no_grad()
-    def embed_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    def embed_text(
+        self, texts: Sequence[str], batch_size: int = 256, *, say: Callable[[str], None] | None = None
+    ) -> Tensor:
         """n sentences to float32 [n, E] on the CPU, rows of unit length, to be compared with images' "projection".
 
-        The text tower is the backbone's own, with what the method trained of it; what does not fit into its context is
-        cut off.
+        The text tower is the backbone's own, with what the method trained of it. What does not fit into its context is
+        cut off; how much of it was read is then said in a sentence.
+
+        Args:
+            texts: the sentences.
+            batch_size: sentences at a time.
+            say: gets that sentence; None: it becomes a Python warning.
 
         Raises:
             UserError: the backbone has no text tower or no tokenizer. ValueError: one string, not a list of them.
@@ -289,6 +298,8 @@ class ReIDModel(nn.Module):
         if backbone.text is None or backbone.tokenizer is None:
             lacks = "text tower" if backbone.text is None else "tokenizer"
             raise UserError(f"{backbone.name} has no {lacks}: captions cannot be compared with its images")
+        if note := unread(backbone.tokenizer, texts):
+            say(note) if say is not None else warnings.warn(note, stacklevel=3)  # behind the wrapper of no_grad
         backbone.text.to(self.device).eval()
         batches = [list(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
         with torch.autocast(self.device.type, enabled=False):

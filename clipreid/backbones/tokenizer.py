@@ -2,6 +2,8 @@
 
 import json
 import string
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from clipreid.backbones.text import TextConfig, pool_positions
 from clipreid.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+LONGEST = 2048  # tokens of a text that are counted by open_clip's tokenizers
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -54,9 +57,12 @@ class FastTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """n texts to ids [n, L]; too long ones are cut, EOT kept."""
-        texts = [self._clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        rows = [self._fit(encoding.ids) for encoding in self.tokenizer.encode_batch(texts)]
+        rows = [self._fit(ids) for ids in self._closed([texts] if isinstance(texts, str) else texts)]
         return torch.tensor(rows, dtype=torch.long).reshape(len(rows), self.context_length)
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has with its EOT, before anything is cut."""
+        return [len(ids) for ids in self._closed(texts)]
 
     def eot(self, ids: Tensor) -> Tensor:
         """Pool positions [n] of ids [n, L]: the first EOT when causal, else the last token."""
@@ -85,11 +91,14 @@ class FastTokenizer:
             text = " ".join(text.replace("_", " ").translate(PUNCTUATION).split())
         return text.lower() if self.lower else text
 
+    def _closed(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        """The tokens of each text and EOT behind them, of any length."""
+        for encoding in self.tokenizer.encode_batch([self._clean(text) for text in texts]):
+            ids = encoding.ids[encoding.ids[:1] == [self.never_first] :]
+            closed = self.eot_id is None or ids[-1:] == [self.eot_id]
+            yield ids if closed else [*ids, self.eot_id]
+
     def _fit(self, ids: list[int]) -> list[int]:
-        if ids and ids[0] == self.never_first:
-            ids = ids[1:]
-        if self.eot_id is not None and (not ids or ids[-1] != self.eot_id):
-            ids = [*ids, self.eot_id]
         if len(ids) > self.context_length:
             keep = self.context_length - (self.eot_id is not None)
             ids = ids[:keep] + ids[-1:] * (self.eot_id is not None)
@@ -181,11 +190,29 @@ class OpenClipTokenizer:
     """
 
     def __init__(self, model: str, config: TextConfig) -> None:
-        self.model, self.config = model, config
+        self.model, self.config, self.context_length = model, config, config.context_length
         self._tokenizer: Any = None
 
     def __call__(self, texts: list[str]) -> Tensor:
         """n texts to ids [n, L]. Raises `UserError` when the tokenizer is not available, or breaks SigLIP's rules."""
+        return self._made()(list(texts)).long()
+
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text has with its EOT, before anything is cut; at most `LONGEST` are counted."""
+        tokenizer, found = self._made(), []
+        for text in texts:
+            row = tokenizer([text], context_length=LONGEST)[0]
+            end = pool_positions(row[None], True, self.config.eot_id) if self.config.causal else self._ends(row)
+            found.append(int(end) + 1)
+        return found
+
+    def _ends(self, row: Tensor) -> int:
+        """Where the first EOS of a row is; without one at its end, for the row is full."""
+        at = (row == self._made().tokenizer.eos_token_id).nonzero()
+        return int(at[0]) if len(at) else len(row) - 1
+
+    def _made(self) -> Any:
+        """open_clip's tokenizer, made at its first use."""
         if self._tokenizer is None:
             import open_clip
 
@@ -197,7 +224,7 @@ class OpenClipTokenizer:
                     "connect once so that it is downloaded, or use an hf: folder that contains tokenizer.json"
                 ) from error
             self._check_rows()
-        return self._tokenizer(list(texts)).long()
+        return self._tokenizer
 
     def eot(self, ids: Tensor) -> Tensor:
         """Pool positions [n] of ids [n, L]: the first EOT when causal, else the last token."""
@@ -218,6 +245,28 @@ class OpenClipTokenizer:
                 f"'a', but the weights know {length}: the text, EOS, pads; take another version of transformers, or "
                 "the same model as an hf: folder"
             )
+
+
+def unread(tokenizer: Any, texts: Sequence[str]) -> str | None:
+    """A sentence that says how much of the texts is read, where some are longer than the context; else None.
+
+    None too for a tokenizer that has no `lengths`, and so cannot tell.
+    """
+    if not texts or not hasattr(tokenizer, "lengths"):
+        return None
+    lengths, context = tokenizer.lengths(texts), tokenizer.context_length
+    if (most := max(lengths)) <= context:
+        return None
+    cut, text = sum(length > context for length in lengths), texts[lengths.index(most)]
+    ends = range(1, len(text) + 1)
+    read = bisect_right(ends, context, key=lambda end: tokenizer.lengths([text[:end]])[0])
+    which = "the text is" if len(texts) == 1 else f"{cut:,d} of {len(texts):,d} texts are"
+    longest = "of it" if cut == 1 else "of the longest"
+    end = text[max(0, read - 30) : read]
+    return (
+        f"{which} longer than the {context} tokens that the text tower reads, and what is behind them was not read: "
+        f"{longest} ({most} tokens) {read} of {len(text)} characters were read, up to {end!r}"
+    )
 
 
 def _first_line(error: Exception) -> str:

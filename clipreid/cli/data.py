@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, arg
 
@@ -134,22 +134,25 @@ def _check_writable(flag: str, file: Path | None) -> None:
 def _from_protocol(data: ReIDData, report: CheckReport) -> list[Finding]:
     """Findings that need the protocol: queries without a match, and why. For official data sets only a note."""
     from clipreid.data.findings import Finding
-    from clipreid.evaluation.gaps import check_captions
+    from clipreid.evaluation.gaps import caption_queries
     from clipreid.evaluation.protocols import get_protocol
     from clipreid.evaluation.unmatched import unmatched
 
     if not {"query", "gallery"} <= data.splits.keys():
         return []
     query, gallery = data.splits["query"], data.splits["gallery"]
+    found: list[Finding] = []
     try:
         if get_protocol(data.protocol).captions:
-            check_captions(query.captions, data.name)
+            _, said = caption_queries(query.captions.tolist(), data.name)
+            found = [Finding("note", "captions", "; ".join(said))] if said else []
         lost = unmatched(query, gallery, data.protocol)
     except UserError as error:
         return [Finding("fault", "cannot be scored", str(error))]
     items = tuple(f"{query.path(row).removeprefix(f'{report.root}/') or f'row {row}'}: {why}" for row, why in lost)
     why = f"{len(lost):,d} of {len(query):,d} queries, protocol {data.protocol}: they are not scored"
-    return [Finding("note" if report.official else "fault", "query without a match", why, items)] if lost else []
+    severity: Literal["fault", "note"] = "note" if report.official else "fault"
+    return [*found, Finding(severity, "query without a match", why, items)] if lost else found
 
 
 def _progress(done: int, total: int) -> None:

@@ -230,7 +230,7 @@ def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:
     """Features of the queries, and which part of the gallery's they are compared with."""
     if flags.image:
         return model.embed(flags.image), None
-    return model.embed_text(flags.text), "projection"
+    return model.embed_text(flags.text, say=lambda note: print(f"note: {note}", file=sys.stderr)), "projection"
 
 
 def _table(hits: Sequence[Hit]) -> str:

@@ -178,6 +178,11 @@ class ReIDData:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+def sentences(caption: str) -> list[str]:
+    """The captions of one image, which line breaks separate; blank lines are none."""
+    return [line.strip() for line in caption.splitlines() if line.strip()]
+
+
 def relabel(identities: Sequence[Any] | np.ndarray) -> tuple[torch.Tensor, list[str]]:
     """Numbers identities 0..n-1 in sorted order, whatever they are called: strings, numbers, with gaps.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from clipreid.data.crops import sentences
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import UNKNOWN, Columns, name_rows
 from clipreid.evaluation.protocols import Protocol
@@ -38,17 +39,28 @@ def describe_gaps(protocol: Protocol, query: Columns, gallery: Columns) -> tuple
     return tuple(notes)
 
 
-def check_captions(captions: Sequence[str] | np.ndarray, name: str) -> None:
-    """Raises `UserError` where a query lacks its caption, for protocols whose queries are captions.
+def caption_queries(captions: Sequence[str] | np.ndarray, name: str) -> tuple[list[tuple[int, str]], list[str]]:
+    """The queries that captions make, for protocols whose queries are captions, and notes on what makes none.
 
-    captions: of every query image of the data called `name`, "" = none.
+    Args:
+        captions: of every query image of the data called `name`; several are separated by line breaks.
+
+    Returns:
+        (image, sentence) of each query; notes that count images without a caption and blank lines.
+
+    Raises:
+        UserError: no image has a caption.
     """
-    silent = sum(not caption for caption in captions)
-    if silent:
+    asked = [(row, sentence) for row, caption in enumerate(captions) for sentence in sentences(caption)]
+    silent = len(captions) - len({row for row, _ in asked})
+    if not asked:
         raise UserError(
             f"{name}: {silent} of {len(captions)} query images have no caption, and here the queries are captions: "
             "add them, or score images against images with --protocol market1501"
         )
+    blank = sum(len(caption.strip("\r\n").splitlines()) for caption in captions if caption.strip()) - len(asked)
+    notes = [f"{silent} of {len(captions)} query images have no caption, and ask nothing"] if silent else []
+    return asked, [*notes, *([f"{blank} blank lines in captions are left out"] if blank else [])]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from clipreid.data import ReIDData, Split, pixel_cache, raise_known
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
-from clipreid.evaluation.gaps import check_captions
+from clipreid.evaluation.gaps import caption_queries
 from clipreid.evaluation.health import Health, measure_health
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import get_protocol
@@ -121,14 +121,15 @@ def score(
         accelerator: shares the images among its processes; every process gets the whole result.
         skip_bad: leave out images that cannot be decoded.
         protocol: instead of the data set's own. Where its queries are captions (text-to-image), each caption of the
-            query split is a query, compared with the gallery's `projection` alone.
+            query split is a query, compared with the gallery's `projection` alone; what has no caption, and what of
+            long ones was not read, is in the notes of the report.
         offsets: what the known cameras and views of the data are raised by (`Mixture.offsets`), for a model that has
             learned them; None: they are unknown to it.
         progress: called as progress("query" or "gallery", images done, N) after each batch.
 
     Raises:
-        UserError: no query or gallery; undecodable images; queries without a caption where the queries are captions, or
-            a model without a text tower; no query with a valid match.
+        UserError: no query or gallery; undecodable images; no caption at all where the queries are captions, or a model
+            without a text tower; no query with a valid match.
     """
     missing = [name for name in ("query", "gallery") if name not in data.splits]
     if missing:
@@ -136,12 +137,14 @@ def score(
     rules = get_protocol(protocol or data.protocol)
     features: dict[str, dict[str, Tensor]] = {}
     splits: dict[str, Split] = {}
+    said: list[str] = []  # of captions
     bad = 0
     for name in ("query", "gallery"):
         split = data.splits[name]
         if name == "query" and rules.captions:
-            splits[name], captions = _captions(split, data.name)
-            features[name] = {"projection": model.embed_text(captions)}
+            asked, said = caption_queries(split.captions.tolist(), data.name)
+            splits[name] = split.select([row for row, _ in asked])
+            features[name] = {"projection": model.embed_text([sentence for _, sentence in asked], say=said.append)}
             continue
         if name == "gallery" and not rules.captions and _same_images(split, data.splits["query"]):  # embedded once
             features[name], splits[name] = features["query"], splits["query"]
@@ -162,7 +165,8 @@ def score(
     scored = Scored({}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric)
     tables = splits["query"].metadata(), splits["gallery"].metadata()
     for part in features["query"]:
-        scored.reports[part] = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(part))
+        report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(part))
+        scored.reports[part] = replace(report, notes=(*report.notes, *said))
     return scored
 
 
@@ -172,13 +176,6 @@ def about_images(split: Split, offsets: tuple[int, int] | None) -> dict[str, Ten
         return {}
     numbers = {"cameras": (split.cameras, offsets[0]), "views": (split.views, offsets[1])}
     return {name: torch.from_numpy(raise_known(x, by)) for name, (x, by) in numbers.items()}
-
-
-def _captions(split: Split, name: str) -> tuple[Split, list[str]]:
-    """The queries that captions make: a row of the split for each caption, and the captions."""
-    check_captions(split.captions, name)
-    rows = [(row, words) for row, text in enumerate(split.captions.tolist()) for words in text.split("\n")]
-    return split.select([row for row, _ in rows]), [words for _, words in rows]
 
 
 def _same_images(a: Split, b: Split) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipreid.backbones.tokenizer import unread
 from clipreid.config import RunConfig
 from clipreid.data import Pixels, augment, mixed_pk_indices, process_slice, seed_for
 from clipreid.training.run import Run
@@ -62,6 +63,9 @@ def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]]
     tokenizer = run.backbone.tokenizer
     if captions is not None and (tokenizer is None or not all(captions)):
         raise ValueError("captions need a backbone with a tokenizer, and at least one sentence for every image")
+    said = sorted({sentence for each in captions or () for sentence in each})
+    if note := unread(tokenizer, said):
+        run.log.say(f"note: captions: {note}")
     K, (cameras, views_of) = config.images_per_identity, data.sides
     crops = cache_on_gpu(run.crops(), device)  # uint8 [N, 3, H, W]
 

@@ -294,6 +294,32 @@ def test_open_clip_extra_weights_are_refused(tiny_open_clip: Any) -> None:
         build(convert(model, "odd"), "odd")
 
 
+def test_the_lengths_of_open_clips_tokens() -> None:
+    from clipreid.backbones.text import TextConfig
+    from clipreid.backbones.tokenizer import OpenClipTokenizer, unread
+
+    tokenizer = OpenClipTokenizer("ViT-B-32", TextConfig())
+    texts = ["a red hat", "!", "", "a red hat, " * 30]
+    assert tokenizer.lengths(texts) == [5, 3, 2, 122]
+    said = unread(tokenizer, texts)
+    assert said is not None
+    read = int(re.findall(r"\) (\d+) of 330 characters", said)[0])
+    assert torch.equal(*tokenizer([texts[-1], texts[-1][:read]]))
+    assert unread(tokenizer, texts[:3]) is None
+
+    class Row:  # SigLIP's: text, EOS, pads
+        eos_token_id = 1
+        tokenizer = property(lambda self: self)
+
+        def __call__(self, texts: list[str], context_length: int = 64) -> torch.Tensor:
+            rows = [[*range(5, 5 + len(text)), 1][:context_length] for text in texts]
+            return torch.tensor([row + [0] * (context_length - len(row)) for row in rows])
+
+    siglip = OpenClipTokenizer("any", TextConfig(causal=False, context_length=16))
+    siglip._tokenizer = Row()
+    assert siglip.lengths(["abc", "", "a" * 3000]) == [4, 1, 2048]
+
+
 def test_open_clip_tokenizer_that_needs_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
     import open_clip
 

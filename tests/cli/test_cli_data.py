@@ -14,11 +14,14 @@ import pytest
 from PIL import Image
 
 from clipreid.cli import main
-from clipreid.data import load_data
+from clipreid.cli.data import _from_protocol
+from clipreid.data import ReIDData, Split, load_data
+from clipreid.data.findings import CheckReport
 from clipreid.data.folders import Layout
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.patterns import MARKET
 
+T2I = "text-to-image"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -200,6 +203,18 @@ def test_what_evaluate_refuses_is_no_fit(street: Path, monkeypatch: pytest.Monke
         said = capsys.readouterr().out
         assert "fault: cannot be scored: " in said
         assert why in said
+
+
+def test_queries_without_a_caption_are_counted() -> None:
+    image = [{"path": f"{n}.png"} for n in range(3)]
+    query = Split.from_columns("query", image, ["a", "b", "c"], caption=["a hat\n\na bag", "", "a coat"])
+    data = ReIDData("mine", {"query": query, "gallery": Split.from_columns("gallery", image, ["a", "b", "c"])}, T2I)
+    (note,) = _from_protocol(data, CheckReport("mine", T2I, "", (), ()))
+    assert (note.severity, note.kind) == ("note", "captions")
+    assert (
+        note.explanation
+        == "1 of 3 query images have no caption, and ask nothing; 1 blank lines in captions are left out"
+    )
 
 
 def test_convert_and_read_back(street: Path, tmp_path: Path, capsys: Capture) -> None:

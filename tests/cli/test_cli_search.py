@@ -197,6 +197,15 @@ def test_sentences_without_quotes_get_a_hint(there: Path, capsys: Capture) -> No
         clipreid.load("run").embed_text("a red backpack")
 
 
+def test_a_sentence_beyond_the_context_is_said(there: Path, capsys: Capture) -> None:
+    asked = ("search", "run", "--gallery", "g.parquet", "--top", 1, "--text")
+    run(*asked, "a person with " + "a red backpack and " * 40)
+    said = capsys.readouterr()
+    assert re.search(r"note: the text is longer than the \d+ tokens .*: of it \(\d+ tokens\) \d+ of \d+ char", said.err)
+    run(*asked, "a person with a red backpack")
+    assert "note" not in capsys.readouterr().err
+
+
 def test_tables_show_what_was_found(there: Path, capsys: Capture) -> None:
     run("search", "run", "--gallery", "g.parquet", "--image", "crops/person0/cam1_0.png", "--top", "3")
     said = capsys.readouterr().out

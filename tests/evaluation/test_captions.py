@@ -1,5 +1,6 @@
 """Captions that ask: text features, how queries are made of captions, and what is said where there is no text."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from clipreid.data import ReIDData, Split
 from clipreid.data.synthetic import SETS
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
+from clipreid.evaluation.gaps import caption_queries
 from clipreid.evaluation.score import score
 from clipreid.methods import clip_reid
 from clipreid.model import ReIDModel, untrained_model
@@ -91,9 +93,62 @@ def test_images_may_still_ask(model: ReIDModel, tmp_path: Path) -> None:
     assert found.feature == "concat"
 
 
+def test_blank_lines_and_images_without_a_caption_ask_nothing_and_are_counted(model: ReIDModel, tmp_path: Path) -> None:
+    captions = ["a red person\n\n a person in red \n", "", "a blue person", "  \n"]
+    found = score(captioned(tmp_path, captions, [0, 3, 5, 7]), model)
+    assert found.query.identities.tolist() == ["0", "0", "2"]
+    single = captioned(tmp_path, ["a red person", "a person in red", "a blue person"], [0, 0, 5])
+    report = found.reports["projection"]
+    assert report.metrics == score(single, model).reports["projection"].metrics
+    notes = "2 of 4 query images have no caption, and ask nothing", "1 blank lines in captions are left out"
+    assert report.notes[-2:] == notes
+    assert report.counts["queries"] == 3
+
+
+@pytest.mark.parametrize(
+    ("captions", "asked", "blank"),
+    [
+        (["a\n\nb\n", "c"], [(0, "a"), (0, "b"), (1, "c")], 1),
+        (["a\r\n b ", "\nc"], [(0, "a"), (0, "b"), (1, "c")], 0),
+        (["a\n \n\nb"], [(0, "a"), (0, "b")], 2),
+    ],
+)
+def test_captions_of_an_image_are_its_lines(captions: list[str], asked: list[tuple[int, str]], blank: int) -> None:
+    found, notes = caption_queries(captions, "mine")
+    assert found == asked
+    assert notes == ([f"{blank} blank lines in captions are left out"] if blank else [])
+
+
+LONG = "a person " + "with a red hat and a blue bag " * 30
+
+
+def test_what_of_a_long_text_was_read_is_said(model: ReIDModel, recwarn: pytest.WarningsRecorder) -> None:
+    context = model.source[0].text.context_length
+    short = model.embed_text(["a person in red", "a blue person"])
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=rf"1 of 3 texts are longer than the {context} tokens .* up to '") as warned:
+        features = model.embed_text(["a person in red", LONG, "a blue person"])
+    assert torch.allclose(features[[0, 2]], short, atol=1e-6)
+    assert warned[0].filename == __file__
+    found = re.search(r"\((\d+) tokens\) (\d+) of (\d+) characters", str(warned[0].message))
+    assert found is not None
+    tokens, read, whole = map(int, found.groups())
+    assert (tokens > context, whole) == (True, len(LONG))
+    said: list[str] = []
+    again = model.embed_text([LONG[:read], LONG], say=said.append)  # what was read gives the feature
+    assert len(said) == 1
+    assert said[0].startswith("1 of 2 texts are longer")
+    torch.testing.assert_close(again[0], again[1])
+
+
+def test_captions_that_are_too_long_are_in_the_notes(model: ReIDModel, tmp_path: Path) -> None:
+    report = score(captioned(tmp_path, [LONG, "a blue person"], [0, 5]), model).reports["projection"]
+    assert report.notes[-1].startswith("1 of 2 texts are longer than the")
+
+
 def test_missing_captions_and_missing_text_towers_are_named(model: ReIDModel, tmp_path: Path) -> None:
-    data = captioned(tmp_path, ["a red person", ""], [0, 5])
-    with pytest.raises(UserError, match="mine: 1 of 2 query images have no caption"):
+    data = captioned(tmp_path, ["", " "], [0, 5])
+    with pytest.raises(UserError, match="mine: 2 of 2 query images have no caption"):
         score(data, model)
     data = captioned(tmp_path, ["a red person", "a blue person"], [0, 5])
     model.source[0].tokenizer = None

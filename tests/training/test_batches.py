@@ -1,5 +1,6 @@
 """Batches as pure functions: of images, of several views, with captions, of cached features; and P, K, epochs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipreid.backbones import load_backbone
 from clipreid.config import RunConfig
 from clipreid.data import normalise
 from clipreid.errors import UserError
@@ -42,6 +44,16 @@ def make_run(share: tuple[int, int] = (0, 1), seed: int = 0, config: Config | No
     backbone = SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), tokenizer=tokenise)
     return SimpleNamespace(data=data, config=config or Config(), backbone=backbone, seed=seed, share=share,
                            device=torch.device("cpu"), crops=lambda: crops, **more)  # fmt: skip
+
+
+def test_captions_longer_than_the_context_are_said_once(tiny_folder: Callable[[str], Path]) -> None:
+    lines: list[str] = []
+    run = make_run(log=SimpleNamespace(say=lines.append))
+    run.backbone = load_backbone(f"hf:{tiny_folder('clip')}")
+    image_batches(run, captions=[["a red hat"]] * N)
+    assert not lines
+    image_batches(run, captions=[["a red hat", "a red hat " * 40]] * N)
+    assert [line.startswith("note: captions: 1 of 2 texts are longer than the") for line in lines] == [True]
 
 
 def test_a_batch_is_the_same_whenever_it_is_asked_for() -> None:
