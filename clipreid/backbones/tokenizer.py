@@ -94,9 +94,12 @@ class FastTokenizer:
     def _closed(self, texts: Sequence[str]) -> Iterator[list[int]]:
         """The tokens of each text and EOT behind them, of any length."""
         for encoding in self.tokenizer.encode_batch([self._clean(text) for text in texts]):
-            ids = encoding.ids[encoding.ids[:1] == [self.never_first] :]
-            closed = self.eot_id is None or ids[-1:] == [self.eot_id]
-            yield ids if closed else [*ids, self.eot_id]
+            ids = list(encoding.ids)
+            if ids and ids[0] == self.never_first:
+                ids = ids[1:]
+            if self.eot_id is not None and (not ids or ids[-1] != self.eot_id):
+                ids = [*ids, self.eot_id]
+            yield ids
 
     def _fit(self, ids: list[int]) -> list[int]:
         if len(ids) > self.context_length:
