@@ -290,10 +290,14 @@ class ReIDModel(nn.Module):
             say: gets that sentence; None: it becomes a Python warning.
 
         Raises:
-            UserError: the backbone has no text tower or no tokenizer. ValueError: one string, not a list of them.
+            UserError: the backbone has no text tower or no tokenizer.
+            ValueError: one string, or something else than strings.
         """
         if isinstance(texts, str):
             raise ValueError("embed_text takes a list of sentences: write model.embed_text([sentence])")
+        texts = list(texts)
+        if odd := [nth for nth, text in enumerate(texts) if not isinstance(text, str)]:
+            raise ValueError(f"embed_text takes sentences, and text {odd[0]} is {texts[odd[0]]!r}")
         (backbone,) = self.source
         if backbone.text is None or backbone.tokenizer is None:
             lacks = "text tower" if backbone.text is None else "tokenizer"
@@ -301,7 +305,7 @@ class ReIDModel(nn.Module):
         if note := unread(backbone.tokenizer, texts):
             say(note) if say is not None else warnings.warn(note, stacklevel=3)  # behind the wrapper of no_grad
         backbone.text.to(self.device).eval()
-        batches = [list(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)]
+        batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
         with torch.autocast(self.device.type, enabled=False):
             found = [F.normalize(backbone.encode_text(batch).float(), dim=1).cpu() for batch in batches]
         return torch.cat(found) if found else torch.empty(0, backbone.text.embed_dim)

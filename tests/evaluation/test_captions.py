@@ -58,6 +58,8 @@ def test_text_features_are_the_backbones_and_no_part_of_the_model(model: ReIDMod
         expected = F.normalize(backbone.encode_text(texts), dim=1)
     torch.testing.assert_close(model.embed_text(texts, batch_size=5), expected)
     assert model.embed_text([]).shape == (0, expected.shape[1])
+    with pytest.raises(ValueError, match="embed_text takes sentences, and text 1 is None"):
+        model.embed_text(["a", None])  # type: ignore[list-item]
     towers = {id(parameter) for parameter in backbone.text.parameters()}
     assert not towers & {id(parameter) for parameter in model.parameters()}
     assert not [name for name in model.state_dict() if "text" in name or "source" in name]

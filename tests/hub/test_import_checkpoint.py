@@ -19,6 +19,7 @@ from torch import Tensor
 import clipreid
 from clipreid.cli import main
 from clipreid.errors import UserError
+from clipreid.evaluation.score import score
 from clipreid.hub import load_identities
 from clipreid.hub.import_checkpoint import find_geometry, import_checkpoint
 
@@ -150,6 +151,26 @@ def test_cameras_and_views_together(tmp_path: Path) -> None:
     import_checkpoint(file, tmp_path / "views", sie="view")
     found = clipreid.load(tmp_path / "views").embed(noise((256, 256)), cameras=[2, 1, 2], views=[0, 5, 2])
     expected = original(state, noise((256, 256)), 16, state["cv_embed"][[0, 5, 2]])
+    assert (found - expected).abs().max() < 1e-5
+
+
+def test_cameras_and_views_are_used_on_veri(tmp_path: Path) -> None:
+    """The views that `veri:` reads from the keypoint files are those of the rows."""
+    state, root, lines = published(256, rows=6), tmp_path / "VeRi", []
+    import_checkpoint(save(state, tmp_path), tmp_path / "run", sie="camera+view", views=3)
+    named = {"image_train": [(1, 1, 0)], "image_query": [(2, 1, 2)], "image_test": [(2, 2, 1), (3, 2, 0), (2, 2, None)]}
+    for folder, rows in named.items():
+        (root / folder).mkdir(parents=True)
+        for nth, (identity, camera, view) in enumerate(rows):
+            file = root / folder / f"{identity:04d}_c{camera:03d}_{nth:08d}_0.png"
+            Image.fromarray(noise((256, 256), 8)[nth].permute(1, 2, 0).numpy()).save(file)
+            lines += [f"VeRi/{folder}/{file.name} {'-1 ' * 40}{view}"] if view is not None else []
+    (root / "keypoint_test.txt").write_text("\n".join(lines))
+    model = clipreid.load(tmp_path / "run")
+    found = score(clipreid.load_data(f"veri:{root}"), model, offsets=(0, 0)).gallery_features["concat"]
+    table = state["cv_embed"]
+    side = torch.stack([table[3 + 1], table[3:].mean(0), table[3]])  # in the order of file names; unknown: its camera
+    expected = original(state, noise((256, 256), 8)[[0, 2, 1]], 16, side)
     assert (found - expected).abs().max() < 1e-5
 
 
