@@ -74,6 +74,7 @@ def score_strengths(
     trained = config.get("run", {}).get("data", [])
     stage, curves = last_stage(config), Curves()
     in_domain: list[str] = []
+    places = dict(zip(names, names, strict=True))  # the names in metrics.json
     for data, name, short in zip(tests, names, short_names(names), strict=True):
         print(data.summary(), flush=True)
         offsets = known_offsets(model, data, flags, config)
@@ -82,14 +83,14 @@ def score_strengths(
             entry = score_on(set_strength(model, strength), data, flags, offsets).entry()
             curves[short][strength] = entry
             if keep is not None:
-                add_metrics(keep, model_name(stage, strength), {name: entry})
+                places |= add_metrics(keep, model_name(stage, strength), {name: entry})
             print(f"  strength {strength:g}: mAP {entry['mAP']:.1%}", flush=True)
         if trained_name(data.name, trained) is not None:
             in_domain.append(short)
     print(f"\n{strength_table(curves)}\n")
     if keep is not None:  # what was scored before is drawn too
         kept = read_metrics(keep)
-        curves = {short: _strengths(kept[name], stage) for name, short in zip(names, curves, strict=True)}
+        curves = {short: _strengths(kept[places[name]], stage) for name, short in zip(names, curves, strict=True)}
     if in_domain:
         print(f"in-domain (trained on): {', '.join(in_domain)}\n")
     files = [keep / METRICS] if keep is not None else []

@@ -158,7 +158,8 @@ class ReIDData:
     """A data set: its splits, the protocol, what to call the individuals, and what the reader noticed.
 
     splits: those of train, val, query, gallery that exist. protocol: one of `clipreid.evaluation`, by name. noun: for
-    the prompt template. notes: sentences for the user, not errors.
+    the prompt template. notes: sentences for the user, not errors. pattern: what read the file names, as --pattern
+    takes it; "" where nothing did.
     """
 
     name: str
@@ -166,6 +167,7 @@ class ReIDData:
     protocol: str
     noun: str = "person"
     notes: tuple[str, ...] = ()
+    pattern: str = ""
 
     def summary(self) -> str:
         """Splits with their numbers of images, identities and cameras, then the notes; for printing."""

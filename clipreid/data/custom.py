@@ -4,6 +4,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | N
     if ignored:
         notes.append(f"not read: {', '.join(f'{folder}/' for folder in ignored)}")
     doubled = "query" in folders and folders["query"] == folders["gallery"]
-    return custom_data(spec, splits, doubled, noun, [how, *notes])
+    return replace(custom_data(spec, splits, doubled, noun, [how, *notes]), pattern=chosen.name)
 
 
 def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:

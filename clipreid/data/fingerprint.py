@@ -33,6 +33,12 @@ def fingerprint(split: Split) -> dict[str, Any]:
     }
 
 
+def pair_fingerprint(query: Split, gallery: Split) -> str:
+    """One hash, 16 hex digits, of a query and a gallery split: equal where the same images have the same labels."""
+    parts = [fingerprint(query), fingerprint(gallery)]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
 def fingerprints(trained: Sequence[ReIDData], tested: Sequence[ReIDData]) -> dict[str, dict[str, Any]]:
     """Of every data set its splits that are used: `train` of what is trained on, `query` and `gallery` of the tests."""
     found: dict[str, dict[str, Any]] = {}

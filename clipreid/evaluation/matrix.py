@@ -11,9 +11,9 @@ from typing import Any
 
 from clipreid.data import data_place, short_names
 from clipreid.errors import UserError
-from clipreid.evaluation.protocols import PROTOCOLS
-from clipreid.evaluation.results import VAL, evaluate_command
+from clipreid.evaluation.results import evaluate_command
 from clipreid.evaluation.tables import format_table
+from clipreid.evaluation.test_sets import parted, place, remark_of
 from clipreid.hub import read_config
 from clipreid.hub.files import METRICS, read_metrics
 
@@ -37,7 +37,7 @@ class Row:
 
     def in_domain(self, test: str) -> bool:
         """Whether the model was trained on the training split of this data."""
-        return _plain(test)[0] in self.trained
+        return parted(test)[0] in self.trained
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -59,6 +59,7 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
     trained: list[Row] = []
     left_out: list[str] = []
     names: dict[str, str] = {}  # by place
+    columns: dict[str, dict[str, dict[str, Any]]] = {}  # what is in each column, by run and model
     for folder in folders:
         if folders.count(folder) > 1:
             raise UserError(f"{folder} is named twice: give every run once")
@@ -73,7 +74,10 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
             before.setdefault(backbone, Row(folder, ZERO_SHOT, backbone, (), {}, config))
         data = tuple(names.setdefault(data_place(spec), spec) for spec in config.get("run", {}).get("data", ()))
         for model in dict.fromkeys(model for models in metrics.values() for model in models):
-            figures = {_named(test, names): models[model] for test, models in metrics.items() if model in models}
+            scored = {test: models[model] for test, models in metrics.items() if model in models}
+            figures = {_column(test, entry, names, columns): entry for test, entry in scored.items()}
+            for test, entry in figures.items():
+                columns.setdefault(test, {})[f"{folder} {model}"] = entry
             if model == ZERO_SHOT:
                 row = before[backbone]
                 for test, found in figures.items():
@@ -94,10 +98,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     return config, metrics
 
 
-def _named(test: str, names: dict[str, str]) -> str:
-    """The name of a test, as its data was first called."""
-    spec, remark = _plain(test)
-    return names.setdefault(data_place(spec), spec) + (f" ({remark})" if remark else "")
+def _column(
+    test: str, entry: dict[str, Any], names: dict[str, str], columns: Mapping[str, Mapping[str, dict[str, Any]]]
+) -> str:
+    """The column of a figure: the name of its test, as its data was first called; another one where what is in that
+    column was scored on another test set."""
+    spec, remark = parted(test)
+    spec = names.setdefault(data_place(spec), spec)
+    for column, there in columns.items():
+        same = (entry.get("protocol"), entry.get("fingerprint")) if "fingerprint" in entry else None
+        if parted(column)[0] == spec and same in {(e.get("protocol"), e.get("fingerprint")) for e in there.values()}:
+            return column
+    return place(spec + remark, entry, columns)
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -110,7 +122,7 @@ def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
     """The table in percent: a row for each model, a column for each test; "*" is in-domain, "-" is not scored."""
     tests = columns_of(rows)
     sets = list(dict.fromkeys(spec for row in rows for spec in row.trained))
-    plain = list(dict.fromkeys([*(_plain(test)[0] for test in tests), *sets]))
+    plain = list(dict.fromkeys([*(parted(test)[0] for test in tests), *sets]))
     short = dict(zip([*plain, *tests], short_names([*plain, *tests]), strict=True))
     lines = []
     for row, run in zip(rows, _shortest([row.folder for row in rows]), strict=True):
@@ -131,10 +143,10 @@ def commands(rows: Sequence[Row]) -> list[str]:
     zero: set[tuple[Path, str, tuple[str, ...]]] = set()
     for row in rows:
         for test in columns_of(rows):
-            spec, remark = _plain(test)
-            if test in row.figures or f" ({remark})" == VAL:  # val is scored by training with --validate alone
+            spec, remark = parted(test)[0], remark_of(test)
+            if test in row.figures or remark == "val":  # val is scored by training with --validate alone
                 continue
-            key = row.folder, remark, _reading(row, spec, rows)
+            key = row.folder, remark, _reading(row, spec, rows, _pattern(test, rows))
             wanted.setdefault(key, []).append(spec)
             if row.model == ZERO_SHOT:
                 zero.add(key)
@@ -148,8 +160,17 @@ def commands(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _reading(row: Row, spec: str, rows: Sequence[Row]) -> tuple[str, ...]:
-    """The flags that `clipreid evaluate` needs to read this data: those of the run that read it."""
+def _pattern(test: str, rows: Sequence[Row]) -> str:
+    """The pattern that read the images of a column, where it needs one to be told from others of its data; else ""."""
+    told = {parted(other)[0] for other in columns_of(rows) if other != test}
+    found = (row.figures[test].get("pattern", "") for row in rows if test in row.figures)
+    return next(found, "") if parted(test)[0] in told else ""
+
+
+def _reading(row: Row, spec: str, rows: Sequence[Row], pattern: str) -> tuple[str, ...]:
+    """The flags that `clipreid evaluate` needs to read this data: `pattern`, else those of the run that read it."""
+    if pattern:
+        return ("--pattern", pattern)
     owners = [row, *rows]  # for its own data a run needs no flags
     owner = next((each for each in owners if data_place(spec) in map(data_place, _read_by(each))), None)
     if owner is None:
@@ -189,13 +210,6 @@ def _cell(row: Row, test: str, metric: str) -> str:
     if test not in row.figures:
         return "    -"
     return f"{100 * row.figures[test][metric]:5.1f}{'*' if row.in_domain(test) else ''}"
-
-
-def _plain(test: str) -> tuple[str, str]:
-    """ "data (protocol)" or "data (val)" as its data and the remark; the remark is "" where there is none."""
-    spec, mark, remark = test.removesuffix(")").rpartition(" (")
-    known = test.endswith(")") and mark and (remark in PROTOCOLS or f" ({remark})" == VAL)
-    return (spec, remark) if known else (test, "")
 
 
 def _shortest(folders: Sequence[Path]) -> list[str]:

@@ -53,4 +53,4 @@ def reranked_name(method: str, options: dict[str, Any]) -> str:
 def reranked_entry(found: Scored, report: Report, method: str, options: dict[str, Any]) -> dict[str, Any]:
     """What `metrics.json` keeps: the report, the feature, and every setting of the re-ranker."""
     settings = {"method": method} | all_options(method, options)
-    return report.to_dict() | {"feature": found.feature, "rerank": settings, "bad": found.bad}
+    return report.to_dict() | {"feature": found.feature, "rerank": settings, "bad": found.bad} | found.test_set()

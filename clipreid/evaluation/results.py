@@ -3,37 +3,68 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clipreid.data import short_names
 from clipreid.evaluation.tables import format_table
+from clipreid.evaluation.test_sets import TAG, VAL, parted, place
 from clipreid.hub.files import METRICS, read_metrics, write_json
 
-VAL = " (val)"  # follows the name of a data set where the figures are those of its val split
+__all__ = ["VAL", "add_metrics", "evaluate_command", "results_table"]
 
 
-def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) -> None:
-    """Adds figures of `model` by data set to `metrics.json`; everything else in it stays."""
+def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Adds figures of `model` by data name to `metrics.json`; everything else in it stays.
+
+    Figures scored in another way than what is kept below a name (another protocol, other images or labels) are kept
+    below a name of their own. Returns {data name: the name in the file}.
+    """
     metrics = read_metrics(folder)
+    names = {}
     for data, entry in entries.items():
-        metrics.setdefault(data, {})[model] = entry
+        names[data] = place(data, entry, metrics)
+        metrics.setdefault(names[data], {})[model] = entry
     write_json(folder / METRICS, metrics)
+    return names
 
 
 def results_table(folder: Path, data: Sequence[str] | None = None) -> str:
-    """`metrics.json` as a table: one row for each data set (all, or these) and model; long names below it."""
+    """`metrics.json` as a table: one row for each test set (all, or those of these data names) and model.
+
+    Below it the long names, and how each test set was read.
+    """
     metrics, keys = read_metrics(folder), ("mAP", "mINP", "rank1", "rank5", "rank10")
-    names = list(data or metrics)
+    names = [name for name in metrics if data is None or name in data or parted(name)[0] in data]
     short = dict(zip(names, short_names(names), strict=True))
     table = format_table(
-        {"data": short[name], "model": model, **{key: found[key] for key in keys}}
+        {"data": short[name], "model": model, **_protocol(found), **{key: found[key] for key in keys}}
         for name in names
         for model, found in metrics[name].items()
     )
-    longer = [f"{short[name]} = {name}" for name in names if short[name] != name]
-    return "\n".join([table, "", *longer] if longer else [table])
+    lines = [f"{short[name]} = {name}" for name in names if short[name] != name]
+    lines += [f"{short[name]}: {about}" for name in names if (about := _about(metrics[name]))]
+    if len({parted(name)[0] for name in names}) < len(names):
+        lines.append(
+            "a remark in brackets: scored under another protocol, or on other images or labels; not to be compared"
+        )
+    return "\n".join([table, "", *lines] if lines else [table])
+
+
+def _protocol(entry: Mapping[str, Any]) -> dict[str, str]:
+    return {"protocol": entry["protocol"]} if "protocol" in entry else {}
+
+
+def _about(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """How the test set of these entries was read: its size, the pattern of its file names, its fingerprint."""
+    entry = next((entry for entry in models.values() if "fingerprint" in entry), None)
+    if entry is None:
+        return ""
+    counts = entry["counts"]
+    pattern = f", pattern {entry['pattern']!r}" if entry.get("pattern") else ""
+    sizes = f"{counts['queries']:,} queries, {counts['gallery']:,} gallery images"
+    return f"{sizes}{pattern}, fingerprint {entry['fingerprint'][:TAG]}"
 
 
 def evaluate_command(folder: Path, data: Sequence[str], *more: str) -> str:

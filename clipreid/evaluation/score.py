@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clipreid.data import ReIDData, Split, pixel_cache, raise_known
+from clipreid.data.fingerprint import pair_fingerprint
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.gaps import caption_queries
@@ -40,6 +41,7 @@ class Scored:
     gallery: Split
     bad: int  # images left out because they could not be decoded
     metric: Metric = field(default_factory=Cosine)  # of the test feature
+    pattern: str = ""  # that read the names of the images
     _health: dict[str, Health | None] = field(default_factory=dict, repr=False)
 
     @property
@@ -73,7 +75,14 @@ class Scored:
         health = self.health(feature)
         curve = {} if report.std else {"cmc": [round(float(share), 4) for share in report.cmc()[1]]}  # ranks 1..20
         spread = {} if health is None else {"health": health.to_dict()}
-        return report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | curve | spread
+        return (
+            report.to_dict() | {"feature": feature, "parts": parts, "bad": self.bad} | self.test_set() | curve | spread
+        )
+
+    def test_set(self) -> dict[str, str]:
+        """What `metrics.json` keeps of the images that were scored, so that only like figures are compared."""
+        pattern = {"pattern": self.pattern} if self.pattern else {}
+        return {"fingerprint": pair_fingerprint(self.query, self.gallery), **pattern}
 
     def health(self, feature: str | None = None) -> Health | None:
         """How the features are spread, and what storing them in few bits costs; computed once for each feature.
@@ -162,7 +171,9 @@ def score(
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
         splits[name], bad = split, bad + len(cache.bad)
-    scored = Scored({}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric)
+    scored = Scored(
+        {}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric, data.pattern
+    )
     tables = splits["query"].metadata(), splits["gallery"].metadata()
     for part in features["query"]:
         report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(part))

@@ -14,6 +14,7 @@ from clipreid.data.layouts import LAYOUTS, WITHDRAWN
 from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.score import ZERO_SHOT
 from clipreid.evaluation.tables import TITLES
+from clipreid.evaluation.test_sets import parted
 from clipreid.hub.licences import licence_of
 from clipreid.hub.metadata import Facts, metadata, numberless
 from clipreid.hub.plain import CLASSES, base_argument
@@ -152,7 +153,8 @@ def _results(facts: Facts) -> str:
         unknown = "It was not scored before it was published: measure it on your own data before you use it."
         return "\n\n".join(["## Results", unknown, *images])
     rows = [
-        [data, _called(model, facts.stage), *(_figure(entry, key) for key in TITLES)] for data, model, entry in entries
+        [data, _called(model, facts.stage), entry.get("protocol", "-"), *(_figure(entry, key) for key in TITLES)]
+        for data, model, entry in entries
     ]
     weaker = "`clipreid.load(..., strength=s)` with s below 1 goes back towards it, with 0 wholly."
     worse = [
@@ -162,7 +164,7 @@ def _results(facts: Facts) -> str:
     ]
     lines = [
         "## Results",
-        _table(["data", "model", *TITLES.values()], rows),
+        _table(["data", "model", "protocol", *TITLES.values()], rows),
         *[f"**On {' and on '.join(worse)} the untrained backbone has the higher mAP.** {weaker}"] * bool(worse),
         _explained(facts, [entry for _, _, entry in entries]),
         *images,
@@ -185,6 +187,9 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         _strength(facts): bool(_strength(facts)),
         f"Scored: {counts}.": True,
         f"Protocol {rules}.": bool(rules),
+        "Rows of different data names, remarks in brackets included, were scored on different images, labels or "
+        "protocols: they are not to be compared.": len({parted(data)[0] for data in facts.metrics})
+        < len(facts.metrics),
         f"Features: {_spread(facts)}.": bool(_spread(facts)),
         "Re-ranked: the order takes all queries and the whole gallery into account (transductive), which a search for "
         "one image cannot.": any("+" in name for name in names),
@@ -286,7 +291,7 @@ def _data(facts: Facts) -> str:
             "The fingerprint is a hash of file names (without folders), identities, cameras and views: the same where "
             "the data are the same.",
         ]
-    if rows and (later := [name for name in facts.metrics if name.partition(" (")[0] not in found]):
+    if rows and (later := [name for name in facts.metrics if parted(name)[0] not in found]):
         lines.append(f"Scored after training, without a fingerprint: {', '.join(later)}.")
     if any(name.partition(":")[0] == "synthetic" for name in [*trained, *found, *facts.metrics]):
         lines.append("`synthetic` is the street that clipreid paints itself: there is no photograph in it.")

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from clipreid.errors import UserError
+from clipreid.evaluation.test_sets import sorted_out
 from clipreid.hub.shapes import check_table
 
 CONFIG, HEADS, IDENTITIES, TOWER = (
@@ -59,6 +60,8 @@ ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one
     "cmc": tuple[float, ...],
     "health": dict[str, float],
     "floor": float,
+    "fingerprint": str,  # of the query and gallery images that were scored
+    "pattern": str,  # that read the names of their files
 }
 
 
@@ -126,7 +129,9 @@ def write_json(file: Path, content: Any) -> None:
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
-    """`metrics.json`: {data: {model: figures}}; empty where nothing has been scored yet.
+    """`metrics.json`: {test set: {model: figures}}; empty where nothing has been scored yet.
+
+    What is below one name was scored in the same way (`clipreid.evaluation.test_sets`).
 
     Raises:
         UserError: it is not what clipreid writes.
@@ -145,4 +150,4 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
         raise UserError(
             f"{file} is damaged, or was not written by clipreid ({error}): remove it, then evaluate again"
         ) from error
-    return metrics
+    return sorted_out(metrics)

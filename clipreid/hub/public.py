@@ -18,8 +18,8 @@ from clipreid.backbones.load import is_local
 from clipreid.config import RunConfig, choices_of, is_public
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
-from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.tables import TITLES
+from clipreid.evaluation.test_sets import parted
 from clipreid.hub.checks import BACKBONE, LOADABLE, PUBLIC
 from clipreid.hub.shapes import check_table, fits
 from clipreid.methods import get_method
@@ -33,7 +33,7 @@ COUNTS = ("images", "identities")  # of `data`
 BODY = tuple(key for key in BACKBONE if key != "name")
 PART = ("images", "identities", "cameras", "hash")  # of a fingerprint
 FIGURES = (*TITLES, "counts", "protocol", "intervals", "std", "feature", "parts", "bad", "cmc", "open_set", "health",
-           "floor")  # fmt: skip
+           "floor", "fingerprint")  # fmt: skip
 OWN = "own data"
 WORD = re.compile(r"[\w@.+-]{1,60}")
 ADVICE = (
@@ -47,14 +47,14 @@ class DataNames:
 
     Official sets by their name without the place (`market1501:/data/Market` -> `market1501`), the synthetic street and
     data sets on the Hub as they are, everything else `own data`; numbered where there are several of one name. A
-    remark stays where it is ours: ` (val)`, or the name of a protocol.
+    remark stays where it is ours: ` (val)`, a protocol, the start of a fingerprint.
     """
 
     def __init__(self, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         flags, self.local = config.get("run", {}), set(config.get("local", []))
         specs = [*flags.get("data", []), *flags.get("test", []), *config.get("data", {}).get("names", [])]
         named = [*config.get("offsets", {}), *config.get("fingerprint", {}), *metrics]
-        self.specs = tuple(dict.fromkeys([*specs, *(_parted(name)[0] for name in named)]))  # as they were typed
+        self.specs = tuple(dict.fromkeys([*specs, *(parted(name)[0] for name in named)]))  # as they were typed
         self.names, groups = {}, dict[str, list[str]]()
         for spec in self.specs:
             label = self._label(spec)
@@ -69,7 +69,7 @@ class DataNames:
             self.names |= {spec: label if alone else next(free) for spec in group}
 
     def __call__(self, name: str) -> str:
-        spec, remark = _parted(name)
+        spec, remark = parted(name)
         return self.names[spec] + remark
 
     def loadable(self, specs: Iterable[str]) -> list[str]:
@@ -85,13 +85,6 @@ class DataNames:
             return reader
         here = reader == "hub" and (spec in self.local or Path(rest).exists())
         return spec if LOADABLE.fullmatch(spec) and not here else OWN
-
-
-def _parted(name: str) -> tuple[str, str]:
-    """A data name and our remark behind it: `market1501:/data (val)` -> `market1501:/data`, ` (val)`."""
-    spec, mark, remark = name.rpartition(" (")
-    ours = mark and remark.removesuffix(")") in ("val", *PROTOCOLS)
-    return (spec, mark + remark) if ours else (name, "")
 
 
 def public_config(config: Mapping[str, Any], names: DataNames, backbone: str) -> dict[str, Any]:

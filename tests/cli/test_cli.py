@@ -267,3 +267,22 @@ def test_zero_shot_is_scored_on_every_data_set(run: Path, crops: Path) -> None:
     found = metrics(run)
     assert set(found[f"folder:{crops}"]) == {"stage2", "zero-shot"}
     assert set(found[f"folder:{crops} (no-cameras)"]) == {"stage2"}
+
+
+def test_another_pattern_has_its_own_row_and_no_zero_shot_beside_it(run: Path, tmp_path: Path, capsys: Capture) -> None:
+    """The cameras in a file name, read or not, make two test sets of one folder."""
+    for number in range(8):
+        for split in ("train", "test"):
+            folder = tmp_path / "crops" / split / f"{split}{number}"
+            folder.mkdir(parents=True)
+            for camera in (1, 2):
+                Image.new("RGB", (16, 32), (30 * number, 90 * camera, 40)).save(folder / f"cam{camera}_{number}.png")
+    spec = f"folder:{tmp_path / 'crops'}"
+    main(["evaluate", str(run), "--data", spec, "--pattern", "identity/"])
+    main(["evaluate", str(run), "--data", spec, "--pattern", "identity/cam"])
+    found = metrics(run)
+    assert [(name, each["stage2"]["protocol"], each["stage2"]["pattern"]) for name, each in found.items()] == [
+        (spec, "no-cameras", "identity/"),
+        (f"{spec} (cross-camera)", "cross-camera", "identity/cam"),
+    ]
+    assert "pattern 'identity/cam', fingerprint" in capsys.readouterr().out
