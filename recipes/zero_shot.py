@@ -20,6 +20,7 @@ pooling); `parameters` of the image tower; `gflops` multiply-adds per crop; `ms`
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation import format_table
 from clipreid.evaluation.cost import gflops, latency, parameters
 from clipreid.evaluation.score import score
+from clipreid.flags import parse_flags
 from clipreid.model import ReIDModel, untrained_model
 from clipreid.training.harness import check_writable, set_threads
 
@@ -136,4 +138,4 @@ def main(config: ZeroShot) -> None:
 
 if __name__ == "__main__":
     with print_user_errors():
-        main(tyro.cli(ZeroShot, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+        main(parse_flags(ZeroShot, sys.argv[1:], description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))

@@ -6,10 +6,10 @@ are imported there, so that `clipreid --help` answers at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
-import tyro
 from tyro.conf import FlagCreatePairsOff
 
 from clipreid.cli.compare import Compare
@@ -22,8 +22,11 @@ from clipreid.cli.publish import Publish
 from clipreid.cli.search import Embed, Search
 from clipreid.cli.version import Version
 from clipreid.errors import print_user_errors
+from clipreid.flags import parse_flags
 
 __all__ = ["main"]
+
+COMMANDS: Any = Evaluate | Compare | Matrix | Embed | Search | Publish | Export | Import | Data | Version
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -32,7 +35,6 @@ def main(args: Sequence[str] | None = None) -> None:
         "Recognise the same individual again: evaluate, search, publish and export trained runs. Training itself is "
         "done with recipes/ (accelerate launch recipes/clipreid_stage2.py)."
     )
-    commands: Any = Evaluate | Compare | Matrix | Embed | Search | Publish | Export | Import | Data | Version
-    command = tyro.cli(commands, prog="clipreid", description=about, args=args, config=(FlagCreatePairsOff,))
+    words = sys.argv[1:] if args is None else args
     with print_user_errors():
-        command()
+        parse_flags(COMMANDS, words, prog="clipreid", description=about, config=(FlagCreatePairsOff,))()

@@ -88,6 +88,8 @@ def score_strengths(
         if trained_name(data.name, trained) is not None:
             in_domain.append(short)
     print(f"\n{strength_table(curves)}\n")
+    for line in _untrained(curves):
+        print(f"{line}\n")
     if keep is not None:  # what was scored before is drawn too
         kept = read_metrics(keep)
         curves = {short: _strengths(kept[places[name]], stage) for name, short in zip(names, curves, strict=True)}
@@ -95,6 +97,22 @@ def score_strengths(
         print(f"in-domain (trained on): {', '.join(in_domain)}\n")
     files = [keep / METRICS] if keep is not None else []
     return files + _draw(curves, in_domain, report or keep)
+
+
+def _untrained(curves: Curves) -> list[str]:
+    """Where strength 0 and the row zero-shot of a table differ: the same weights, another part of the feature."""
+    from clipreid.evaluation.score import OF_ZERO_SHOT
+
+    lines = []
+    for data, entries in curves.items():
+        parts = entries.get(0.0, {}).get("parts", {})
+        whole, alone = (parts.get(name, {}).get("mAP", 0.0) for name in OF_ZERO_SHOT)
+        if alone > whole:
+            lines.append(
+                f"note: on {data} strength 0 has mAP {whole:.1%} with the whole test feature, which every strength is "
+                f"scored with; a row zero-shot counts the projection alone there, {alone:.1%}"
+            )
+    return lines
 
 
 def _draw(curves: Curves, in_domain: list[str], folder: Path | None) -> list[Path]:

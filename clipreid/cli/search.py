@@ -48,7 +48,13 @@ class Loading:
         set_threads(self.threads)
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-        return to_device(load(self.run, revision=self.revision, strength=self.strength))
+        model = to_device(load(self.run, revision=self.revision, strength=self.strength))
+        if self.strength == 0 and len(model.widths) > 1 and os.environ.get("RANK", "0") == "0":
+            _note(
+                f"--strength 0 is the untrained backbone with the whole test feature ({' + '.join(model.widths)}); "
+                "a row zero-shot in a table is of the projection alone where that is better, and may differ"
+            )
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,17 +93,17 @@ class Search(Loading):
     gallery: Annotated[Path, arg(metavar="FILE.parquet")]
     """What `clipreid embed` wrote, with the same RUN"""
     image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
-    """Query images"""
+    """Query images, one or several; repeatable"""
     text: Annotated[tuple[str, ...], arg(metavar="SENTENCE", help_behavior_hint="")] = ()
-    """Query sentences, such as "a person with a red backpack"; the model needs a text tower"""
+    """Query sentences, one or several, such as "a person with a red backpack"; the model needs a text tower"""
     top: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: 10, or all where there are fewer)")] = (
         None
     )
     """How many images to find for each"""
     camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
-    """Only images of these cameras"""
+    """Only images of these cameras; repeatable"""
     not_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
-    """No images of these cameras; unknown cameras are kept"""
+    """No images of these cameras; unknown cameras are kept; repeatable"""
     json: bool = False
     """Print JSON instead of tables, and nothing else"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -206,10 +212,14 @@ def search(flags: Search) -> None:
     if empty := [text for text in flags.text if not text.strip()]:
         raise UserError(f"--text {empty[0]!r}: the sentence is empty")
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
-        note = f"note: {len(flags.text)} queries of one word each; one query of several words needs quotes:"
-        print(f'{note} --text "{" ".join(flags.text)}"', file=sys.stderr, flush=True)
+        note = f"{len(flags.text)} queries of one word each; one query of several words needs quotes:"
+        _note(f'{note} --text "{" ".join(flags.text)}"')
     gallery = Gallery.open(flags.gallery)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
+    if idle := gallery.without_effect(flags.not_camera):
+        have = ", ".join(map(str, sorted(set(gallery.cameras.tolist()) - {-1})))
+        names = ", ".join(map(str, idle))
+        _note(f"--not-camera {names} leaves nothing out: {flags.gallery} has the cameras {have}")
     model = flags.load()
     gallery.check(model)
     features, part = _ask(flags, model)
@@ -226,6 +236,11 @@ def search(flags: Search) -> None:
         print(f"written: {page}")
 
 
+def _note(text: str) -> None:
+    """To stderr: stdout may be JSON that another program reads."""
+    print(f"note: {text}", file=sys.stderr, flush=True)
+
+
 def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:
     """Features of the queries, and which part of the gallery's they are compared with."""
     if flags.image:
@@ -234,12 +249,13 @@ def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:
 
 
 def _table(hits: Sequence[Hit]) -> str:
-    from clipreid.evaluation import format_table
+    from clipreid.evaluation.tables import format_table, similarity_digits
 
+    digits = similarity_digits((hit.similarity for hit in hits), least=4)
     return format_table(
         {
             "rank": hit.rank,
-            "similarity": f"{hit.similarity:.4f}",
+            "similarity": f"{hit.similarity:.{digits}f}",
             "path": _short(hit.path) + (" (the query itself)" if hit.itself else ""),
             "identity": hit.identity,
             "camera": hit.camera,

@@ -30,6 +30,16 @@ def format_table(rows: Iterable[Mapping[str, object]], columns: Sequence[str] | 
     )
 
 
+def similarity_digits(values: Iterable[float], least: int = 2) -> int:
+    """How many decimals show these similarities apart: `least`, up to 6 where they lie close together.
+
+    A step of the last decimal is at most a twentieth of their range: 0.9981 to 0.9995 is shown with 5.
+    """
+    values = [value for value in values if math.isfinite(value)]
+    spread = max(values) - min(values) if values else 0.0
+    return least if spread <= 0 else min(6, max(least, math.ceil(-math.log10(spread / 20))))
+
+
 def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 

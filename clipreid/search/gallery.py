@@ -223,14 +223,17 @@ class Gallery:
         have = sorted(set(self.cameras.tolist()) - {-1})
         if not have:
             raise UserError(f"{self.file} has no cameras: embed with --pattern, or leave the camera filter out")
-        strange = sorted({*(cameras or ()), *(not_cameras or ())} - set(have))
-        if strange:
+        if strange := sorted(set(cameras or ()) - set(have)):
             raise UserError(f"no camera {strange[0]} in {self.file}: there are {', '.join(map(str, have))}")
         allowed = np.isin(self.cameras, list(cameras)) if cameras else np.ones(len(self), dtype=bool)
         allowed &= ~np.isin(self.cameras, list(not_cameras or ()))
         if not allowed.any():
             raise UserError(f"no image of {self.file} passes the camera filter")
         return allowed
+
+    def without_effect(self, not_cameras: Sequence[int]) -> list[int]:
+        """Those of the cameras to leave out that no image is of."""
+        return sorted(set(not_cameras) - set(self.cameras.tolist()))
 
     def _read(self, group: int, columns: list[str]) -> pa.Table:
         return self._parquet.read_row_group(group, columns=columns)

@@ -13,6 +13,7 @@ from PIL import Image
 from clipreid.data import Split
 from clipreid.data.images import read_image
 from clipreid.errors import UserError
+from clipreid.evaluation.tables import similarity_digits
 from clipreid.reports.html import document, write
 from clipreid.reports.html_lists import crop_cell
 from clipreid.reports.thumbnails import thumbnail
@@ -78,17 +79,19 @@ def _article(album: Album, name: str, title: str, query: str | Path, hits: list[
     asked = ""
     if isinstance(query, Path):
         asked = f'<div class="asked">{crop_cell(thumbnail(read_image(query)), "query", "query", "")}</div>'
-    results = "".join(_result(album, hit) for hit in hits)
+    digits = similarity_digits((hit.similarity for hit in hits), least=3)
+    results = "".join(_result(album, hit, digits) for hit in hits)
     return f"""<article id="{name}" aria-label="{escape(title)}" tabindex="-1">
 <div class="head"><h4>{escape(title)}</h4></div>
 <div class="list">{asked}<ol tabindex="0" aria-label="results for {escape(title)}">{results}</ol></div></article>"""
 
 
-def _result(album: Album, hit: Hit) -> str:
+def _result(album: Album, hit: Hit, digits: int) -> str:
     known = {"identity": hit.identity, "camera": hit.camera}
     facts = [f"{name} {escape(str(value))}" for name, value in known.items() if value is not None]
-    said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.3f}"])
-    under = "<br>".join([f"{hit.similarity:.3f}", *facts, f'<span title="{escape(hit.path)}">{_end(hit.path)}</span>'])
+    said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.{digits}f}"])
+    file = f'<span title="{escape(hit.path)}">{_end(hit.path)}</span>'
+    under = "<br>".join([f"{hit.similarity:.{digits}f}", *facts, file])
     image = album.image(hit.path)
     mark = f"{hit.rank}{' · the query itself' if hit.itself else ''}"
     if image is None:

@@ -23,6 +23,7 @@ from clipreid.evaluation import get_protocol
 from clipreid.evaluation.floor import colour_floor
 from clipreid.evaluation.results import VAL, add_metrics, evaluate_command, results_table
 from clipreid.evaluation.score import ZERO_SHOT, Scored, score
+from clipreid.flags import parse_flags
 from clipreid.hub.files import IDENTITIES, read_metrics
 from clipreid.hub.folder import identity_state, save_identities, save_model
 from clipreid.hub.initial import inherited, load_initial
@@ -61,7 +62,7 @@ def parse(method: ModuleType, about: str | None, args: Sequence[str]) -> tuple[R
     With `--init RUN` the defaults of backbone, data and of what shapes the model are those of that run.
 
     Raises:
-        SystemExit: `--help`, or flags that there are not.
+        UserError: a flag of one value with two of them. SystemExit: `--help`, or flags that there are not.
     """
     words = typed(args)
     known = ("preset", "backbone", *(name for name in LOOKED_UP if hasattr(method.Config, name)))
@@ -76,7 +77,7 @@ def parse(method: ModuleType, about: str | None, args: Sequence[str]) -> tuple[R
         flags, config = configure(method)
     parts = [("run", RunConfig, field(default=flags)), ("method", method.Config, field(default=config))]
     both = make_dataclass("Flags", parts, frozen=True)
-    found: Any = tyro.cli(both, args=list(args), description=about, config=(tyro.conf.OmitArgPrefixes,))
+    found: Any = parse_flags(both, args, description=about, config=(tyro.conf.OmitArgPrefixes,))
     return found.run, found.method
 
 

@@ -210,7 +210,7 @@ def test_tables_show_what_was_found(there: Path, capsys: Capture) -> None:
     run("search", "run", "--gallery", "g.parquet", "--image", "crops/person0/cam1_0.png", "--top", "3")
     said = capsys.readouterr().out
     assert re.search(r"rank +similarity +path +identity +camera", said)
-    first = r"\n +1 +1\.0000 +crops/person0/cam1_0\.png \(the query itself\) +person0 +1\n"
+    first = r"\n +1 +1\.0000+ +crops/person0/cam1_0\.png \(the query itself\) +person0 +1\n"
     assert re.search(first, said)
     assert len(re.findall(r"^ +[123] +\d", said, re.MULTILINE)) == 3
 
@@ -231,6 +231,28 @@ def test_cameras_are_filtered(there: Path, capsys: Capture) -> None:
     assert only == without
     assert {hit["camera"] for hit in only["results"]} == {2, 3}
     assert len(only["results"]) == 8
+
+
+def test_repeated_flags_are_all_answered(there: Path, capsys: Capture) -> None:
+    first, second = "crops/person0/cam1_0.png", "crops/person2/cam3_8.png"
+    found = ask(capsys, "--image", first, "--camera", 2, "--image", second, "--camera", 3, "--top", 2)
+    assert found == ask(capsys, "--image", first, second, "--camera", 2, 3, "--top", 2)
+    assert [entry["image"] for entry in found] == [first, second]
+    assert len(ask(capsys, "--text", "a red coat", "--text", "a bag")) == 2
+    said = refused(capsys, "search", "run", "--gallery", "g.parquet", "--image", first, "--top", 1, "--top", 2)
+    assert "--top is given twice, '1' and '2', and takes one value: give it once" in said
+
+
+def test_leaving_out_a_camera_that_is_not_there_is_said(there: Path, capsys: Capture) -> None:
+    image = ("--gallery", "g.parquet", "--image", "crops/person0/cam1_0.png")
+    run("search", "run", *image, "--not-camera", 7)
+    assert "note: --not-camera 7 leaves nothing out: g.parquet has the cameras 1, 2, 3" in capsys.readouterr().err
+
+
+def test_strength_0_says_that_it_is_not_the_row_zero_shot(there: Path, tmp_path: Path, capsys: Capture) -> None:
+    run("embed", "run", "crops", "--output", tmp_path / "zero.parquet", "--strength", "0")
+    said = capsys.readouterr().err
+    assert "note: --strength 0 is the untrained backbone with the whole test feature (final + projection)" in said
 
 
 def test_the_page_holds_everything_and_believes_nothing(there: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -14,6 +14,7 @@ from clipreid.data import Split
 from clipreid.data.fingerprint import pair_fingerprint
 from clipreid.evaluation.matrix import columns_of, commands, matrix_table, read_rows
 from clipreid.evaluation.results import add_metrics, results_table
+from clipreid.evaluation.tables import similarity_digits
 from clipreid.evaluation.test_sets import alike, parted, remark_of
 from clipreid.hub.files import read_metrics
 
@@ -139,3 +140,11 @@ def test_a_fingerprint_is_that_of_images_and_labels_wherever_they_lie() -> None:
         (split("/a", 1, "abc"), split("/a", 2)),
     ]
     assert same not in [pair_fingerprint(*pair) for pair in others]
+
+
+def test_similarities_in_a_cone_are_told_apart() -> None:
+    assert similarity_digits([0.9, 0.4, 0.1]) == 2
+    assert similarity_digits([0.99812, 0.99815, 0.99847, 0.9995]) == 5
+    assert similarity_digits([1.0, 1.0]) == 2
+    assert similarity_digits([]) == 2
+    assert similarity_digits([1.0, 1.0 - 1e-9], least=4) == 6

@@ -124,6 +124,8 @@ def test_camera_filters(tmp_path: Path) -> None:
     hit = opened.search(query, 1, cameras=[3])[0][0]
     known = (f"/crops/{hit.row}.jpg", f"anna {hit.row % 3}", 3)
     assert (hit.rank, hit.path, hit.identity, hit.camera) == (1, *known)
+    assert len(opened.search(query, 5, not_cameras=[9])[0]) == 5  # leaves nothing out
+    assert opened.without_effect([9, 1]) == [9]
     with pytest.raises(UserError, match=r"no camera 9 in .*: there are 1, 2, 3"):
         opened.search(query, cameras=[9])
     with pytest.raises(UserError, match=r"no image of .* passes the camera filter"):
