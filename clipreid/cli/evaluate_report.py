@@ -53,11 +53,13 @@ def report_section(
 
 def write_page(folder: Path, sections: list[Section], run: Path, model: ReIDModel) -> None:
     """Writes the page and its figures."""
+    from clipreid.names import with_folder
     from clipreid.reports.html import write_report
 
     (backbone,) = model.source
     about = f"{backbone.name}, method {model.method}, tuning {model.tuning}, clipreid {clipreid.__version__}"
-    write_report(folder, sections, run.resolve().name, about)
+    title = with_folder(str(run.resolve())) if run.exists() else str(run)  # OWNER/NAME on the Hub
+    write_report(folder, sections, title, about)
 
 
 def draw_lists(file: Path, before: Scored | None, after: Scored, queries: int, label: str) -> None:

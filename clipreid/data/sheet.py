@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -10,8 +11,10 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.seeds import seed_for
 from clipreid.errors import UserError
+from clipreid.names import shortened
 
-CELL = (64, 128)  # width, height in pixels; narrower images have a margin
+AREA = 64 * 128  # square pixels of a cell; its shape is the median one of the images, others have a margin
+SHAPES = (0.33, 3.0)  # width over height of a cell, at least and at most
 CAPTION = 14
 COLUMNS, ROWS = 8, 8  # most images of an individual, individuals of a split
 GAP = 12  # between splits
@@ -29,12 +32,13 @@ def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
     Below each image stands its camera; a cross marks those that cannot be decoded. A gallery of the query's own
     images is not drawn again. Raises `UserError` when the file cannot be written.
     """
-    blocks = [(name, split, _chosen(split, seed)) for name, split in data.splits.items() if not _repeats(data, name)]
-    widths = [max((len(numbers) for _, numbers in rows), default=1) * CELL[0] + GAP for _, _, rows in blocks]
-    height = max(len(rows) for _, _, rows in blocks) * (CELL[1] + 2 * CAPTION)
+    blocks = [_Block(name, split, seed) for name, split in data.splits.items() if not _repeats(data, name)]
+    cell = _cell_size([image for block in blocks for image in block.images.values() if image is not None])
+    widths = [max((len(numbers) for _, numbers in block.rows), default=1) * cell[0] + GAP for block in blocks]
+    height = max(len(block.rows) for block in blocks) * (cell[1] + 2 * CAPTION)
     sheet, start = Image.new("RGB", (sum(widths), height), "white"), 0
-    for (name, split, rows), width in zip(blocks, widths, strict=True):
-        _draw_block(sheet, start, name, split, rows)
+    for block, width in zip(blocks, widths, strict=True):
+        block.draw(sheet, start, width, cell)
         start += width
     try:
         sheet.save(file)
@@ -42,15 +46,47 @@ def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
         raise UserError(f"the sheet {file} cannot be written ({error}): give a name such as sheet.png") from error
 
 
-def _draw_block(sheet: Image.Image, start: int, name: str, split: Split, rows: list[tuple[str, list[int]]]) -> None:
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
-    for row, (who, numbers) in enumerate(rows):
-        top = row * (CELL[1] + 2 * CAPTION)
-        pen.text((start + 2, top), f"{name}: {who}", "black", font)
-        for column, number in enumerate(numbers):
-            left, camera = start + column * CELL[0], int(split.cameras[number])
-            sheet.paste(_cell(split, number), (left, top + CAPTION))
-            pen.text((left + 2, top + CAPTION + CELL[1]), f"c{camera}" if camera >= 0 else "c?", "black", font)
+class _Block:
+    """One split: which individuals are drawn, and their images, small; None for one that cannot be decoded."""
+
+    def __init__(self, name: str, split: Split, seed: int) -> None:
+        self.name, self.split, self.rows = name, split, _chosen(split, seed)
+        self.images = {number: _small(split, number) for _, numbers in self.rows for number in numbers}
+
+    def draw(self, sheet: Image.Image, start: int, width: int, cell: tuple[int, int]) -> None:
+        pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+        for row, (who, numbers) in enumerate(self.rows):
+            top = row * (cell[1] + 2 * CAPTION)
+            pen.text((start + 2, top), _fitting(f"{self.name}: {who}", font, width - GAP), "black", font)
+            for column, number in enumerate(numbers):
+                left, camera = start + column * cell[0], int(self.split.cameras[number])
+                sheet.paste(_cell(self.images[number], cell), (left, top + CAPTION))
+                pen.text((left + 2, top + CAPTION + cell[1]), f"c{camera}" if camera >= 0 else "c?", "black", font)
+
+
+def _small(split: Split, row: int) -> Image.Image | None:
+    try:
+        image = split.image(row)
+    except UserError:
+        return None
+    image.thumbnail((512, 512))
+    return image
+
+
+def _cell_size(images: list[Image.Image]) -> tuple[int, int]:
+    """Width and height in pixels."""
+    shape = float(np.median([image.width / image.height for image in images])) if images else 0.5
+    shape = min(max(shape, SHAPES[0]), SHAPES[1])
+    width = round((AREA * shape) ** 0.5)
+    return width, round(width / shape)
+
+
+def _fitting(text: str, font: Any, width: int) -> str:
+    """The text, its middle left out where it is wider than that many pixels."""
+    most = len(text)
+    while most > 3 and font.getlength(shortened(text, most)) > width:
+        most -= 1
+    return shortened(text, most)
 
 
 def _repeats(data: ReIDData, name: str) -> bool:
@@ -71,12 +107,12 @@ def _chosen(split: Split, seed: int) -> list[tuple[str, list[int]]]:
     return found
 
 
-def _cell(split: Split, row: int) -> Image.Image:
-    try:
-        return ImageOps.pad(split.image(row), CELL, color="white")
-    except UserError:
-        cell = Image.new("RGB", CELL, "lightgrey")
-        pen = ImageDraw.Draw(cell)
-        pen.line((0, 0, *CELL), "red", 2)
-        pen.line((0, CELL[1], CELL[0], 0), "red", 2)
-        return cell
+def _cell(image: Image.Image | None, size: tuple[int, int]) -> Image.Image:
+    """The image in its cell; a cross stands for None."""
+    if image is not None:
+        return ImageOps.pad(image, size, color="white")
+    cell = Image.new("RGB", size, "lightgrey")
+    pen = ImageDraw.Draw(cell)
+    pen.line((0, 0, *size), "red", 2)
+    pen.line((0, size[1], size[0], 0), "red", 2)
+    return cell

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 BINS = 200
+SAMPLE = (256, 4096)  # queries and gallery images whose cosines say where the bins are to be
+NARROWEST = 1e-4  # range of the bins for cosines: below that float32 has too few values
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,28 @@ class Histogram:
     negative: np.ndarray
 
 
-def bin_edges(similarity: Any | None) -> np.ndarray:
-    """[BINS + 1]: over -1..1 for cosines (None), else from the least to the largest similarity of a matrix [Q, G]."""
-    low, high = (-1.0, 1.0) if similarity is None else (float(similarity.min()), float(similarity.max()))
+def bin_edges(similarity: Any | None, features: tuple[Tensor, Tensor] | None = None) -> np.ndarray:
+    """[BINS + 1], from the least to the largest similarity of a matrix [Q, G], or about the cosines of features.
+
+    features: [Q, D], [G, D], where there is no matrix. Cosines are looked at between rows evenly drawn, and the range
+    gets a tenth more on both sides, for what was not drawn; the outer bins hold all beyond.
+    """
+    if similarity is not None:
+        low, high = float(similarity.min()), float(similarity.max())
+    else:
+        assert features is not None  # one of the two is there
+        low, high = _cosine_range(*features)
     if not np.isfinite(high - low):
         low, high = 0.0, 1.0  # NaN, infinity: refused where the rows are read
     return np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+
+
+def _cosine_range(query: Tensor, gallery: Tensor) -> tuple[float, float]:
+    drawn = [x[:: max(1, len(x) // most)][:most].float() for x, most in zip((query, gallery), SAMPLE, strict=True)]
+    q, g = (F.normalize(x, dim=1) for x in drawn)
+    low, high = (float(edge) for edge in (q @ g.to(q.device).T).aminmax())
+    margin = max((high - low) / 10, (NARROWEST - (high - low)) / 2)
+    return max(-1.0, low - margin), min(1.0, high + margin)
 
 
 def count_sorted(rows: Tensor, edges: np.ndarray) -> np.ndarray:

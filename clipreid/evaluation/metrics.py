@@ -28,7 +28,7 @@ from clipreid.evaluation.gaps import Unscored, describe_gaps
 from clipreid.evaluation.histogram import Histogram, bin_edges, count_sorted
 from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
 from clipreid.evaluation.report import Report
-from clipreid.evaluation.similarity import Matrix, as_matrix, chunk_size, similarities
+from clipreid.evaluation.similarity import Matrix, as_features, as_matrix, chunk_size, similarities
 
 
 def evaluate(
@@ -71,7 +71,8 @@ def evaluate(
     else:
         edges = None  # the range of a stream is not known before its end
         if not isinstance(similarity, Iterator):
-            edges = bin_edges(None if similarity is None else as_matrix(similarity))
+            matrix = None if similarity is None else as_matrix(similarity)
+            edges = bin_edges(matrix, None if matrix is not None else _as_pair(query_features, gallery_features))
         scores, unscored, histogram = _score_blocks(blocks, q, g, rules, edges)
     total, scored = sizes[0], scores["n_positives"] > 0
     if not scored.all():
@@ -86,6 +87,10 @@ def evaluate(
     else:
         metrics = _average(scores, scored)
     return Report(metrics, counts, scores, rules.name, rules.description, notes, spread, histogram)
+
+
+def _as_pair(query: Matrix, gallery: Matrix) -> tuple[Tensor, Tensor]:
+    return as_features(query, "query_features"), as_features(gallery, "gallery_features")
 
 
 # Scores ---------------------------------------------------------------------------------------------------

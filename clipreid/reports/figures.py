@@ -101,6 +101,8 @@ def plot_similarities(report: Report) -> Figure:
             axes.stairs(share, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
             axes.stairs(share, edges, color=colour, linewidth=1.5, linestyle=line, label=f"{label} ({_short(n.sum())})")
         axes.set(xlabel="similarity", ylabel="pairs, %", xlim=(edges[0], edges[-1]))
+        axes.ticklabel_format(axis="x", useOffset=False, style="plain")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_ylim(0, axes.get_ylim()[1] * 1.22)  # room for the legend
         axes.legend(loc="upper left", ncols=2, borderaxespad=0.2, columnspacing=1.2, handlelength=1.6)
     return figure

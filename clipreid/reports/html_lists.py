@@ -6,11 +6,16 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from PIL import Image
+
+from clipreid.evaluation.tables import similarity_digits
+from clipreid.names import shortened
 from clipreid.reports.examples import Confused, ExampleQuery, Examples, Kind, Result, facts_of
-from clipreid.reports.thumbnails import data_address, overlay_attention, thumbnail
+from clipreid.reports.thumbnails import overlay_attention, shown_size, thumbnail
 
 MARKS: dict[Kind, str] = {"right": "✓", "wrong": "✗", "junk": "∅"}
 SAID: dict[Kind, str] = {"right": "same identity", "wrong": "another identity", "junk": "junk, does not count"}
+LONGEST = 48  # characters of a name in a caption
 LOOKED = (
     "<b>Where the model looked:</b> beside each query, attention rollout over all blocks (Abnar and Zuidema, 2020), up "
     "to the token that becomes the feature. Brightness is scaled for each image. It shows where information came "
@@ -65,11 +70,12 @@ def _article(
     """One query: its crop, where the model looked, and what was found."""
     image, name = examples.query.image(query.row), f"query-{number}-{query.row}"
     facts = facts_of(tables[0], query.row)
-    crops = [crop_cell(thumbnail(image), f"query: {_facts(facts)}", "query", "")]
+    crops = [crop_cell(image, f"query: {_facts(facts)}", "query", "")]
     if query.look is not None:
-        glow = data_address(overlay_attention(image, query.look))
+        glow = overlay_attention(image, query.look)
         crops.append(crop_cell(glow, "where the model looked at this query", "looked at", ""))
-    results = "".join(_result(examples, tables[1], result) for result in query.results)
+    digits = similarity_digits(result.similarity for result in query.results)
+    results = "".join(_result(examples, tables[1], result, digits) for result in query.results)
     if query.hidden:
         results += f'<li class="junk"><span class="tag">and {query.hidden} more<br>junk images</span></li>'
     at = steps.index(name)
@@ -84,21 +90,29 @@ def _article(
 <ol tabindex="0" aria-label="results for {_facts(facts)}">{results}</ol></div></article>"""
 
 
-def _result(examples: Examples, table: Mapping[str, Any], result: Result) -> str:
+def _result(examples: Examples, table: Mapping[str, Any], result: Result, digits: int) -> str:
     facts = facts_of(table, result.row)
     mark = f'<b class="mark">{MARKS[result.kind]}</b> {"junk" if result.rank is None else result.rank}'
     place = "junk" if result.rank is None else f"rank {result.rank}"
     said = f"{place}, {SAID[result.kind]}: {_facts(facts)}"
-    under = "<br>".join([escape(facts["identity"]), *_facts(facts, "identity").split(", "), f"{result.similarity:.2f}"])
-    crop = crop_cell(thumbnail(examples.gallery.image(result.row)), said, mark, under)
+    more = _facts(facts, "identity").split(", ")
+    under = "<br>".join([name_cell(facts["identity"]), *filter(None, more), f"{result.similarity:.{digits}f}"])
+    crop = crop_cell(examples.gallery.image(result.row), said, mark, under)
     return f'<li class="{result.kind}">{crop}</li>'
 
 
-def crop_cell(address: str, said: str, above: str, under: str) -> str:
-    """One image with what stands above and under it; all texts are HTML."""
+def crop_cell(image: Image.Image, said: str, above: str, under: str) -> str:
+    """One image in its own shape, with what stands above and under it; all texts are HTML."""
     below = f'<span class="tag under">{under}</span>' if under else ""
-    image = f'<img src="{address}" alt="{said}" decoding="async">'
-    return f'<div><span class="tag">{above}</span><div class="crop">{image}</div>{below}</div>'
+    width, height = shown_size(image)
+    shown = f'<img src="{thumbnail(image)}" alt="{said}" width="{width}" height="{height}" decoding="async">'
+    return f'<div><span class="tag">{above}</span><div class="crop">{shown}</div>{below}</div>'
+
+
+def name_cell(name: str) -> str:
+    """The name of an individual in a caption, whole when the mouse rests on it; HTML."""
+    short = shortened(name, LONGEST)
+    return f'<span title="{escape(name)}">{escape(short)}</span>' if short != name else escape(name)
 
 
 def _facts(facts: Mapping[str, str], *without: str) -> str:
@@ -123,8 +137,7 @@ def _card(examples: Examples, pair: Confused) -> str:
     crops = []
     for split, row, what in sides:
         facts = facts_of(dict(split.metadata()), row)
-        crop = thumbnail(split.image(row))
-        crops.append(crop_cell(crop, f"{what}: {_facts(facts)}", escape(facts["identity"]), what))
+        crops.append(crop_cell(split.image(row), f"{what}: {_facts(facts)}", what, name_cell(facts["identity"])))
     noun = "query" if pair.total == 1 else "queries"
     count = f'<p class="tag under">{pair.queries} of their {pair.total} {noun}</p>'
     return f'<li><div class="two wrong">{"".join(crops)}</div>{count}</li>'

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-RIGHT, WRONG, QUERY = "#0b7a53", "#c8371b", "#30363d"
+RIGHT, WRONG, QUERY, MARGIN = "#0b7a53", "#c8371b", "#30363d", "#eef1f4"
+CELL_AREA = 0.78  # square inches
 Choice = Literal["changed", "random", "hardest"] | Sequence[int]
 CAPTIONS = {
     "changed": "the queries that changed most, for better or worse",
@@ -73,19 +74,22 @@ def ranked_lists(
         report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, similarity=similarity)
         ap[model] = report.per_query["ap"]
     chosen = _choose(choose, list(ap.values()), query["identity"].numpy(), n_queries, seed)
-    figure, axes = _sheet(len(chosen), list(similarities), top, query_split.image(chosen[0]))
-    lines = iter(axes)
+    drawn = []  # a line each: label, query image, the best results as (right or wrong, image)
     for row in chosen:
+        asked = query_split.image(row)
         for model, similarity in similarities.items():
-            cells = next(lines)
-            _image(cells[0], query_split.image(row), QUERY, "query")
-            label = f"{model}\nAP {100 * ap[model][row]:.0f}%"
-            cells[0].set_ylabel(label, rotation=0, ha="right", va="center")
-            best = _best(similarity[row], query.rows(row, row + 1), gallery, rules)
-            for cell, result in zip(cells[1:], best, strict=False):
-                right = bool(gallery["identity"][result] == query["identity"][row])
-                colour, mark = (RIGHT, "✓") if right else (WRONG, "✗")
-                _image(cell, gallery_split.image(result), colour, mark)
+            best = _best(similarity[row], query.rows(row, row + 1), gallery, rules)[:top]
+            right = [bool(gallery["identity"][result] == query["identity"][row]) for result in best]
+            results = [(hit, gallery_split.image(result)) for hit, result in zip(right, best, strict=True)]
+            drawn.append((f"{model}\nAP {100 * ap[model][row]:.0f}%", asked, results))
+    size = _cell_size([image for _, asked, results in drawn for image in (asked, *(image for _, image in results))])
+    figure, axes = _sheet(len(chosen), list(similarities), top, size)
+    for cells, (label, asked, results) in zip(axes, drawn, strict=True):
+        _image(cells[0], asked, QUERY, "query", size)
+        cells[0].set_ylabel(label, rotation=0, ha="right", va="center")
+        for cell, (hit, image) in zip(cells[1:], results, strict=False):
+            colour, mark = (RIGHT, "✓") if hit else (WRONG, "✗")
+            _image(cell, image, colour, mark, size)
     how = CAPTIONS[choose] if isinstance(choose, str) else "queries chosen by hand"
     _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision")
     path_out = Path(path_out)
@@ -122,13 +126,20 @@ def _best(similarity: Any, query: Columns, gallery: Columns, rules: Rules) -> li
     return [int(i) for i in kept[torch.from_numpy(np.lexsort((right.numpy(), -values.numpy())))]]
 
 
-def _sheet(queries: int, models: list[str], top: int, sample: Image.Image) -> tuple[Figure, list[list[Axes]]]:
-    """A figure and its cells, one line for each query and model: the query, then `top` results."""
+def _cell_size(images: Sequence[Image.Image]) -> tuple[float, float]:
+    """Width and height of all cells in inches: in the median shape of the images, equally large for every shape."""
+    shape = min(max(float(np.median([image.width / image.height for image in images])), 0.4), 2.5)
+    height = (CELL_AREA / shape) ** 0.5
+    return shape * height, height
+
+
+def _sheet(queries: int, models: list[str], top: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
+    """A figure and its cells of this size, one line for each query and model: the query, then `top` results."""
     from matplotlib.figure import Figure  # only here: its first import on a machine builds a font cache
     from matplotlib.lines import Line2D
 
-    height, gap, title, between = 1.25, 0.10, 0.28, 0.18  # inches: image, right of it, above it, of queries
-    width = height * min(max(sample.width / sample.height, 0.4), 1.6)
+    width, height = size
+    gap, title, between = 0.10, 0.28, 0.18  # inches: right of an image, above it, of queries
     label = 0.3 + 0.085 * max(len(name) for name in [*models, "AP 100%"])
     lines = queries * len(models)
     right = max(label + (top + 1) * (width + gap) + 3 * gap, label + 3.9)  # at least the legend's width
@@ -154,10 +165,17 @@ def _legend(figure: Figure, x: float, note: str) -> None:
     figure.text(x, 0.12 / height, note, color=QUERY, fontsize=8.5)
 
 
-def _image(cell: Axes, image: Image.Image, colour: str, title: str) -> None:
+def _image(cell: Axes, image: Image.Image, colour: str, title: str, size: tuple[float, float]) -> None:
+    """Draws the image whole, in the middle of its cell."""
     cell.set_axis_on()
+    cell.set(xticks=[], yticks=[], facecolor=MARGIN)
     cell.imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
-    cell.set(xticks=[], yticks=[])
+    width, height = (
+        max(image.width, image.height * size[0] / size[1]),
+        max(image.height, image.width * size[1] / size[0]),
+    )
+    x, y = (image.width - 1) / 2, (image.height - 1) / 2
+    cell.set(xlim=(x - width / 2, x + width / 2), ylim=(y + height / 2, y - height / 2))
     cell.set_title(title, color=colour, fontsize=12, weight="bold", pad=4)
     for side in cell.spines.values():
         side.set(edgecolor=colour, linewidth=3)

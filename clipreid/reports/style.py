@@ -15,7 +15,7 @@ body.clipreid { margin: 0; -webkit-text-size-adjust: 100%; }
 .clipreid h1 { font-size: 1.7rem; line-height: 1.2; margin: 28px 0 4px; overflow-wrap: anywhere; }
 .clipreid h2 { font-size: 1.35rem; margin: 44px 0 10px; overflow-wrap: anywhere; }
 .clipreid h3 { font-size: 1.08rem; margin: 32px 0 4px; }
-.clipreid h4 { font-size: 1rem; margin: 0; }
+.clipreid h4 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
 .clipreid p { margin: 4px 0 12px; max-width: 75ch; }
 .clipreid .soft { color: var(--soft); }
 .clipreid a { color: var(--main); }
@@ -46,14 +46,16 @@ body.clipreid { margin: 0; -webkit-text-size-adjust: 100%; }
 .clipreid .figures figcaption { margin: 0 0 8px; }
 .clipreid figcaption b { color: var(--ink); }
 .clipreid svg { width: 100%; height: auto; display: block; }
-.clipreid img { display: block; height: 132px; width: auto; max-width: 200px; object-fit: contain; border-radius: 3px;
-  background: var(--card); }
-.clipreid .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(230px, 100%), 1fr)); gap: 16px;
+.clipreid img { display: block; max-width: 100%; height: auto; border-radius: 3px; background: var(--card); }
+.clipreid .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(330px, 100%), 1fr)); gap: 16px;
   padding: 0; margin: 10px 0; list-style: none; }
 .clipreid .pairs li { background: var(--card); border-radius: 10px; padding: 12px; }
 .clipreid .two { display: flex; gap: 10px; }
+.clipreid .two > div { flex: 1 1 0; min-width: 0; }
 .clipreid .chips { display: flex; flex-wrap: wrap; gap: 6px; padding: 0; margin: 8px 0 16px; list-style: none; }
-.clipreid .chips a { display: inline-block; padding: 2px 10px; border: 1px solid var(--line); border-radius: 99px;
+.clipreid .chips li { max-width: 100%; }
+.clipreid .chips a { overflow-wrap: anywhere; display: inline-block;
+  padding: 2px 10px; border: 1px solid var(--line); border-radius: 99px;
   text-decoration: none; font-size: .87rem; font-variant-numeric: tabular-nums; }
 .clipreid .chips a:hover { border-color: var(--main); }
 .clipreid article { border-top: 1px solid var(--line); padding: 14px 0 10px; scroll-margin-top: 44px; }
@@ -61,11 +63,13 @@ body.clipreid { margin: 0; -webkit-text-size-adjust: 100%; }
 .clipreid .head { display: flex; flex-wrap: wrap; gap: 2px 18px; align-items: baseline; margin-bottom: 8px; }
 .clipreid .head .step { margin-left: auto; font-size: .87rem; }
 .clipreid .list { display: flex; gap: 22px; }
-.clipreid .asked { display: flex; gap: 8px; flex: none; }
-.clipreid .list ol { display: flex; gap: 8px; list-style: none; margin: 0; padding: 0 4px 8px; overflow-x: auto;
-  flex: 1; min-width: 0; }
-.clipreid .list li { flex: none; margin: 0; }
-.clipreid .crop { width: fit-content; border: 3px solid var(--junk); border-radius: 6px; overflow: hidden; }
+.clipreid .asked { display: flex; gap: 8px; flex: 0 1 auto; max-width: 40%; align-items: flex-start; }
+.clipreid .asked > div { min-width: 0; }
+.clipreid .list ol { display: flex; flex-wrap: wrap; gap: 12px 8px; list-style: none; margin: 0; padding: 0 4px 8px;
+  flex: 1; min-width: 0; align-items: flex-start; }
+.clipreid .list li { flex: none; margin: 0; min-width: 84px; max-width: 100%; }
+.clipreid .crop { width: fit-content; max-width: 100%; box-sizing: border-box;
+  border: 3px solid var(--junk); border-radius: 6px; overflow: hidden; }
 .clipreid .crop img { border-radius: 0; }
 .clipreid .right .crop { border-color: var(--right); }
 .clipreid .wrong .crop { border-color: var(--wrong); }
@@ -74,8 +78,8 @@ body.clipreid { margin: 0; -webkit-text-size-adjust: 100%; }
 .clipreid .tag { display: block; font-size: .8rem; line-height: 1.35; color: var(--soft); margin-bottom: 3px;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
 .clipreid .tag b { font-size: .95rem; }
-.clipreid .under { margin: 3px 0 0; font-size: .76rem; max-width: 0; min-width: 100%; overflow: hidden;
-  text-overflow: ellipsis; }
+.clipreid .under { margin: 3px 0 0; font-size: .76rem; width: 0; min-width: 100%; white-space: normal;
+  overflow-wrap: anywhere; }
 .clipreid p.under { font-size: .87rem; }
 .clipreid .legend { display: flex; flex-wrap: wrap; gap: 2px 18px; max-width: none; }
 .clipreid .bar, .clipreid ol, .clipreid .scroll { scrollbar-width: thin; }
@@ -86,8 +90,10 @@ body.clipreid { margin: 0; -webkit-text-size-adjust: 100%; }
 @media (max-width: 700px) {
   .clipreid main, .clipreid header, .clipreid footer, .clipreid .bar > div { padding-left: 14px; padding-right: 14px; }
   .clipreid .list { flex-direction: column; gap: 10px; }
-  .clipreid .list ol { width: 100%; }
-  .clipreid .list img { height: 116px; }
+  .clipreid .asked { max-width: 100%; }
+  .clipreid .list ol { width: 100%; box-sizing: border-box; flex-wrap: nowrap; overflow-x: auto;
+    padding-right: 28px; mask-image: linear-gradient(to right, #000 calc(100% - 28px), transparent); }
+  .clipreid .list li { max-width: none; }
   .clipreid dl { grid-template-columns: 1fr; gap: 0; }
   .clipreid dd { margin-bottom: 6px; }
 }

@@ -8,7 +8,9 @@ import io
 import numpy as np
 from PIL import Image
 
-SIDE = 192  # pixels of the longer side, at most: sharp at 96 on fine screens
+BOX = (176, 132)  # CSS pixels: width and height of a crop on the page, at most
+AREA = 70 * 132  # square CSS pixels: tall, wide and square crops are about equally large
+SIDE = 192  # pixels of the longer side, at most: sharp at half of it on fine screens
 
 
 def thumbnail(image: Image.Image, side: int = SIDE) -> str:
@@ -16,6 +18,13 @@ def thumbnail(image: Image.Image, side: int = SIDE) -> str:
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return data_address(small)
+
+
+def shown_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height on the page, in the image's own shape: within `BOX`, and not above `AREA`."""
+    area = (AREA / (image.width * image.height)) ** 0.5
+    scale = min(BOX[0] / image.width, BOX[1] / image.height, area)
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def overlay_attention(image: Image.Image, share: np.ndarray, side: int = SIDE) -> Image.Image:

@@ -14,9 +14,9 @@ from clipreid.data import Split
 from clipreid.data.images import read_image
 from clipreid.errors import UserError
 from clipreid.evaluation.tables import similarity_digits
+from clipreid.names import shortened, with_folder
 from clipreid.reports.html import document, write
-from clipreid.reports.html_lists import crop_cell
-from clipreid.reports.thumbnails import thumbnail
+from clipreid.reports.html_lists import LONGEST, crop_cell, name_cell
 from clipreid.search.find import is_data, split_of_data
 from clipreid.search.gallery import Gallery, Hit
 
@@ -29,7 +29,7 @@ def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Pat
     Images that cannot be found are named only. Raises UserError where the page cannot be written.
     """
     album = Album(gallery)
-    names = [query.name if isinstance(query, Path) else f"“{query}”" for query in queries]
+    names = [with_folder(str(query)) if isinstance(query, Path) else f"“{query}”" for query in queries]
     links = "".join(f'<a href="#query-{i}">{escape(name)}</a>' for i, name in enumerate(names) if len(names) > 1)
     articles = [
         _article(album, f"query-{i}", name, query, hits)
@@ -37,7 +37,7 @@ def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Pat
     ]
     about = f"{len(gallery):,} images, embedded by {gallery.about['run']} ({gallery.about['backbone']})"
     file = Path(folder) / "index.html"
-    page = document(f"Found in {gallery.file.name}", about, links, "\n".join(articles), images=True)
+    page = document(f"Found in {with_folder(str(gallery.file))}", about, links, "\n".join(articles), images=True)
     write({file: page.encode(errors="replace")})  # a file's name need not be UTF-8
     return file
 
@@ -78,7 +78,7 @@ def _article(album: Album, name: str, title: str, query: str | Path, hits: list[
     """One query and what was found for it."""
     asked = ""
     if isinstance(query, Path):
-        asked = f'<div class="asked">{crop_cell(thumbnail(read_image(query)), "query", "query", "")}</div>'
+        asked = f'<div class="asked">{crop_cell(read_image(query), "query", "query", "")}</div>'
     digits = similarity_digits((hit.similarity for hit in hits), least=3)
     results = "".join(_result(album, hit, digits) for hit in hits)
     return f"""<article id="{name}" aria-label="{escape(title)}" tabindex="-1">
@@ -90,14 +90,15 @@ def _result(album: Album, hit: Hit, digits: int) -> str:
     known = {"identity": hit.identity, "camera": hit.camera}
     facts = [f"{name} {escape(str(value))}" for name, value in known.items() if value is not None]
     said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.{digits}f}"])
+    shown = [f"{name} {name_cell(str(value))}" for name, value in known.items() if value is not None]
     file = f'<span title="{escape(hit.path)}">{_end(hit.path)}</span>'
-    under = "<br>".join([f"{hit.similarity:.{digits}f}", *facts, file])
+    under = "<br>".join([f"{hit.similarity:.{digits}f}", *shown, file])
     image = album.image(hit.path)
     mark = f"{hit.rank}{' · the query itself' if hit.itself else ''}"
     if image is None:
         return f'<li><span class="tag">{mark}</span>{GONE}<span class="tag under">{under}</span></li>'
-    return f"<li>{crop_cell(thumbnail(image), said, mark, under)}</li>"
+    return f"<li>{crop_cell(image, said, mark, under)}</li>"
 
 
 def _end(path: str) -> str:
-    return escape(path.replace(os.sep, "/").rpartition("/")[2])
+    return escape(shortened(with_folder(path), LONGEST))

@@ -443,6 +443,18 @@ def test_in_blocks_keeps_the_order_and_stops_at_errors() -> None:
         list(in_blocks(split, lambda image: 1 // (int(image["path"]) - 100)))
 
 
+def test_a_sheet_of_landscape_crops_has_landscape_cells(tmp_path: Path) -> None:
+    for n in range(4):
+        save(tmp_path / "test" / f"{n // 2 + 1:04d}_c{n % 2 + 1}s1_{n:06d}_00.jpg", n, (90, 40))
+    data = read_and_check(f"folder:{tmp_path}")[1]
+    assert data is not None
+    draw_sheet(data, tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        width, height = 136, 60  # 90:40, as many pixels as 64 x 128
+        assert sheet.size == (2 * width + 12, 2 * (height + 28))
+        assert sheet.getpixel((2, 14 + 2)) != (255, 255, 255)  # the image fills its cell
+
+
 def test_contact_sheet(tmp_path: Path) -> None:
     data = read_and_check(f"folder:{street(tmp_path / 'set')}")[1]
     assert data is not None

@@ -37,7 +37,27 @@ def test_equals_numpys_whatever_the_chunk(seed: int, levels: int, chunk: int) ->
     np.testing.assert_array_equal(report.histogram.negative, negative)  # type: ignore[union-attr]
 
 
-def test_cosines_have_fixed_bins_and_equal_images_are_counted() -> None:
+def test_bins_of_cosines_follow_the_data() -> None:
+    """Features in a cone: with bins over -1 to 1 all pairs would be in one bar."""
+    rng = np.random.default_rng(0)
+    query, gallery = ({"identity": np.arange(20) % 5, "camera": np.full(20, camera)} for camera in (0, 1))
+    features = (30 + rng.standard_normal((20, 8))).astype(np.float32)
+    report = evaluate(features, features, query, gallery)
+    found = report.histogram
+    assert found is not None
+    used = np.flatnonzero(found.positive + found.negative)
+    assert found.edges[0] > 0.99
+    assert len(used) > 60
+    similarity = cosine_similarity(features, features).numpy()
+    np.testing.assert_array_equal(found.negative, by_hand(report, similarity, query, gallery)[1])
+    flat = evaluate(np.ones((20, 8)), np.ones((20, 8)), query, gallery).histogram
+    assert flat is not None
+    assert flat.edges[-1] - flat.edges[0] > 5e-5  # of equal features too
+    labels = [text.get_text() for text in report.plot_similarities().axes[0].get_xticklabels()]
+    assert all("e" not in label and "+" not in label for label in labels)
+
+
+def test_equal_images_are_counted() -> None:
     rng = np.random.default_rng(0)
     query, gallery = ({"identity": np.arange(20), "camera": np.full(20, camera)} for camera in (0, 1))
     features = rng.standard_normal((20, 8)).astype(np.float32)

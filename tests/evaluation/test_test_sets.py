@@ -7,7 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipreid.data import Split
@@ -85,6 +85,7 @@ ENTRIES = st.builds(
 )
 
 
+@settings(deadline=None)  # it writes files
 @given(st.lists(st.tuples(st.sampled_from(["zero-shot", "stage2"]), ENTRIES), max_size=8), st.booleans())
 def test_below_one_name_everything_is_alike_and_nothing_else_is_lost(
     added: list[tuple[str, dict[str, Any]]], val: bool

@@ -15,8 +15,9 @@ from PIL import Image
 
 from clipreid.errors import UserError
 from clipreid.evaluation import Report, evaluate
+from clipreid.names import shortened, with_folder
 from clipreid.reports.html import Section, page, section_of, write_report
-from clipreid.reports.html_lists import NOT_LOOKED
+from clipreid.reports.html_lists import NOT_LOOKED, name_cell
 
 N = 6  # identities
 EVIL = '<script>alert("x")</script>&\'"'
@@ -200,6 +201,69 @@ def test_a_browser_shows_it_silently(tmp_path: Path) -> None:
             asked = [request["request"]["url"] for request in requests]
             assert said == []
             assert [url for url in asked if not url.startswith("data:")] == [(tmp_path / "index.html").as_uri()]
+
+
+class Herd(Street):
+    """Crops of all shapes, and names that differ at their end."""
+
+    shapes = ((60, 160), (240, 100), (128, 128), (300, 60), (50, 200))
+
+    def __init__(self, per: int, cameras: int) -> None:
+        super().__init__(per, cameras)
+        self.identity = [f"okavango_reserve_north_herd_individual_{i // per:04d}" for i in range(N * per)]
+
+    def image(self, i: int) -> Image.Image:
+        return super().image(i).resize(self.shapes[i % len(self.shapes)])
+
+
+@pytest.fixture(scope="module")
+def herd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    query, gallery = Herd(2, 2), Herd(4, 3)
+    similarity = 0.998 + 0.001 * torch.rand(2 * N, 4 * N, generator=torch.Generator().manual_seed(0))
+    report = evaluate(similarity=similarity, query=query, gallery=gallery)
+    section = section_of(
+        f"folder:/{'deep/' * 20}x", report, query, gallery, similarity=similarity, look=look, queries=2
+    )
+    folder = tmp_path_factory.mktemp("herd")
+    write_report(folder, [section], "people/01")
+    return folder / "index.html"
+
+
+def test_names_that_are_shortened_keep_what_tells_them_apart() -> None:
+    assert shortened("anna", 8) == "anna"
+    assert shortened("okavango_reserve_north_herd_individual_0007", 20) == "okavang…ividual_0007"
+    assert len(shortened("x" * 99, 48)) == 48
+    assert name_cell("a&b") == "a&amp;b"
+    long = "herd" * 20 + "_0007"
+    assert name_cell(long).endswith("_0007</span>")
+    assert f'title="{long}"' in name_cell(long)
+    assert with_folder("/data/anna/0001.jpg") == "anna/0001.jpg"
+
+
+def test_hits_in_a_cone_are_told_apart(herd: Path) -> None:
+    hits = re.findall(r"<br>(0\.99\d+)</span>", herd.read_text())
+    assert len(hits) > 30
+    assert len(set(hits)) > len(hits) / 2
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [390, 1400])
+def test_crops_of_all_shapes_fit_and_nothing_overlaps(herd: Path, tmp_path: Path, width: int) -> None:
+    with Browser(tmp_path / "profile") as tab:
+        tab.dress(width, 900)
+        tab.open(herd)
+        tab.run("Promise.all([...document.images].map(i => i.decode()))")
+        assert tab.run("document.documentElement.scrollWidth <= innerWidth")
+        shape = "[...document.images].map(i => (i.width / i.height) / (i.naturalWidth / i.naturalHeight))"
+        assert all(0.9 < ratio < 1.1 for ratio in tab.run(shape))
+        inside = """[...document.querySelectorAll('.pairs li')].every(card => [...card.querySelectorAll('*')].every(
+            e => e.getBoundingClientRect().right <= card.getBoundingClientRect().right))"""
+        assert tab.run(inside)
+        names = "[...document.querySelectorAll('li .under')].every(e => e.scrollWidth <= e.clientWidth + 1)"
+        assert tab.run(names)  # nothing of a caption is cut
+        cut = """[...document.querySelectorAll('.list ol')].filter(list => [...list.children].some(
+            e => e.getBoundingClientRect().right > list.getBoundingClientRect().right + 1)).length"""
+        assert (tab.run(cut) == 0) == (width > 700)  # a desk shows every hit, a phone scrolls
 
 
 @needs_browser

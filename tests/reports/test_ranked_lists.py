@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import Columns
-from clipreid.reports.ranked_lists import RIGHT, WRONG, ranked_lists
+from clipreid.reports.ranked_lists import MARGIN, RIGHT, WRONG, ranked_lists
 
 N = 6  # identities, two images each, one camera on each side
 
@@ -83,6 +83,21 @@ def test_results_are_ranked_without_junk_and_ties_show_mistakes_first(tmp_path: 
 
     ranked_lists(tmp_path / "a.png", query, gallery, by_index, protocol=no_five, top=3, choose=[0])
     assert gallery.seen == [9, 8, 7]
+
+
+def test_cells_have_the_shape_of_the_images(tmp_path: Path) -> None:
+    class Wide(Street):
+        def image(self, i: int) -> Image.Image:
+            return super().image(i).resize((120, 40) if i % 3 else (20, 40))
+
+    ranked_lists(tmp_path / "wide.png", Wide(0), Wide(1), similarities(), n_queries=1, top=6)
+    ranked_lists(tmp_path / "tall.png", Street(0), Street(1), similarities(), n_queries=1, top=6)
+    wide, tall = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("wide", "tall"))
+    assert wide.shape[1] > 1.6 * tall.shape[1]
+    assert wide.shape[0] < 0.8 * tall.shape[0]
+    margin = np.array([int(MARGIN[i : i + 2], 16) for i in (1, 3, 5)])
+    assert (wide == margin).all(-1).any()  # beside the tall one among wide ones, which is whole
+    assert not (tall == margin).all(-1).any()
 
 
 def test_refusals(tmp_path: Path, streets: tuple[Street, Street]) -> None:

@@ -15,7 +15,7 @@ def entry(value: float) -> dict[str, Any]:
     return {"mAP": value, "rank1": value, "intervals": {"mAP": (max(0, value - 0.1), value), "rank1": (0, 1)}}
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)  # the first figure takes a second
 @given(values=st.lists(st.floats(0, 1), min_size=6, max_size=6))
 def test_the_figure_shows_the_figures(values: list[float]) -> None:
     """Both panels hold exactly the numbers that are asked for."""
