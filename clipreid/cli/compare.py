@@ -51,7 +51,8 @@ class Compare(Scoring):
     changed: int = 10
     """Queries in the printed table of those that changed most"""
     fuse: bool = False
-    """Also score the weighted sum of both models' similarities; the weight is chosen on the data's val split"""
+    """Also score the weighted sum of both models' similarities, each standardised by its spread over the gallery; the
+    weight is chosen on the data's val split"""
     weight: Annotated[float | None, arg(metavar="W", help_behavior_hint="")] = None
     """As --fuse, with this weight of RUN_A, 0..1, for data without a val split"""
 
@@ -228,17 +229,25 @@ def _fuse(
 
     chosen: the first data set and its weight, for one without a val split.
     """
-    from clipreid.evaluation import compare, evaluate, format_table, fuse_features
+    from clipreid.evaluation import compare, cosine_spread, evaluate, format_table, fuse_features, raw_weight
+    from clipreid.evaluation.fusion import at_edge
 
     weight, how = _fusion_weight(flags, data, models, found, chosen)
     (query_a, gallery_a), (query_b, gallery_b) = (f.features() for f in found)
     first, protocol = found[0].first, flags.protocol or data.protocol
-    fused = fuse_features(query_a, query_b, weight), fuse_features(gallery_a, gallery_b, weight)
+    spreads = cosine_spread(gallery_a), cosine_spread(gallery_b)
+    plain = raw_weight(weight, spreads)
+    fused = fuse_features(query_a, query_b, plain), fuse_features(gallery_a, gallery_b, plain)
     report = evaluate(*fused, first.query, first.gallery, protocol)
     alone = [f.reports[0] for f in found]
     rows = [{"model": m.name, **r.metrics} for m, r in zip(models, alone, strict=True)]
     title = f"fused, {weight:g} x {models[0].name} + {1 - weight:g} x {models[1].name}"
     print(f"{format_table([*rows, {'model': title, **report.metrics}])}\n\nweight {weight:g} ({how})")
+    deviations = ", ".join(f"{model.name} {spread:.2g}" for model, spread in zip(models, spreads, strict=True))
+    print(f"of cosines divided by their standard deviation over the gallery ({deviations})")
+    if flags.weight is None and at_edge(weight):
+        alone_best = models[0 if weight > 0.5 else 1].name
+        print(f"note: the weight is at the edge of its grid (0 to 1): on val {alone_best} alone is as good, or nearly")
     gains = {}
     for model, other in zip(models, alone, strict=True):
         gain = compare(other, report, (model.name, "fused"))
@@ -247,7 +256,8 @@ def _fuse(
         interval = f"{100 * low:+.1f} to {100 * high:+.1f}"
         print(f"fused minus {model.name}: mAP {100 * apart:+.1f} ({interval}), p {gain.p_value['mAP']:.2g}")
     print(flush=True)
-    return {"weight": weight, "how": how, **report.to_dict(), "against": gains}
+    about = {"weight": weight, "how": how, "spread": list(spreads)}
+    return {**about, **report.to_dict(), "against": gains}
 
 
 def _fusion_weight(

@@ -4,7 +4,7 @@ from clipreid.evaluation.bootstrap import confidence
 from clipreid.evaluation.breakdown import CameraPairs, by_column, camera_pairs
 from clipreid.evaluation.compare import Comparison, compare
 from clipreid.evaluation.extract import extract
-from clipreid.evaluation.fusion import choose_weight, fuse, fuse_features
+from clipreid.evaluation.fusion import choose_weight, cosine_spread, fuse, fuse_features, raw_weight
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.openset import OpenSet, open_set
 from clipreid.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, same
@@ -26,6 +26,7 @@ __all__ = [
     "compare",
     "confidence",
     "cosine_similarity",
+    "cosine_spread",
     "evaluate",
     "extract",
     "format_table",
@@ -33,6 +34,7 @@ __all__ = [
     "fuse_features",
     "get_protocol",
     "open_set",
+    "raw_weight",
     "rerank",
     "reranked_rows",
     "same",

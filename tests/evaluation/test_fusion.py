@@ -9,8 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipreid import UserError
-from clipreid.evaluation import choose_weight, cosine_similarity, evaluate, fuse, fuse_features
-from clipreid.evaluation.fusion import GRID
+from clipreid.evaluation import (
+    choose_weight,
+    cosine_similarity,
+    cosine_spread,
+    evaluate,
+    fuse,
+    fuse_features,
+    raw_weight,
+)
+from clipreid.evaluation.fusion import GRID, at_edge
 
 
 def halves(seed: int, n: int = 60) -> tuple[list[torch.Tensor], dict[str, np.ndarray]]:
@@ -74,3 +82,36 @@ def test_what_cannot_be_fused_is_refused() -> None:
         fuse(a, a[:2], 0.5)
     with pytest.raises(UserError, match="features of 3 and 2 images"):
         fuse_features(a, a[:2], 0.5)
+
+
+def test_the_spread_is_that_of_all_pairs_in_a_cone_too() -> None:
+    (a, _), _ = halves(1)
+    for shift in (0.0, 3.0, 300.0):
+        x = torch.nn.functional.normalize(a.double() + shift, dim=1)
+        pairs = (x @ x.T)[~torch.eye(len(x), dtype=torch.bool)]
+        assert cosine_spread(x) == pytest.approx(float(pairs.std(correction=0)), rel=1e-3)
+    assert cosine_spread(a[:1]) == cosine_spread(torch.ones(5, 3)) == 0.0
+
+
+@given(st.integers(0, 999), st.floats(0.05, 0.95))
+@settings(max_examples=15, deadline=None)
+def test_the_raw_weight_ranks_as_the_sum_of_z_scores(seed: int, weight: float) -> None:
+    (a, b), _ = halves(seed)
+    similarities = [cosine_similarity(x, x).double() for x in (a, b + 2)]
+    z = [s / cosine_spread(x) for s, x in zip(similarities, (a, b + 2), strict=True)]
+    fused = fuse(*similarities, raw_weight(weight, (cosine_spread(a), cosine_spread(b + 2))))
+    expected = weight * z[0] + (1 - weight) * z[1]
+    scale = float((expected / fused).median())
+    torch.testing.assert_close(fused * scale, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_squeezed_cosines_do_not_change_the_chosen_weight() -> None:
+    """All features of a model moved into a cone: its share stays, where a raw weight went to the edge."""
+    (a, b), table = halves(0)
+    x = torch.nn.functional.normalize(a, dim=1)
+    squeezed = torch.cat([x, torch.full((len(x), 1), 40.0)], dim=1)  # cosines above 0.998, ranked alike
+    weights = [choose_weight((y, y), (b, b), table, table)[0] for y in (a, squeezed)]
+    assert weights[0] == pytest.approx(weights[1], abs=0.051)
+    assert raw_weight(weights[1], (cosine_spread(squeezed), cosine_spread(b))) > 0.98
+    assert raw_weight(0.3, (0.0, 0.0)) == 0.3
+    assert [at_edge(weight) for weight in (0.0, 0.05, 0.1, 0.9, 0.95, 1.0)] == [True, True, False, False, True, True]
