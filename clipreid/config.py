@@ -64,6 +64,8 @@ class RunConfig:
     """What the individuals are, for the prompts"""
     image_size: Annotated[tuple[int, int] | None, none_is("the backbone's, 256 128 for the large ones")] = None
     """Height and width of the crops in pixels"""
+    crop_shape: Literal["backbone", "data"] = "backbone"
+    """data: crops in the median shape of the training images, with about as many pixels as the backbone's"""
     stride: Annotated[int | None, none_is("the patch size")] = None
     """Distance of the patches in pixels; smaller than the patch: overlapping"""
     pixels: Literal["backbone", "half"] = "backbone"

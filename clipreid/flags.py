@@ -86,7 +86,7 @@ def _flags(kind: Any, args: Sequence[str]) -> Mapping[str, _Flag]:
     """By every way to write it, the flags of a dataclass, of those in it, and of the subcommand that `args` name."""
     kind = _bare(kind)
     if get_origin(kind) in (Union, UnionType):
-        commands = {each.__name__.lower(): each for each in get_args(kind) if is_dataclass(each)}
+        commands = {each.__name__.lower(): each for each in get_args(kind) if isinstance(each, type)}
         named = next((at for at, word in enumerate(args) if word in commands), None)
         return {} if named is None else _flags(commands[args[named]], args[named + 1 :])
     if not is_dataclass(kind):

@@ -2,8 +2,7 @@
 
 import csv
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.folders import describe_folder, find_places, read_splits
+from clipreid.data.nouns import guess_noun, noun_note
 from clipreid.data.patterns import PATTERNS, choose_pattern
 from clipreid.data.problems import tolerate
 from clipreid.errors import UserError
@@ -23,7 +23,6 @@ OVERLAP, UNTESTED = (  # notes that `clipreid data check` replaces by findings o
     "no test images: there is nothing to evaluate on",
 )
 COLUMNS = ("image", "identity", "camera", "view", "split", "caption", "clothes")
-VEHICLES = re.compile(r"(?:car|truck|bus|motorcycle|motorbike|van|vehicle|suv|sedan|taxi|lorry|scooter)s?")
 
 
 def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | None = None) -> ReIDData:
@@ -79,13 +78,6 @@ def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
     return custom_data(spec, splits, "test" in names, noun, notes)
 
 
-def guess_noun(identities: Iterable[str]) -> str | None:
-    """'vehicle' when most identities carry a class word such as car or truck (`truck_0001`), else None."""
-    names = set(identities)
-    found = [any(map(VEHICLES.fullmatch, re.split(r"[^a-z]+", name.lower()))) for name in names]
-    return "vehicle" if 2 * sum(found) > len(names) else None
-
-
 def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
     """Protocol, noun and notes of data without a publication."""
     protocol, about_cameras = custom_protocol(splits, doubled)
@@ -93,10 +85,9 @@ def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | 
     if "gallery" not in splits:
         notes.append(UNTESTED)
     if noun is None:
-        guess = guess_noun(name for split in splits.values() for name in split.identities)
-        source = "guessed from the identities" if guess else "by default"
-        noun = guess or "person"
-        notes.append(f"prompts say {noun!r} ({source}; change it with --noun)")
+        guess = guess_noun((name for split in splits.values() for name in split.identities), spec)
+        noun, source = guess or ("person", None)
+        notes.append(noun_note(noun, source))
     return ReIDData(spec, splits, protocol, noun, tuple(notes))
 
 

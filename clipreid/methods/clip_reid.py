@@ -284,9 +284,11 @@ def prompt_stage(run: Run, model: ReIDModel, prompts: IdentityPrompts, config: C
             f"image finds its own text {found['image_to_text']:.1%}"
         )
         if found["text_to_image"] < FOUND:
-            run.log.say(
-                f"stage1  warning: most texts do not find an image of their own identity ({found['text_to_image']:.0%} "
-                "do): stage 2 would be pulled to texts that say little; raise --prompt-epochs or --prompt-rate"
+            run.log.warn(
+                f"most texts do not find an image of their own identity ({found['text_to_image']:.0%} do): stage 2 "
+                "is pulled to texts that say little; raise --prompt-epochs or --prompt-rate, say with --noun what the "
+                "individuals are, or train without texts (--prompts none)",
+                "stage1",
             )
         run.note(separability=found)
 

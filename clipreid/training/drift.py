@@ -30,4 +30,4 @@ def report_drift(run: Run, model: ReIDModel) -> None:
     run.log.write("drift", run.config.epochs, **drift)
     run.log.say(f"adapter moved |dW|/|W| by {min(drift.values()):.1%} to {max(drift.values()):.1%} of the weights")
     if max(drift.values()) < 1e-3:
-        run.log.say("warning: the adapter hardly moved; raise --rate or --epochs")
+        run.log.warn("the adapter hardly moved; raise --rate or --epochs")

@@ -70,6 +70,12 @@ class Log:
     def __init__(self, folder: Path, accelerator: Accelerator, prefix: str = "") -> None:
         self.accelerator, self.file, self.prefix = accelerator, folder / "log.jsonl", prefix
         self.main = accelerator.is_main_process
+        self.warned: list[str] = []  # to be said again at the end: what scrolled by in training is not read
+
+    def warn(self, text: str, about: str = "") -> None:
+        """Prints a warning, and keeps it for the end of the run.  about: what it is of, a stage or a data set."""
+        self.warned.append(f"{about}  {text}" if about else text)
+        self.say(f"{about}  warning: {text}" if about else f"warning: {text}")
 
     def say(self, text: str) -> None:
         """Prints a line, on the main process only."""

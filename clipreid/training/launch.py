@@ -161,7 +161,13 @@ def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
     measure(run, model, last.name)
     run.note(finished=True)
     forget_trial(run)
-    run.log.say(f"\n{results_table(run.folder)}\n\nrun folder: {run.folder}\nnext:")
+    run.log.say(f"\n{results_table(run.folder)}\n")
+    if run.log.warned:
+        run.log.say("Look at these before the model is used, they say what to change:")
+        for text in run.log.warned:
+            run.log.say(f"  warning: {text}")
+        run.log.say("")
+    run.log.say(f"run folder: {run.folder}\nnext:")
     for line in next_commands(run):
         run.log.say(f"  {line}")
     run.accelerator.end_training()
@@ -199,25 +205,30 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
         )
         feature = found.best() if name == ZERO_SHOT else found.feature
         entries[data.name] = found.entry(feature)
+        warned: list[str] = []
         if name == ZERO_SHOT:
             notes = [f"note: {note}" for note in found.reports[feature].notes]
             notes += [f"note: {found.bad} test images left out (--skip-bad)"] * bool(found.bad)
         else:
-            notes = doubts(run, data, found, entries[data.name], before.get(data.name, {}).get(ZERO_SHOT, {}))
+            notes, warned = doubts(run, data, found, entries[data.name], before.get(data.name, {}).get(ZERO_SHOT, {}))
         for note in notes:
             run.log.say(f"{data.name}  {note}")
+        for text in warned:
+            run.log.warn(text, data.name)
     if run.main:
         add_metrics(run.folder, name, entries)
     run.accelerator.wait_for_everyone()
 
 
-def doubts(run: Run, data: ReIDData, found: Scored, entry: dict[str, Any], zero_shot: dict[str, Any]) -> list[str]:
-    """How a trained model's features are spread, and a warning for each figure that makes its training doubtful.
+def doubts(
+    run: Run, data: ReIDData, found: Scored, entry: dict[str, Any], zero_shot: dict[str, Any]
+) -> tuple[list[str], list[str]]:
+    """How a trained model's features are spread, and warnings: what makes its training doubtful, and what to change.
 
     entry: what metrics.json keeps of it; the mAP of colour stripes is added as "floor".
     """
     if (state := found.health()) is None:
-        return []
+        return [], []
     size, interpolation = run.backbone.image_size, run.backbone.interpolation
     entry["floor"] = round(colour_floor(data, size, interpolation, run.flags.skip_bad), 5)
     run.log.write("health", 0, data=data.name, **state.to_dict())
@@ -226,9 +237,10 @@ def doubts(run: Run, data: ReIDData, found: Scored, entry: dict[str, Any], zero_
         if figure is not None and entry["mAP"] <= figure:
             warned.append(
                 f"no better than {what} (mAP {100 * entry['mAP']:.1f} against {100 * figure:.1f}): training did not "
-                "help here; look at the labels, at the curves in the report, or lower --rate"
+                "help here; look at the labels and crops (clipreid data check DATA --sheet sheet.png), then lower "
+                "--rate, or keep less of the training (--strength auto)"
             )
-    return [f"features: {state}", *(f"warning: {text}" for text in warned)]
+    return [f"features: {state}"], warned
 
 
 def next_commands(run: Run) -> list[str]:

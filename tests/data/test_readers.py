@@ -97,7 +97,8 @@ def test_folder_without_cameras(tmp_path: Path) -> None:
     data = load_data(f"folder:{tmp_path}")
     assert data.protocol == "no-cameras"
     assert "no camera is known: the junk rule (same identity, same camera) is off" in data.notes
-    assert "prompts say 'person' (by default; change it with --noun)" in data.notes
+    asked = "prompts say 'person', for nothing says what the individuals are: say it, such as --noun antelope"
+    assert asked in data.notes
 
 
 def test_folder_with_one_test_camera_cannot_use_the_junk_rule(tmp_path: Path) -> None:

@@ -240,6 +240,31 @@ def test_impossible_values_are_named(street: Path, tmp_path: Path, given: dict[s
     assert refused(street, tmp_path, **given).startswith(flag)
 
 
+def test_a_size_that_no_patch_sees_whole_is_refused(street: Path, tmp_path: Path) -> None:
+    said = refused(street, tmp_path, image_size=(130, 60))
+    assert said.startswith("--image-size 130 60: the last 2 pixels would be seen by no patch of 8 pixels")
+    assert said.endswith("such as --image-size 128 56") or said.endswith("such as --image-size 128 64")
+
+
+def test_crops_in_the_shape_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Landscape images: said with the size that keeps their shape, which --crop-shape data takes."""
+    for split, count in (("train", 8), ("test", 2)):
+        for number in range(count * 2):
+            file = tmp_path / "herd" / split / f"{split}{number // 2}" / f"cam{number % 2 + 1}_{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40), (number, 90, 40)).save(file)
+    opened(tmp_path / "herd", tmp_path / "a", prompts="none")
+    said = capsys.readouterr().out
+    assert "the images are mostly 0.67 times as high as wide" in said
+    assert "--image-size 72 112" in said
+    assert "prompts say 'person', for nothing says what the individuals are" in said
+    run = opened(tmp_path / "herd", tmp_path / "b", prompts="none", crop_shape="data")
+    assert run.backbone.image_size == run.flags.image_size == (72, 112)
+    assert "times as high" not in capsys.readouterr().out
+    both = refused(tmp_path / "herd", tmp_path / "c", crop_shape="data", image_size=(64, 64))
+    assert both == "--image-size 64 64 and --crop-shape data: give one of them"
+
+
 def test_exit_status_and_message_of_a_launched_recipe(launch: Launch, tmp_path: Path) -> None:
     done = launch("clipreid_stage2.py", "--data", f"folder:{tmp_path / 'nowhere'}")
     assert done.returncode != 0
