@@ -15,7 +15,7 @@ from PIL import Image
 from clipreid.config import configure
 from clipreid.errors import UserError
 from clipreid.methods import clip_reid
-from clipreid.training.launch import parse
+from clipreid.training.launch import parse, run_method
 from clipreid.training.run import Run, open_run
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
@@ -263,6 +263,18 @@ def test_crops_in_the_shape_of_the_data(tmp_path: Path, capsys: pytest.CaptureFi
     assert "times as high" not in capsys.readouterr().out
     both = refused(tmp_path / "herd", tmp_path / "c", crop_shape="data", image_size=(64, 64))
     assert both == "--image-size 64 64 and --crop-shape data: give one of them"
+
+
+def test_a_training_that_brought_nothing_does_not_end_as_a_success(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"data": (f"folder:{street}",), "output": tmp_path / "run", "threads": 1, "identities_per_batch": 8}
+    run_method(clip_reid, *configure(clip_reid, **given, prompts="none", epochs=1, rate=1e-9))
+    end = capsys.readouterr().out.rpartition("Look at these before the model is used, they say what to change:")[2]
+    assert "no better than the untrained backbone" in end
+    assert "lower --rate, or keep less of the training (--strength auto)" in end
+    assert "warning: the adapter hardly moved; raise --rate or --epochs" in end
+    assert end.index("warning: ") < end.index("run folder: ")
 
 
 def test_exit_status_and_message_of_a_launched_recipe(launch: Launch, tmp_path: Path) -> None:
