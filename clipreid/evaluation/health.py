@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipreid.evaluation.tables import similarity_digits
+
 MOST = 2000  # images whose pairs are looked at
 CROWDED, LOST = 0.9, 0.01  # median cosine of different identities, mAP lost: from here on a warning
 Spread = tuple[float, float, float]  # the 5th, 50th and 95th percentile
@@ -40,7 +42,7 @@ class Health:
         """For metrics.json: numbers by name, rounded to what is meaningful; percentiles as `different_5`, ..."""
         spreads = {"different": self.different, "same": self.same}
         cosine = {
-            f"{name}_{percent}": round(value, 4)
+            f"{name}_{percent}": round(value, 6)
             for name, spread in spreads.items()
             for percent, value in zip((5, 50, 95), spread or (), strict=False)
         }
@@ -48,9 +50,10 @@ class Health:
         return cosine | rest | {"float16": round(self.float16, 5), "int8": round(self.int8, 5)}
 
     def __str__(self) -> str:
-        same = "" if self.same is None else f", of the same {_spread(self.same)}"
+        digits = similarity_digits([*self.different, *(self.same or ())])
+        same = "" if self.same is None else f", of the same {_spread(self.same, digits)}"
         return (
-            f"cosine of different identities {_spread(self.different)}{same}; effective dimension "
+            f"cosine of different identities {_spread(self.different, digits)}{same}; effective dimension "
             f"{self.dimension:.0f} of {self.width}; mAP lost as float16 {100 * self.float16:.1f}, as int8 "
             f"{100 * self.int8:.1f}"
         )
@@ -64,7 +67,7 @@ class Health:
         found = []
         if self.different[1] > CROWDED:
             found.append(
-                f"half of all different identities have a cosine above {self.different[1]:.2f}: the features are "
+                f"half of all different identities have a cosine above {_below(self.different[1])}: the features are "
                 "squeezed together, similarities say little, and a triplet loss on raw features does that "
                 "(--triplet-features unit)"
             )
@@ -76,8 +79,14 @@ class Health:
         return found
 
 
-def _spread(of: Spread) -> str:
-    return f"{of[1]:.2f} ({of[0]:.2f} to {of[2]:.2f})"
+def _spread(of: Spread, digits: int) -> str:
+    return f"{of[1]:.{digits}f} ({of[0]:.{digits}f} to {of[2]:.{digits}f})"
+
+
+def _below(value: float) -> str:
+    """Rounded down, with as many decimals as tell it from 1."""
+    digits = similarity_digits((value, 1.0))
+    return f"{np.floor(value * 10**digits) / 10**digits:.{digits}f}"
 
 
 def measure_health(

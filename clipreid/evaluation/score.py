@@ -171,9 +171,8 @@ def score(
         assert isinstance(found, dict)
         features[name] = {part: x.cpu() for part, x in found.items()}
         splits[name], bad = split, bad + len(cache.bad)
-    scored = Scored(
-        {}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric, data.pattern
-    )
+    scored = Scored({}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric)
+    scored = replace(scored, pattern=data.pattern)
     tables = splits["query"].metadata(), splits["gallery"].metadata()
     for part in features["query"]:
         report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(part))

@@ -65,6 +65,7 @@ def test_a_cone_is_measured_and_named() -> None:
     assert healthy.different[1] < 0.2
     assert healthy.warnings() == []
     assert cone.different[1] > 0.999
+    assert "1.00 (1.00 to 1.00)" not in str(cone)  # as many decimals as tell cosines apart
     assert cone.int8 > 0.05
     assert any("squeezed together" in text for text in cone.warnings())
     assert any("as int8 these features lose" in text for text in cone.warnings())
