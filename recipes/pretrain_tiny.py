@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
@@ -32,6 +32,7 @@ from clipreid.config import none_is
 from clipreid.data import normalise
 from clipreid.data.synthetic.people import COLOURS
 from clipreid.data.synthetic.pretraining import Captioned, captioned_images
+from clipreid.flags import parse_flags
 from clipreid.losses import clip_loss, siglip_loss
 
 EXTRA = "a photo of an image of the same person. vehicle. animal. object. X X X X bus car truck motorcycle dog cat"
@@ -157,4 +158,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    main(parse_flags(Config, sys.argv[1:], description=__doc__))

@@ -39,6 +39,7 @@ from clipreid.evaluation.cost import gflops, latency, parameters
 from clipreid.evaluation.score import score
 from clipreid.flags import parse_flags
 from clipreid.model import ReIDModel, untrained_model
+from clipreid.training.crop import check_whole_patches
 from clipreid.training.harness import check_writable, set_threads
 
 Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data A B and --data A --data B are the same
@@ -117,7 +118,9 @@ def main(config: ZeroShot) -> None:
         raise UserError("no data is left to test on:\n  " + "\n  ".join(failed))
     for name in names:  # one backbone in memory at a time
         with leave_out_failures(failed, name):
-            model = untrained_model(load_backbone(name, image_size=config.image_size)).to(config.device)
+            backbone = load_backbone(name, image_size=config.image_size)
+            check_whole_patches(config.image_size, None, backbone)
+            model = untrained_model(backbone).to(config.device)
             cost = costs(model, config)
             for data in tests:
                 with leave_out_failures(failed, f"{name} on {data.name}"):

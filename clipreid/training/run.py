@@ -17,9 +17,10 @@ from clipreid.backbones import Backbone, ImageBackbone, load_backbone
 from clipreid.backbones.record import backbone_record
 from clipreid.config import UNRECORDED, RunConfig, check_values, name_of
 from clipreid.data import Pixels
-from clipreid.data.shape import fitting_crop, median_shape, shape_note
+from clipreid.data.shape import median_shape
 from clipreid.errors import UserError
 from clipreid.hub.files import CONFIG, write_json
+from clipreid.training.crop import about_crops, check_whole_patches, fit_crop
 from clipreid.training.folder import choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
 from clipreid.training.push import check_push, origin, prepare_push
@@ -102,7 +103,7 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
     shape = median_shape(read.splits)
     flags = fit_crop(flags, shape)
     flags, backbone = open_backbone(flags)
-    check_whole_patches(flags, backbone)
+    check_whole_patches(flags.image_size, flags.stride, backbone)
     fit = getattr(method, "fit", lambda config, *_: config)
     fit(config, RunData(read, read, tests, []), backbone, flags, 1)  # refuses what cannot be, before images are decoded
     flags, accelerator = open_folder(flags)
@@ -118,42 +119,6 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
     start_tracking(accelerator, flags, asdict(config))
     _introduce(run, shape)
     return run
-
-
-def fit_crop(flags: RunConfig, shape: float | None) -> RunConfig:
-    """The flags with the crop size that `--crop-shape data` asks for; shape: height / width of the training images.
-
-    Raises:
-        UserError: a size is given as well, or the shape is not known.
-    """
-    if flags.crop_shape == "backbone":
-        return flags
-    if flags.image_size is not None:
-        height, width = flags.image_size
-        raise UserError(f"--image-size {height} {width} and --crop-shape data: give one of them")
-    if shape is None:
-        raise UserError("--crop-shape data: no training image can be opened; look at them with `clipreid data check`")
-    plain = load_backbone(flags.backbone, positions=flags.positions)
-    return replace(flags, image_size=fitting_crop(shape, plain.image_size, patch_of(plain)))
-
-
-def patch_of(backbone: Backbone) -> int:
-    """Side of a patch in pixels; 16 for towers without patches, which take any size."""
-    return int(getattr(backbone.image, "patch_size", None) or getattr(backbone.image, "stride", None) or 16)
-
-
-def check_whole_patches(flags: RunConfig, backbone: Backbone) -> None:
-    """Refuses, with `UserError`, a size whose last rows or columns no patch would see."""
-    patch: int | None = getattr(backbone.image, "patch_size", None)
-    if flags.image_size is None or patch is None or flags.stride is not None:  # overlapping patches: `_introduce` says
-        return
-    if lost := [side % patch for side in flags.image_size if side % patch]:
-        height, width = flags.image_size
-        near = " ".join(str(max(1, round(side / patch)) * patch) for side in flags.image_size)
-        raise UserError(
-            f"--image-size {height} {width}: the last {lost[0]} pixels would be seen by no patch of {patch} pixels; "
-            f"give multiples of {patch}, such as --image-size {near}"
-        )
 
 
 def open_backbone(flags: RunConfig) -> tuple[RunConfig, Backbone]:
@@ -215,25 +180,12 @@ def _introduce(run: Run, shape: float | None) -> None:
             "known to be OpenAI's (a tag or Hub name; of a plain file or folder say so with --raw-logits)"
         )
     height, width = run.backbone.image_size
-    for note in _about_crops(run, shape):
+    for note in about_crops(run.backbone, run.flags.stride, shape):
         say(f"  note: {note}")
     say(
         f"{run.flags.backbone}: crops {height}x{width}, preset {run.flags.preset}, {run.processes} process(es), "
         f"{torch.get_num_threads()} threads, {run.device}; run folder {run.folder}"
     )
-
-
-def _about_crops(run: Run, shape: float | None) -> list[str]:
-    """What the crop does to the training images: their shape, and what overlapping patches leave out."""
-    size, patch, stride = run.backbone.image_size, patch_of(run.backbone), run.flags.stride
-    squeezed = None if shape is None else shape_note(shape, size, patch)
-    notes = [squeezed] if squeezed else []
-    if stride is not None and any(lost := [(side - patch) % stride for side in size]):
-        notes.append(
-            f"with --stride {stride} the last {lost[0]} rows and {lost[1]} columns of a {size[0]}x{size[1]} crop are "
-            "seen by no patch"
-        )
-    return notes
 
 
 def make_record(run: Run) -> dict[str, Any]:

@@ -105,6 +105,24 @@ def test_the_card_says_how_the_features_lie(run: Path) -> None:
     assert json.loads(content(package(run, "me/demo"), METRICS))["synthetic"]["stage2"]["health"] == state
 
 
+def test_unlike_figures_do_not_stand_side_by_side(run: Path) -> None:
+    """As earlier versions wrote them: zero-shot with cameras, the trained model without, below one name."""
+    before, after = entry(mAP=0.6, protocol="cross-camera"), entry(mAP=0.5, protocol="no-cameras")
+    (run / METRICS).write_text(json.dumps({f"folder:{ROOT}": {"zero-shot": before, "stage2": after}}))
+    files = package(run, "me/demo")
+    card = content(files, CARD).decode()
+    rows = [
+        line.split(" | ")[:3]
+        for line in card.splitlines()
+        if (line.startswith("| own data") and "60." in line) or "50.0" in line
+    ]
+    assert ["| own data", "zero-shot", "cross-camera"] in rows
+    assert ["| own data (no-cameras)", "this model", "no-cameras"] in rows
+    assert "untrained backbone has the higher mAP" not in card  # nothing to compare
+    assert "not to be compared" in card
+    assert set(json.loads(content(files, METRICS))) == {"own data", "own data (no-cameras)"}
+
+
 def test_withdrawn_data_are_named_as_such(tmp_path: Path) -> None:
     run = finished(tmp_path / "run", data=f"dukemtmc:{ROOT}")
     assert "**dukemtmc was withdrawn by its authors" in content(package(run, "me/demo"), CARD).decode()
