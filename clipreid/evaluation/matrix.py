@@ -12,8 +12,8 @@ from typing import Any
 from clipreid.data import data_place, short_names
 from clipreid.errors import UserError
 from clipreid.evaluation.results import evaluate_command
+from clipreid.evaluation.side_by_side import parted, place, remark_of
 from clipreid.evaluation.tables import format_table
-from clipreid.evaluation.test_sets import parted, place, remark_of
 from clipreid.hub import read_config
 from clipreid.hub.files import METRICS, read_metrics
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from clipreid.data import short_names
+from clipreid.evaluation.side_by_side import TAG, VAL, parted, place
 from clipreid.evaluation.tables import format_table
-from clipreid.evaluation.test_sets import TAG, VAL, parted, place
 from clipreid.hub.files import METRICS, read_metrics, write_json
 
 __all__ = ["VAL", "add_metrics", "evaluate_command", "results_table"]

@@ -13,8 +13,8 @@ from clipreid.backbones.load import TINY
 from clipreid.data.layouts import LAYOUTS, WITHDRAWN
 from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.score import ZERO_SHOT
+from clipreid.evaluation.side_by_side import parted
 from clipreid.evaluation.tables import TITLES
-from clipreid.evaluation.test_sets import parted
 from clipreid.hub.licences import licence_of
 from clipreid.hub.metadata import Facts, metadata, numberless
 from clipreid.hub.plain import CLASSES, base_argument

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import constants
 
 from clipreid.errors import UserError
-from clipreid.evaluation.test_sets import sorted_out
+from clipreid.evaluation.side_by_side import sorted_out
 from clipreid.hub.shapes import check_table
 
 CONFIG, HEADS, IDENTITIES, TOWER = (
@@ -131,7 +131,7 @@ def write_json(file: Path, content: Any) -> None:
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     """`metrics.json`: {test set: {model: figures}}; empty where nothing has been scored yet.
 
-    What is below one name was scored in the same way (`clipreid.evaluation.test_sets`).
+    What is below one name was scored in the same way (`clipreid.evaluation.side_by_side`).
 
     Raises:
         UserError: it is not what clipreid writes.

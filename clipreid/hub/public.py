@@ -18,8 +18,8 @@ from clipreid.backbones.load import is_local
 from clipreid.config import RunConfig, choices_of, is_public
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
+from clipreid.evaluation.side_by_side import parted
 from clipreid.evaluation.tables import TITLES
-from clipreid.evaluation.test_sets import parted
 from clipreid.hub.checks import BACKBONE, LOADABLE, PUBLIC
 from clipreid.hub.shapes import check_table, fits
 from clipreid.methods import get_method
