@@ -30,7 +30,9 @@ def write_page(folder: str | Path, gallery: Gallery, queries: Sequence[str | Pat
     """
     album = Album(gallery)
     names = [with_folder(str(query)) if isinstance(query, Path) else f"“{query}”" for query in queries]
-    links = "".join(f'<a href="#query-{i}">{escape(name)}</a>' for i, name in enumerate(names) if len(names) > 1)
+    links = "".join(
+        f'<a href="#query-{i}">{escape(shortened(name, LONGEST))}</a>' for i, name in enumerate(names) if len(names) > 1
+    )
     articles = [
         _article(album, f"query-{i}", name, query, hits)
         for i, (name, query, hits) in enumerate(zip(names, queries, found, strict=True))
@@ -101,4 +103,4 @@ def _result(album: Album, hit: Hit, digits: int) -> str:
 
 
 def _end(path: str) -> str:
-    return escape(shortened(with_folder(path), LONGEST))
+    return escape("/".join(shortened(part, LONGEST // 2) for part in with_folder(path).split("/")))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
+from clipreid.reports.thumbnails import shown_size
 from clipreid.search import Gallery, embed, find_images
 from clipreid.search.find import absolute_entry
 from clipreid.search.gallery import Hit, mark_itself
@@ -141,3 +142,24 @@ def test_sources_mean_the_same_in_any_folder(tmp_path: Path, monkeypatch: pytest
         "hub:some/name": "hub:some/name",
     }
     assert {entry: absolute_entry(entry) for entry in named} == named
+
+
+def test_a_page_keeps_the_folders_that_tell_files_apart(model: ReIDModel, tmp_path: Path) -> None:
+    """Individuals are folders, and their files are numbered alike."""
+    names = [f"okavango_reserve_north_herd_individual_{n:04d}" for n in range(2)]
+    for n, name in enumerate(names):
+        (tmp_path / "herd" / name).mkdir(parents=True)
+        image(n).resize((60, 20)).save(tmp_path / "herd" / name / "0001.png")
+    images = find_images([str(tmp_path / "herd")], pattern="identity/")
+    embed(model, images, tmp_path / "galleries" / "herd.parquet")
+    gallery = Gallery.open(tmp_path / "galleries" / "herd.parquet")
+    queries = sorted((tmp_path / "herd").rglob("*.png"))
+    page = write_page(tmp_path / "found", gallery, queries, gallery.search(model.embed(queries))).read_text()
+    assert "<h1>Found in galleries/herd.parquet</h1>" in page
+    for name in names:
+        assert f"<h4>{name}/0001.png</h4>" in page
+        assert f"{name[-10:]}/0001.png</span>" in page
+        assert f"identity {name}" in page
+    width, height = shown_size(Image.new("RGB", (60, 20)))
+    assert width == pytest.approx(3 * height, abs=2)
+    assert f'width="{width}" height="{height}"' in page
