@@ -59,7 +59,10 @@ class RunConfig:
     pattern: Annotated[str | None, none_is("the patterns of docs/own-images.md")] = None
     """Regular expression for file names with the groups identity, camera, view (folder: data and tests)"""
     columns: Annotated[str | None, none_is("the names of docs/data.md")] = None
-    """Which column is which, where a table has other names: identity=pid,camera=camid,... (hub: data and tests)"""
+    """Which column is which, where a table has other names: identity=name,camera=place,... (csv:, hub: and coco: data
+    and tests)"""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], none_is("the words of docs/data.md")] = ()
+    """A further identity that means "unknown", repeatable, or several with commas (tables and yolo: data and tests)"""
     noun: Annotated[str | None, none_is("from the data: person, vehicle, ...")] = None
     """What the individuals are, for the prompts"""
     image_size: Annotated[tuple[int, int] | None, none_is("the backbone's, 256 128 for the large ones")] = None

@@ -65,7 +65,9 @@ class ZeroShot:
     pattern: Annotated[str | None, none_is("the patterns of docs/own-images.md")] = None
     """Regular expression for file names of folder: data, with the groups identity, camera, view"""
     columns: Annotated[str | None, none_is("the names of docs/data.md")] = None
-    """Which column is which in hub: data, where a table has other names: identity=pid,camera=camid,..."""
+    """Which column is which in csv:, hub: and coco: data, where a table has other names: identity=name,..."""
+    unknown: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], none_is("the words of docs/data.md")] = ()
+    """A further identity that means "unknown", repeatable, or several with commas (tables and yolo: data)"""
     skip_bad: bool = False
     """Leave out images that cannot be decoded"""
 
@@ -111,7 +113,7 @@ def main(config: ZeroShot) -> None:
     table: list[dict[str, Any]] = []
     failed: list[str] = []
     tests: list[ReIDData] = []
-    for spec, flags in reader_flags(specs, config.pattern, config.columns).items():
+    for spec, flags in reader_flags(specs, config.pattern, config.columns, config.unknown).items():
         with leave_out_failures(failed, spec):
             tests.append(load_data(spec, **flags))
     if not tests:

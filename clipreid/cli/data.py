@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitSubcommandPrefixes, Positional, arg
+from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg
 
 from clipreid.errors import UserError
 
@@ -33,7 +33,9 @@ class Check:
     pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
     """For file names of folder data: groups identity, camera, view"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
-    """For hub: data whose columns have other names, such as identity=pid,camera=camid"""
+    """For csv:, hub: and coco: data whose columns have other names, such as identity=name,camera=place"""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
+    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
     """Draw some individuals of every split, one in each row, one image for each camera"""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -56,7 +58,9 @@ class Convert:
     pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
     """For file names of folder data: groups identity, camera, view"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
-    """For hub: data whose columns have other names, such as identity=pid,camera=camid"""
+    """For csv:, hub: and coco: data whose columns have other names, such as identity=name,camera=place"""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
+    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
     noun: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None
     """What the individuals are (default: from the data)"""
     overwrite: bool = False
@@ -66,7 +70,7 @@ class Convert:
         from clipreid.data import load_data
         from clipreid.data.convert import convert
 
-        data = load_data(self.data, pattern=self.pattern, columns=self.columns, noun=self.noun)
+        data = load_data(self.data, pattern=self.pattern, columns=self.columns, noun=self.noun, unknown=self.unknown)
         print(data.summary(), flush=True)
         convert(data, self.output, overwrite=self.overwrite)
         print(f"\nwritten: {self.output}; read it with --data hub:{self.output}")
@@ -98,7 +102,7 @@ def check(flags: Check) -> bool:
     if flags.threads is not None and flags.threads < 1:
         raise UserError(f"--threads {flags.threads}: must be at least 1")
     progress = _progress if sys.stderr.isatty() else None
-    report, data = read_and_check(flags.data, flags.pattern, flags.columns, flags.threads, progress)
+    report, data = read_and_check(flags.data, flags.pattern, flags.columns, flags.unknown, flags.threads, progress)
     if data is not None:
         report = report.with_findings(_from_protocol(data, report))
     print(report)

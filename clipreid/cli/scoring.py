@@ -36,7 +36,11 @@ class Scoring:
     """For file names of folder: data: groups identity, camera, view (default: the run's own, for the data it was
     trained and tested on)"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
-    """For hub: data whose columns have other names: identity=pid,camera=camid (default: as --pattern)"""
+    """For csv:, hub: and coco: data whose columns have other names: identity=name,camera=place (default: as
+    --pattern)"""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
+    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas
+    (default: as --pattern)"""
     same_cameras: bool = False
     """The cameras and views of --data are those of training, with the same numbers: what a model learned about them
     applies (otherwise only where the data set is the same, by its name)"""
@@ -53,12 +57,12 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
     specs = list(dict.fromkeys(flags.data or own))
     if not specs:
         raise UserError(f"{run} does not say what it was trained on: name what to test on with --data")
-    of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"))
+    of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"), trained.get("unknown"))
     kept = {data_place(spec): asked for spec, asked in of_run.items()}
     noun = config.get("data", {}).get("noun")  # nothing depends on it here, but readers guess one aloud
     noun = None if noun and "," in noun else noun  # trained on several kinds of individuals
     found = []
-    for spec, asked in reader_flags(specs, flags.pattern, flags.columns).items():
+    for spec, asked in reader_flags(specs, flags.pattern, flags.columns, flags.unknown).items():
         data = load_data(spec, noun=noun, **{k: v or kept.get(data_place(spec), {}).get(k) for k, v in asked.items()})
         # a set without test images is scored only where --data names it
         if flags.data or {"query", "gallery"} <= data.splits.keys():

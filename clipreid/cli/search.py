@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from clipreid.errors import UserError, print_user_errors
 
@@ -75,7 +75,9 @@ class Embed(Loading):
     """Reads identity, camera, view from file names, as for the recipes: a built-in name such as market1501, or a
     regular expression with such groups (default: unknown)"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
-    """For hub: data whose columns have other names: identity=pid,camera=camid"""
+    """For csv:, hub: and coco: data whose columns have other names: identity=name,camera=place"""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
+    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
     batch_size: int = 32
     """Images at a time, at most 256"""
     overwrite: bool = False
@@ -124,7 +126,9 @@ def embed(flags: Embed) -> None:
     from clipreid.search.find import is_data
 
     first = os.environ.get("RANK", "0") == "0"
-    images = find_images(flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns)
+    images = find_images(
+        flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns, unknown=flags.unknown
+    )
     model = flags.load()
     if first:
         of = f" (of data sets the split {flags.split}: --split)" if any(map(is_data, flags.images)) else ""
@@ -137,6 +141,7 @@ def embed(flags: Embed) -> None:
         sources=flags.images,
         pattern=flags.pattern,
         columns=flags.columns,
+        unknown=flags.unknown,
         batch_size=flags.batch_size,
         overwrite=flags.overwrite,
         threads=flags.threads,

@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from clipreid.data.columns import Columns
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.custom import OVERLAP, UNTESTED
 from clipreid.data.duplicates import exact_groups, find_blank, near_pairs
 from clipreid.data.findings import CheckReport, Finding
 from clipreid.data.folders import count, differences
 from clipreid.data.layouts import LAYOUTS
-from clipreid.data.mapping import Columns
+from clipreid.data.mapping import CONFLICT
 from clipreid.data.problems import Problem, collected
 from clipreid.data.readers import check_request, load_data
 from clipreid.data.scan import Scan, scan
@@ -32,6 +33,7 @@ ADVICE = {
     "wrong file name": "it does not fit the pattern, so its identity is unknown; rename or move it",
     "listed, but not there": "a list of the data set names it; unpack the whole data set",
     "unusable line": "fix the table",
+    CONFLICT: "one of the two is wrong: correct the table",
     "unreadable file": "check that it exists and may be read",
     "zero-byte file": "copy it again, or remove it",
     "not an image": "remove it, or train with --skip-bad",
@@ -45,6 +47,7 @@ def read_and_check(
     spec: str,
     pattern: str | None = None,
     columns: Columns = None,
+    unknown: str | Sequence[str] | None = None,
     threads: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[CheckReport, ReIDData | None]:
@@ -53,10 +56,10 @@ def read_and_check(
     Returns the report, and the data as far as it could be read (None where the reader gave up, which is then a fault).
     progress: called as progress(images done, all). Raises `UserError` only for names, flags and roots that cannot be.
     """
-    check_request(spec, pattern, columns=columns)
+    check_request(spec, pattern, columns=columns, unknown=unknown)
     with collected() as problems:
         try:
-            data = load_data(spec, pattern=pattern, columns=columns)
+            data = load_data(spec, pattern=pattern, columns=columns, unknown=unknown)
         except UserError as error:
             gave_up = Finding("fault", "cannot be read", str(error))
             return CheckReport(spec, "", "", (), (gave_up, *_from_reading(problems))), None

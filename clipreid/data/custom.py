@@ -1,11 +1,9 @@
-"""Data without a publication: your own folders of images, or a table in a CSV file."""
+"""Data without a publication: your own folders of images; protocol, noun and notes of all such data."""
 
-import csv
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,16 +11,13 @@ from clipreid.data.crops import ReIDData, Split
 from clipreid.data.folders import describe_folder, find_places, read_splits
 from clipreid.data.nouns import guess_noun, noun_note
 from clipreid.data.patterns import PATTERNS, choose_pattern
-from clipreid.data.problems import tolerate
 from clipreid.errors import UserError
 
 SPLITS = ("train", "val", "query", "gallery", "test")
-JUNK = "-1"  # an identity: neither right nor wrong, as in Market-1501
 OVERLAP, UNTESTED = (  # notes that `clipreid data check` replaces by findings of its own
     "identities are in train and in the test set",
     "no test images: there is nothing to evaluate on",
 )
-COLUMNS = ("image", "identity", "camera", "view", "split", "caption", "clothes")
 
 
 def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | None = None) -> ReIDData:
@@ -40,42 +35,6 @@ def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | N
         notes.append(f"not read: {', '.join(f'{folder}/' for folder in ignored)}")
     doubled = "query" in folders and folders["query"] == folders["gallery"]
     return replace(custom_data(spec, splits, doubled, noun, [how, *notes]), pattern=chosen.name)
-
-
-def read_csv(file: Path, spec: str, noun: str | None = None) -> ReIDData:
-    """A table with the columns image (path relative to the file) and identity; camera, view, split, caption, clothes.
-
-    split is one of train, val, query, gallery, test (= query and gallery at once); without it all is train.
-    Empty cameras and views are unknown; images of identity -1 are junk and left out. Raises `UserError` naming the
-    line.
-    """
-    rows, ignored = _csv_rows(file)
-    junk = sum(row["identity"] == JUNK for row in rows)
-    rows = [row for row in rows if row["identity"] != JUNK]
-    if not rows:
-        raise UserError(f"{file}: every identity is {JUNK}, which marks junk: no images")
-    names = {row["split"] for row in rows}
-    if "test" in names and names & {"query", "gallery"}:
-        raise UserError(f"{file}: the column split has test beside query or gallery; use one or the other")
-    if len(names & {"query", "gallery"}) == 1:
-        raise UserError(f"{file}: the column split has {'query' if 'query' in names else 'gallery'} alone")
-    splits = {}
-    for name in ("train", "val", "query", "gallery"):
-        accepted = (name, "test") if name in ("query", "gallery") else (name,)
-        chosen = [row for row in rows if row["split"] in accepted]
-        if chosen:
-            splits[name] = Split.from_columns(
-                name,
-                image=[{"path": row["image"]} for row in chosen],
-                identity=[row["identity"] for row in chosen],
-                camera=[int(row["camera"]) for row in chosen],
-                view=[int(row["view"]) for row in chosen],
-                caption=[row["caption"] for row in chosen],
-                clothes=[row["clothes"] for row in chosen],
-            )
-    notes = [f"columns not read: {', '.join(ignored)}"] if ignored else []
-    notes += [f"{junk:,d} images of identity {JUNK} left out (junk)"] if junk else []
-    return custom_data(spec, splits, "test" in names, noun, notes)
 
 
 def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
@@ -168,51 +127,3 @@ def _example(root: Path, split: Split) -> str:
     camera = f"camera {split.cameras[0]}" if split.cameras[0] >= 0 else "camera unknown"
     path = os.path.relpath(split.path(0), root)
     return f"{path} is identity {str(split.identities[0])!r}, {camera}"
-
-
-def _csv_rows(file: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The lines below the header, checked, and the columns that mean nothing here."""
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
-            columns = [(name or "").strip() for name in reader.fieldnames or []]
-            reader.fieldnames = columns
-            lacking = [name for name in ("image", "identity") if name not in columns]
-            if lacking:
-                raise UserError(
-                    f"{file}, line 1: no column {' and '.join(lacking)}; "
-                    f"found: {', '.join(columns) or 'nothing'}. "
-                    "Needed: image,identity; known: camera,view,split,caption,clothes; separated by commas"
-                )
-            rows = []
-            for row in reader:
-                try:
-                    rows.append(_csv_row(file, reader.line_num, row))
-                except UserError as error:
-                    tolerate(error, "unusable line", [str(error)])
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 text ({error}); save it as UTF-8") from error
-    if not rows:
-        raise UserError(f"{file} has no lines below its header: no images")
-    return rows, [name for name in columns if name not in COLUMNS]
-
-
-def _csv_row(file: Path, line: int, row: dict[str | Any, str | Any]) -> dict[str, str]:
-    where = f"{file}, line {line}"
-    if None in row:
-        raise UserError(f"{where} has more cells than the header: put quotes around cells with commas")
-    cell = {name: (row.get(name) or "").strip() for name in COLUMNS}
-    for name in ("image", "identity"):
-        if not cell[name]:
-            raise UserError(f"{where}: {name} is empty")
-    cell["image"] = os.path.abspath(file.parent / os.path.expanduser(cell["image"]))
-    if not os.path.isfile(cell["image"]):
-        raise UserError(f"{where}: no such image: {cell['image']} (paths are relative to the csv file)")
-    for name in ("camera", "view"):
-        cell[name] = cell[name] or "-1"
-        if cell[name] != "-1" and not cell[name].isdecimal():
-            raise UserError(f"{where}: {name} {cell[name]!r} is not a whole number (if unknown, leave it empty)")
-    cell["split"] = cell["split"].lower() or "train"
-    if cell["split"] not in SPLITS:
-        raise UserError(f"{where}: unknown split {cell['split']!r}; choose one of {', '.join(SPLITS)}")
-    return cell

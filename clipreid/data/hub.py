@@ -7,38 +7,43 @@ hub:FOLDER of `clipreid data convert`     as it was before: protocol and noun ar
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
 import huggingface_hub
-import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+from clipreid.data.columns import Columns, find_columns
 from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.custom import custom_data
+from clipreid.data.encoded import HubTable, Tables
 from clipreid.data.folders import describe_folder
-from clipreid.data.mapping import Columns, Tables, split_of, to_splits
+from clipreid.data.mapping import split_of, to_splits
+from clipreid.data.tables import Line, csv_table, json_table, merged
 from clipreid.errors import UserError
 
 RECORD = "clipreid.json"  # of a converted set: protocol, noun, notes, and the files with their sizes
 UNFINISHED = ".writing"  # ends the name of a folder that is being converted
 METADATA = ("metadata.csv", "metadata.jsonl")
 NAME = re.compile(r"[\w.-]+/[\w.-]+(/[\w.-]+)?")
+Datasets = Mapping[str, datasets.Dataset]  # by the name of their split
 ABSENT = (datasets.exceptions.DatasetNotFoundError, datasets.exceptions.DataFilesNotFoundError)
 
 
-def read_hub(place: str, spec: str, columns: Columns = None, noun: str | None = None) -> ReIDData:
+def read_hub(
+    place: str, spec: str, columns: Columns = None, noun: str | None = None, unknown: Collection[str] = ()
+) -> ReIDData:
     """Reads `hub:PLACE`: a folder, else a name on the Hub (offline: what was downloaded before).
 
-    columns: `identity=pid,camera=camid` or a dict, where they have other names (`clipreid.data.mapping`). Protocol and
-    noun are found as for `folder:`, but for converted sets, which remember them. Nothing is decoded.
+    columns: `identity=pid,camera=camid` or a dict, where they have other names (`clipreid.data.columns`). unknown:
+    identities that mean "unknown". Protocol and noun are found as for `folder:`, but for converted sets, which remember
+    them. Nothing is decoded, but images that boxes are cut out of.
 
     Raises `UserError` for what cannot be found or reached, columns that are not there, and values that make no sense.
     """
@@ -50,9 +55,9 @@ def read_hub(place: str, spec: str, columns: Columns = None, noun: str | None = 
         if (folder / RECORD).is_file():
             return _converted(_local_parquet(folder, spec, _check_files), _read_record(folder / RECORD), spec, columns)
         if any(folder.rglob("*.parquet")):
-            return _foreign(_local_parquet(folder, spec), spec, columns, noun)
+            return _foreign(_wrapped(_local_parquet(folder, spec), spec), spec, columns, noun, unknown)
         if any((home / name).is_file() for home in _homes(folder) for name in METADATA):
-            return _foreign(_metadata(folder, spec), spec, columns, noun)
+            return _foreign(_metadata(folder, spec, columns), spec, columns, noun, unknown)
         raise UserError(
             f"{spec}: {folder} holds neither parquet files nor a {' or '.join(METADATA)} beside images. "
             f"Found: {describe_folder(folder)}. Images alone, a folder for each identity (train/anna/1.jpg, "
@@ -60,7 +65,9 @@ def read_hub(place: str, spec: str, columns: Columns = None, noun: str | None = 
         )
     raw = _download(place, spec)
     record = _download_record(place, spec)
-    return _foreign(raw, spec, columns, noun) if record is None else _converted(raw, record, spec, columns)
+    if record is None:
+        return _foreign(_wrapped(raw, spec), spec, columns, noun, unknown)
+    return _converted(raw, record, spec, columns)
 
 
 def check_place(place: str, spec: str) -> None:
@@ -71,19 +78,23 @@ def check_place(place: str, spec: str) -> None:
         raise UserError(f"{spec}: no such folder, and no name on the Hub, which is written hub:OWNER/NAME")
 
 
-def _foreign(raw: Tables, spec: str, columns: Columns, noun: str | None) -> ReIDData:
-    splits, doubled, notes = to_splits(raw, spec, columns)
+def _foreign(raw: Tables, spec: str, columns: Columns, noun: str | None, unknown: Collection[str]) -> ReIDData:
+    splits, doubled, notes = to_splits(raw, spec, columns, unknown)
     return custom_data(spec, splits, doubled, noun, notes)
 
 
-def _converted(raw: Tables, record: dict[str, Any], spec: str, columns: Columns) -> ReIDData:
+def _wrapped(raw: Datasets, spec: str) -> Tables:
+    return {name: HubTable(table, name, spec) for name, table in raw.items()}
+
+
+def _converted(raw: Datasets, record: dict[str, Any], spec: str, columns: Columns) -> ReIDData:
     raw = {name: raw[name] for name in record["splits"] if name in raw}
     if raw.keys() != record["splits"].keys():
         raise UserError(f"{spec}: {RECORD} names the splits {', '.join(record['splits'])}, found: {', '.join(raw)}")
     if all(table.features == SCHEMA for table in raw.values()):
         splits = {name: Split(name, table) for name, table in raw.items()}
     else:  # of a version that had fewer columns
-        splits, _, _ = to_splits(raw, spec, names_stand=True)
+        splits, _, _ = to_splits(_wrapped(raw, spec), spec, names_stand=True)
     notes = [
         *record["notes"],
         *(["--columns is not for this set: `clipreid data convert` wrote it"] if columns else []),
@@ -94,7 +105,7 @@ def _converted(raw: Tables, record: dict[str, Any], spec: str, columns: Columns)
 # Parquet and the Hub --------------------------------------------------------------------------------------
 
 
-def _local_parquet(folder: Path, spec: str, check: Callable[[Path, str], None] | None = None) -> Tables:
+def _local_parquet(folder: Path, spec: str, check: Callable[[Path, str], None] | None = None) -> Datasets:
     if check is not None:
         check(folder, spec)
     files: dict[str, list[str]] = {}
@@ -112,13 +123,13 @@ def _local_parquet(folder: Path, spec: str, check: Callable[[Path, str], None] |
     return _encoded(lambda: datasets.load_dataset("parquet", data_files=files), f"{spec} cannot be loaded")
 
 
-def _download(place: str, spec: str) -> Tables:
+def _download(place: str, spec: str) -> Datasets:
     owner, name, *config = place.split("/")
     failed = f"{spec} is no folder here, and cannot be loaded from the Hub"
     return _encoded(lambda: datasets.load_dataset(f"{owner}/{name}", *config), failed)
 
 
-def _encoded(load: Callable[[], Any], failed: str) -> Tables:
+def _encoded(load: Callable[[], Any], failed: str) -> Datasets:
     """What `load` gives, with images left encoded. Raises `UserError` beginning with `failed`, and what to do."""
     try:
         raw = load()
@@ -214,56 +225,18 @@ def _homes(folder: Path) -> list[Path]:
     return [folder, *(path for path in sorted(folder.iterdir()) if path.is_dir() and split_of(path.name))]
 
 
-def _metadata(folder: Path, spec: str) -> Tables:
-    """The lines of every metadata file as tables by split: the folder's own name, or the first folder in file_name."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for home in _homes(folder):
-        file = next((home / name for name in METADATA if (home / name).is_file()), None)
-        for number, row in _lines(file) if file else ():
-            name = row.pop("file_name", None)
-            if not name:
-                raise UserError(f"{file}, line {number}: no file_name; found: {', '.join(map(str, row)) or 'nothing'}")
-            image = os.path.abspath(home / str(name))
-            if not os.path.isfile(image):
-                raise UserError(f"{file}, line {number}: no such image: {image} (paths are relative to the file)")
-            part = home.name if home != folder else next(iter(Path(str(name)).parts[:-1]), "")
-            row.setdefault("image", {"path": image, "bytes": None})
-            rows.setdefault(split_of(part) or "train", []).append(row)
-    if not rows:
+def _metadata(folder: Path, spec: str, columns: Columns) -> Tables:
+    """The lines of every metadata file as tables by split: the folder's own name, or the first folder of the path."""
+    files = [next((home / name for name in METADATA if (home / name).is_file()), None) for home in _homes(folder)]
+    tables = [csv_table(file) if file.suffix == ".csv" else json_table(file) for file in files if file is not None]
+    kinds = {name: kind for table in tables for name, kind in table.kinds.items()}
+    if not any(map(len, tables)):
         raise UserError(f"{spec}: the metadata has no lines: no images")
-    names = list(dict.fromkeys(name for each in rows.values() for row in each for name in row))
-    tables = {}
-    for part, each in rows.items():
-        columns = {name: _column(name, [row.get(name) for row in each], part, spec) for name in names}
-        table = datasets.Dataset(datasets.table.InMemoryTable.from_pydict(columns))
-        tables[part] = table.cast_column("image", datasets.Image(decode=False))
-    return tables
+    column = find_columns(kinds, columns, spec)["image"]
 
+    def part(line: Line) -> str:
+        path = Path(str(line.cells.get(column)).replace("\\", "/"))
+        name = line.home.name if line.home != folder else next(iter(path.parts[:-1]), "")
+        return split_of(name) or "train"
 
-def _column(name: str, values: list[Any], part: str, spec: str) -> pa.Array:
-    try:
-        return pa.array(values)
-    except pa.ArrowException as error:
-        kinds = sorted({type(value).__name__ for value in values if value is not None})
-        raise UserError(
-            f"{spec}: the column {name!r} of the metadata holds different kinds of values in {part} "
-            f"({', '.join(kinds)}): write all of them as text, or all as numbers ({error})"
-        ) from error
-
-
-def _lines(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    try:
-        with open(file, newline="", encoding="utf-8-sig") as handle:
-            if file.suffix == ".csv":
-                reader = csv.DictReader(handle)
-                found = [(reader.line_num, dict(row)) for row in reader]
-                if crowded := [number for number, row in found if None in row]:
-                    raise UserError(
-                        f"{file}, line {crowded[0]} has more cells than the header: put quotes around cells with commas"
-                    )
-                return found
-            return [(n, dict(json.loads(line))) for n, line in enumerate(handle, start=1) if line.strip()]
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:  # UnicodeDecodeError is one of the first
-        raise UserError(f"{file} cannot be read ({error}): one JSON object a line, in UTF-8, is expected") from error
+    return merged(tables, part)

@@ -1,9 +1,10 @@
-"""From any table to the toolkit's columns: which column is which, and what its values mean."""
+"""From any table to the toolkit's columns: the one way for csv:, hub:, coco: and yolo:, whatever the file's format."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -11,78 +12,107 @@ import numpy as np
 import pyarrow as pa
 from datasets.fingerprint import generate_random_fingerprint
 
+from clipreid.data.boxes import cut_out, read_boxes
+from clipreid.data.columns import Columns, column_notes, find_columns
 from clipreid.data.crops import SCHEMA, Split
-from clipreid.data.encoded import Tables, describe_columns, encoded_images
+from clipreid.data.encoded import Tables, encoded_images, images_paths
+from clipreid.data.problems import tolerate
+from clipreid.data.values import SPLITS, is_unknown, number_all, split_named, text_of
 from clipreid.errors import UserError
 
-FIELDS = tuple(SCHEMA)
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "validation": "val",
-    "valid": "val",
-    "dev": "val",
-    "query": "query",
-    "gallery": "gallery",
-    "test": "test",
-    "testing": "test",
-}
-LIKELY = {  # only for advice in errors and notes: no column is guessed
-    "image": ("img", "picture", "photo", "crop", "jpg", "png"),
-    "identity": ("pid", "person_id", "vehicle_id", "identity_id", "individual_id", "name", "label", "id"),
-    "camera": ("camid", "cam_id", "camera_id", "cam"),
-    "view": ("viewid", "view_id", "viewpoint", "orientation"),
-    "split": ("subset", "partition", "fold"),
-    "caption": ("captions", "text", "description"),
-    "clothes": ("clothes_id", "cloth_id", "outfit"),
-    "tracklet": ("tracklet_id", "track_id", "track"),
-    "session": ("date", "day", "encounter", "encounter_id", "session_id"),
-}
-Columns = str | Mapping[str, str] | None
+TEXTS = ("clothes", "tracklet", "session")  # may be unknown, which is ""
+CONFLICT = "the same image under two identities"
 
 
-def parse_columns(columns: Columns) -> dict[str, str]:
-    """`identity=pid,camera=camid` (or a dict) as {"identity": "pid", ...}. Raises `UserError` for anything else."""
-    if isinstance(columns, str):
-        parts = (pair.partition("=") for pair in columns.split(","))
-        pairs = [(field.strip(), name.strip()) for field, _, name in parts]
-    else:
-        pairs = list((columns or {}).items())
-    for field, name in pairs:
-        if field not in FIELDS or not name:
-            raise UserError(
-                f"--columns {columns}: cannot read {field!r}; write FIELD=COLUMN,FIELD=COLUMN, such as "
-                f"identity=pid,camera=camid; the fields are {', '.join(FIELDS)}"
-            )
-    if len(dict(pairs)) < len(pairs):
-        raise UserError(f"--columns {columns}: a field is given twice")
-    return dict(pairs)
+class Rows:
+    """The rows of all tables, one after the other; which are kept, and why the others are not. N rows."""
+
+    def __init__(self, raw: Tables) -> None:
+        self.raw = raw
+        self.tables = [name for name, table in raw.items() for _ in range(len(table))]  # [N]
+        self.starts = np.cumsum([0, *map(len, raw.values())])
+        self.kept = np.ones(len(self.tables), bool)
+        self.left_out: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def cells(self, column: str | None) -> list[Any]:
+        """[N] values, None throughout where there is no such column."""
+        if column is None:
+            return [None] * len(self)
+        return [value for table in self.raw.values() for value in table.cells(column)]
+
+    def where(self, row: int) -> str:
+        nth = int(np.searchsorted(self.starts, row, side="right")) - 1
+        return list(self.raw.values())[nth].where(row - int(self.starts[nth]))
+
+    def drop(self, rows: Sequence[int] | np.ndarray, why: str) -> None:
+        """Leaves out these rows and counts those that were still there."""
+        there = [row for row in rows if self.kept[row]]
+        if there:
+            self.kept[there] = False
+            self.left_out[why] = self.left_out.get(why, 0) + len(there)
+
+    def refuse(self, row: int, why: str) -> None:
+        """Raises `UserError` naming the row; inside `clipreid.data.problems.collected` it is left out instead."""
+        error = UserError(f"{self.where(row)}: {why}")
+        tolerate(error, "unusable line", [str(error)])
+        self.drop([row], "unusable")
+
+    def note(self) -> list[str]:
+        """What was read against what is used, where that differs."""
+        if self.kept.all():
+            return []
+        why = "; ".join(f"{count:,d} {reason}" for reason, count in self.left_out.items())
+        return [f"{len(self):,d} rows read, {int(self.kept.sum()):,d} used; left out: {why}"]
 
 
-def find_columns(features: Mapping[str, Any], columns: Columns, spec: str) -> dict[str, str]:
-    """{field: column}: what was asked for, then columns that bear a field's name, then the only column of images.
+def to_splits(
+    raw: Tables,
+    spec: str,
+    columns: Columns = None,
+    unknown: Collection[str] = (),
+    names_stand: bool = False,
+    anonymous: bool = False,
+) -> tuple[dict[str, Split], bool, list[str]]:
+    """Tables -> (splits of this toolkit, whether all test images are query and gallery at once, notes).
 
-    Raises `UserError` listing the columns, and the mapping that is needed.
+    The column of splits decides where there is one, else the names of the tables: train, val or validation, query,
+    gallery, test (query and gallery at once). What values mean is said by `clipreid.data.values`; rows of an unknown
+    identity are left out and counted. Boxes are cut out (`clipreid.data.boxes`). Other images stay encoded and are not
+    copied (but `datasets.load_dataset` wrote Arrow copies of parquet below HF_HOME to make `raw`).
+
+    unknown: further identities that mean "unknown". names_stand: images of one name are the same image (else that is
+    made sure of). anonymous: nobody knows any identity, and all images are the gallery. Raises `UserError` naming
+    columns and rows.
     """
-    found = parse_columns(columns)
-    for field, name in found.items():
-        if name not in features:
-            raise UserError(
-                f"{spec}: --columns {field}={name}: no such column. {_advice(features, {})}. One --columns is for all "
-                "hub: data of a command: where their columns have different names, convert one of them first with "
-                "`clipreid data convert`"
-            )
-    for field in FIELDS:
-        if field in features and field not in found and field not in found.values():
-            found[field] = field
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    if "image" not in found and len(images) == 1:
-        found["image"] = images[0]
-    lacking = [repr(field) for field in ("image", "identity") if field not in found]
-    if lacking:
-        raise UserError(f"{spec}: no column {' and no '.join(lacking)}. {_advice(features, found)}")
-    return found
+    rows, kinds = Rows(raw), next(iter(raw.values())).kinds
+    found = find_columns(kinds, columns, spec, ("image",) if anonymous else ("image", "identity"))
+    cells = {f: rows.cells(found.get(f)) for f in ("identity", "split", "camera", "view", "caption", *TEXTS)}
+    notes = column_notes(kinds, found)
+    identities = [text_of(value) for value in cells["identity"]]
+    if not anonymous:
+        _drop_unknown(rows, identities, unknown)
+    if not names_stand:
+        _refuse_two_ways(rows, identities)
+    parts = ["gallery"] * len(rows) if anonymous else _parts(rows, found, cells["split"], spec, notes)
+    images, about = _images(rows, found, spec, names_stand)
+    full = {"image": images, "identity": pa.array(identities, pa.string())}
+    for field in TEXTS:
+        full[field] = pa.array(["" if is_unknown(v) else text_of(v) for v in cells[field]], pa.string())
+    full["caption"] = pa.array([_caption(value) for value in cells["caption"]], pa.string())
+    for field in ("camera", "view"):
+        full[field] = pa.array(_numbers(field, cells[field], found, spec, notes), pa.int32())
+    if not names_stand:
+        notes += _repeated(rows, images, identities, [parts, *(list(map(str, each)) for each in cells.values())])
+    splits = _splits(full, np.array(parts), rows.kept)
+    if len(splits.keys() & {"query", "gallery"}) == 1 and not anonymous:
+        raise UserError(f"{spec}: all images of query or of gallery are left out. {' '.join(rows.note())}")
+    if not splits:
+        raise UserError(f"{spec}: no images are left. {' '.join(rows.note())}")
+    how = [note for table in raw.values() for note in table.notes]
+    return splits, "test" in parts, [*how, *notes, *about, *rows.note()]
 
 
 def split_of(name: str) -> str | None:
@@ -91,183 +121,135 @@ def split_of(name: str) -> str | None:
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), None)
 
 
-def to_splits(
-    raw: Tables, spec: str, columns: Columns = None, names_stand: bool = False
-) -> tuple[dict[str, Split], bool, list[str]]:
-    """Tables -> (splits of this toolkit, whether all test images are query and gallery at once, notes).
-
-    The column mapped to `split` decides where there is one, else the names of the tables: train, val or validation,
-    query, gallery, test (query and gallery at once). Identities may be text, whole numbers or a ClassLabel; those of
-    "-1" are junk and left out. Images stay encoded and are not copied (but `datasets.load_dataset` wrote Arrow copies
-    of parquet below HF_HOME to make `raw`). names_stand: images of one name are the same image (else that is made
-    sure of). Raises `UserError` naming columns, table and row.
-    """
-    features = next(iter(raw.values())).features
-    found = find_columns(features, columns, spec)
-    cells = {
-        field: {name: _cells(table, column) for name, table in raw.items()}
-        for field, column in found.items()
-        if field != "image"
-    }
-    notes = _column_notes(features, found)
-    identities = {
-        name: _identities(values, found["identity"], name, spec) for name, values in cells["identity"].items()
-    }
-    parts = _parts(raw, cells.get("split"), found.get("split"), spec, notes)
-    images = encoded_images(raw, found["image"], spec, names_stand)
-    full = {}
-    for name, table in raw.items():
-        full[name] = {"image": images[name], "identity": pa.array(identities[name], pa.string())}
-        for field in ("caption", "clothes", "tracklet", "session"):
-            values = cells[field][name] if field in cells else [None] * len(table)
-            full[name][field] = pa.array([_text(value) for value in values], pa.string())
-    for field in ("camera", "view"):
-        for name, numbers in _numbers(field, cells.get(field), found, raw, notes, spec).items():
-            full[name][field] = pa.array(numbers, pa.int32())
-    splits, dropped = {}, 0
+def _splits(full: Mapping[str, Any], parts: np.ndarray, kept: np.ndarray) -> dict[str, Split]:
+    """The splits out of the columns of all rows; images are not copied."""
+    schema, info, splits = SCHEMA.arrow_schema, datasets.DatasetInfo(features=SCHEMA), {}
     for split in ("train", "val", "query", "gallery"):
-        pieces = parts.get(split) or (parts.get("test") if split in ("query", "gallery") else None)
-        if pieces:
-            kept = {name: rows[[identities[name][row] != "-1" for row in rows]] for name, rows in pieces.items()}
-            dropped += sum(map(len, pieces.values())) - sum(map(len, kept.values()))
-            splits[split] = _split(split, {name: full[name] for name in kept}, kept)
-    notes += [f"{dropped:,d} images of identity -1 left out (junk)"] if dropped else []
-    return splits, "test" in parts, notes
+        chosen = np.flatnonzero(kept & np.isin(parts, [split, "test"] if split in ("query", "gallery") else [split]))
+        if len(chosen):
+            columns = {**full, "split": pa.array([split] * len(parts), pa.string())}
+            table = datasets.table.InMemoryTable(pa.table([columns[f] for f in schema.names], schema=schema))
+            # a fingerprint of the contents would read every image
+            whole = datasets.Dataset(table, info=info, fingerprint=generate_random_fingerprint())
+            splits[split] = Split(split, whole if len(chosen) == len(parts) else whole.select(chosen))
+    return splits
 
 
-def _split(split: str, tables: Mapping[str, dict[str, Any]], rows: Mapping[str, np.ndarray]) -> Split:
-    """One split out of some rows of some tables; the images are not copied."""
-    schema, pieces, chosen, start = SCHEMA.arrow_schema, [], [], 0
-    for name, columns in tables.items():
-        count = len(columns["identity"])
-        columns = columns | {"split": pa.array([split] * count, pa.string())}
-        pieces.append(pa.table([columns[field] for field in schema.names], schema=schema))
-        chosen.append(rows[name] + start)
-        start += count
-    table = datasets.table.InMemoryTable(pa.concat_tables(pieces))
-    info = datasets.DatasetInfo(features=SCHEMA)
-    # a fingerprint of the contents would read every image
-    whole = Split(split, datasets.Dataset(table, info=info, fingerprint=generate_random_fingerprint()))
-    order = np.concatenate(chosen)
-    return whole if len(order) == start else whole.select(order)
+# What values mean -----------------------------------------------------------------------------------------
 
 
-def _cells(table: datasets.Dataset, column: str) -> list[Any]:
-    """The values of one column; of a ClassLabel its names."""
-    feature = table.features[column]
-    values = table.select_columns([column]).with_format("arrow")[:][column].to_pylist()
-    if isinstance(feature, datasets.ClassLabel):
-        return [None if value is None or value < 0 else feature.names[value] for value in values]
-    return values
+def _drop_unknown(rows: Rows, identities: Sequence[str], unknown: Collection[str]) -> None:
+    strange = [row for row, name in enumerate(identities) if is_unknown(name, unknown)]
+    words = Counter(identities[row] or "empty" for row in strange)
+    said = ", ".join(f"{word} ({count:,d})" for word, count in words.most_common(6))
+    rows.drop(strange, f"of an unknown identity: {said}{', ...' if len(words) > 6 else ''}")
 
 
-def _identities(values: list[Any], column: str, table: str, spec: str) -> list[str]:
-    found = []
-    for row, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
-            what = "is empty" if value is None or value == "" else f"is {value!r}"
+def _refuse_two_ways(rows: Rows, identities: Sequence[str]) -> None:
+    """Raises `UserError` where one number is written in two ways, as when a spreadsheet took the zeros off: 7, 007."""
+    written: dict[int, int] = {}  # number -> first row
+    for row in np.flatnonzero(rows.kept).tolist():
+        name = identities[row]
+        if name.isascii() and name.isdecimal() and identities[before := written.setdefault(int(name), row)] != name:
             raise UserError(
-                f"{spec}: the identity in row {row} of {table} (column {column!r}) {what}: text, a whole number or a "
-                "ClassLabel is needed; map another column with --columns identity=COLUMN"
+                f"{rows.where(row)}: identity {name!r}, but {identities[before]!r} in {rows.where(before)}: if they "
+                "are one individual, write them alike; if not, give them names that differ in more than zeros"
             )
-        found.append(str(value).strip())
-    return found
 
 
-def _numbers(
-    field: str,
-    cells: dict[str, list[Any]] | None,
-    found: Mapping[str, str],
-    raw: Tables,
-    notes: list[str],
-    spec: str,
-) -> dict[str, list[int]]:
-    """Cameras or views: whole numbers as they are, names numbered in their order, with a note; -1 = unknown."""
-    if cells is None:
-        return {name: [-1] * len(table) for name, table in raw.items()}
-    plain = {name: [_whole(value) for value in values] for name, values in cells.items()}
-    known = {value for values in plain.values() for value in values if value is not None}
-    if all(isinstance(value, int) for value in known):
-        number: dict[Any, int] = {value: value for value in known}
-    elif all(isinstance(value, int | str) for value in known):
-        number = {value: nth for nth, value in enumerate(sorted(known, key=str))}
-        shown = ", ".join(f"{value!r} is {nth}" for value, nth in list(number.items())[:4])
-        notes.append(f"{field}s are numbered: {shown}{', ...' if len(number) > 4 else ''}")
-    else:
-        odd = next(value for value in known if not isinstance(value, int | str))
-        raise UserError(f"{spec}: column {found[field]!r} says {field} {odd!r}: whole numbers or names are needed")
-    return {name: [-1 if value is None else number[value] for value in values] for name, values in plain.items()}
+def _numbers(field: str, cells: list[Any], found: Mapping[str, str], spec: str, notes: list[str]) -> list[int]:
+    try:
+        numbers, about = number_all(field, cells)
+    except UserError as error:
+        raise UserError(
+            f"{spec}: column {found[field]!r}: {error}. Name another column with --columns {field}=COLUMN, or leave it "
+            f"out with --columns {field}=none (session=COLUMN, tracklet=COLUMN take any text)"
+        ) from error
+    notes += about
+    return numbers
 
 
-def _whole(value: Any) -> Any:
-    """None for unknown, int for whole numbers however written, else the value itself."""
-    if value is None or value != value or value in (-1, "", "-1"):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-def _text(value: Any) -> str:
+def _caption(value: Any) -> str:
     """Several captions are separated by line breaks."""
     if isinstance(value, list):
         return "\n".join(map(str, value))
-    return "" if value is None or value == -1 else str(value)
+    return "" if value is None or value != value else str(value).strip()
 
 
-def _parts(
-    raw: Tables, cells: dict[str, list[Any]] | None, column: str | None, spec: str, notes: list[str]
-) -> dict[str, dict[str, np.ndarray]]:
-    """{train, val, query, gallery or test: {table: its rows}}."""
-    parts: dict[str, dict[str, np.ndarray]] = {}
-    for table, dataset in raw.items():
-        if cells is None:
-            names = [split_of(table)] * len(dataset)
-        else:
-            names = [SPLITS.get(str(value).strip().lower()) for value in cells[table]]
-        values = np.array(["" if name is None else name for name in names])
-        for name in dict.fromkeys(values.tolist()):
-            parts.setdefault(name, {})[table] = np.flatnonzero(values == name)
-    unknown = parts.pop("", {})
-    if unknown and cells is not None:
-        table, rows = next(iter(unknown.items()))
-        said = cells[table][int(rows[0])]
+def _parts(rows: Rows, found: Mapping[str, str], cells: list[Any], spec: str, notes: list[str]) -> list[str]:
+    """train, val, query, gallery or test for each row; "" for rows that are left out."""
+    if "split" in found:
+        names = _named_splits(rows, cells, notes)
+    else:
+        names = [split_of(table) or "" for table in rows.tables]
+        lost = Counter(table for table, name in zip(rows.tables, names, strict=True) if not name)
+        rows.drop([row for row, name in enumerate(names) if not name], f"in {', '.join(lost)}, which is no split")
+    present = {name for name, kept in zip(names, rows.kept.tolist(), strict=True) if name and kept}
+    if not any(names):
         raise UserError(
-            f"{spec}: column {column!r} says {said!r} in row {rows[0]} of {table}; splits are {', '.join(SPLITS)}"
-        )
-    if unknown and parts:
-        notes.append(f"not read: {', '.join(unknown)}")
-    if not parts:
-        raise UserError(
-            f"{spec}: none of its splits ({', '.join(unknown) or 'none'}) is one of {', '.join(SPLITS)}: rename them, "
+            f"{spec}: none of its splits ({', '.join(rows.raw)}) is one of {', '.join(SPLITS)}: rename them, "
             "or map a column that says so with --columns split=COLUMN"
         )
-    tested = parts.keys() & {"query", "gallery", "test"}
+    tested = present & {"query", "gallery", "test"}
     if "test" in tested and len(tested) > 1:
         raise UserError(f"{spec} has test beside {' and '.join(sorted(tested - {'test'}))}: keep one or the other")
     if len(tested) == 1 and "test" not in tested:
         raise UserError(f"{spec} has {tested.pop()} alone: give both query and gallery, or test instead")
-    return parts
+    return names
 
 
-def _column_notes(features: Mapping[str, Any], found: Mapping[str, str]) -> list[str]:
-    renamed = [f"{field} is {name!r}" for field, name in found.items() if field != name]
-    unused = [name for name in features if name not in found.values()]
-    notes = [f"columns: {', '.join(renamed)}"] if renamed else []
-    if unused:
-        likely = _likely(features, found)
-        hint = f" (if wanted: --columns {likely})" if likely else ""
-        notes.append(f"columns not read: {', '.join(unused)}{hint}")
-    return notes
+def _named_splits(rows: Rows, cells: list[Any], notes: list[str]) -> list[str]:
+    names, empty = [], 0
+    for row, value in enumerate(cells):
+        try:
+            names.append(split_named(value))
+            empty += bool(rows.kept[row]) and not text_of(value)
+        except UserError as error:
+            names.append("")
+            if rows.kept[row]:
+                rows.refuse(row, str(error))
+    if empty:
+        notes.append(f"{empty:,d} rows with an empty split are read as train")
+    return names
 
 
-def _likely(features: Mapping[str, Any], found: Mapping[str, str]) -> str:
-    """The mapping that the names of unused columns suggest."""
-    unused = {name.lower(): name for name in features if name not in found.values()}
-    pairs = [(field, next((unused[n] for n in names if n in unused), None)) for field, names in LIKELY.items()]
-    return ",".join(f"{field}={name}" for field, name in pairs if name and field not in found)
+# Images ---------------------------------------------------------------------------------------------------
 
 
-def _advice(features: Mapping[str, Any], found: Mapping[str, str]) -> str:
-    example = _likely(features, found) or "identity=COLUMN,camera=COLUMN"
-    return f"Columns found: {describe_columns(features)}. Say which is which, such as --columns {example}"
+def _images(rows: Rows, found: Mapping[str, str], spec: str, names_stand: bool) -> tuple[pa.ChunkedArray, list[str]]:
+    """The images of all rows, boxes cut out, and notes; rows without one are dropped."""
+    boxes = read_boxes(rows, found, spec)
+    images = encoded_images(rows.raw, found["image"], rows.kept, names_stand)
+    paths = images_paths(images)
+    rows.drop([row for row, path in enumerate(paths) if path is None], "without a usable image")
+    return (images, []) if boxes is None else cut_out(images, boxes, rows, spec)
+
+
+def _repeated(
+    rows: Rows, images: pa.ChunkedArray, identities: Sequence[str], values: Sequence[Sequence[str]]
+) -> list[str]:
+    """Drops rows that are there twice; refuses one image under two identities; a note on images in several rows.
+
+    values: the columns (each [N]) that make two rows of one image and identity differ.
+    """
+    first: dict[str, int] = {}
+    seen: set[tuple[str, ...]] = set()
+    twice, several = [], set()
+    for row, path in enumerate(images_paths(images)):
+        if path is None or not rows.kept[row]:
+            continue
+        before = first.setdefault(path, row)
+        if identities[before] != identities[row]:
+            error = UserError(
+                f"{rows.where(row)}: {path} is of identity {identities[row]!r} here and of {identities[before]!r} in "
+                f"{rows.where(before)}: one of the two is wrong"
+            )
+            tolerate(error, CONFLICT, [str(error)])
+        key = (path, *(column[row] for column in values))
+        if key in seen:
+            twice.append(row)
+        elif before != row:
+            several.add(path)
+        seen.add(key)
+    rows.drop(twice, "the same row as one before")
+    return [f"{len(several):,d} images are named by several rows that differ"] if several else []

@@ -7,30 +7,49 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from clipreid.data.annotations import read_coco, read_yolo
+from clipreid.data.columns import Columns, parse_columns
 from clipreid.data.crops import ReIDData
-from clipreid.data.custom import read_csv, read_folder
+from clipreid.data.custom import read_folder
 from clipreid.data.folders import read_layout
 from clipreid.data.hub import check_place, read_hub
 from clipreid.data.layouts import LAYOUTS, plain_names, variants
-from clipreid.data.mapping import Columns, parse_columns
 from clipreid.data.patterns import named_pattern
+from clipreid.data.tables import read_csv
+from clipreid.data.values import split_values
 from clipreid.errors import UserError
 
 # and NAME:ROOT for the names of LAYOUTS
-VALID = ("synthetic", "synthetic:SET", "folder:ROOT", "csv:FILE.csv", "hub:OWNER/NAME", "hub:FOLDER")
+VALID = (
+    "synthetic", "synthetic:SET", "folder:ROOT", "csv:FILE.csv", "hub:OWNER/NAME", "hub:FOLDER", "coco:FILE.json",
+    "coco:FILE.json:FOLDER", "yolo:ROOT",
+)  # fmt: skip
+READ_BY = {  # which readers a flag is for
+    "pattern": ("folder",),
+    "columns": ("csv", "hub", "coco"),
+    "unknown": ("csv", "hub", "coco", "yolo"),
+}
 
 
-def load_data(spec: str, pattern: str | None = None, noun: str | None = None, columns: Columns = None) -> ReIDData:
-    """Reads `synthetic[:SET]`, `folder:ROOT`, `csv:FILE.csv`, `hub:...`, or `NAME:ROOT` with a NAME of `LAYOUTS`.
+def load_data(
+    spec: str,
+    pattern: str | None = None,
+    noun: str | None = None,
+    columns: Columns = None,
+    unknown: str | Sequence[str] | None = None,
+) -> ReIDData:
+    """Reads `synthetic[:SET]`, `NAME:ROOT` with a NAME of `LAYOUTS`, and one's own data by any other of `VALID`.
 
     pattern: for `folder:` only, a built-in pattern's name or a regular expression with the groups identity,
     camera, view, clothes (`clipreid.data.patterns`). noun: what an individual is called in prompts; None = the data
-    set's own. columns: for `hub:` only, `identity=pid,camera=camid` or a dict (`clipreid.data.hub`, `.mapping`).
-    Nothing is decoded. Raises `UserError` for an unknown name, a missing root, no images, and
-    wrong contents.
+    set's own. columns: for tables (`csv:`, `hub:`, `coco:`), `identity=pid,camera=camid` or a dict
+    (`clipreid.data.columns`). unknown: for tables and `yolo:`, identities that mean "unknown" beside those of
+    `clipreid.data.values`: values, each of which may hold several separated by commas. Nothing is decoded, but images
+    that boxes are cut out of. Raises `UserError` for an unknown name, a missing root, no images, and wrong contents.
     """
-    check_request(spec, pattern, noun, columns)
+    check_request(spec, pattern, noun, columns, unknown)
     name, _, place = spec.partition(":")
+    words = split_values(unknown)
     if name == "synthetic":
         from clipreid.data.synthetic import load_synthetic
 
@@ -40,13 +59,23 @@ def load_data(spec: str, pattern: str | None = None, noun: str | None = None, co
     elif name == "folder":
         data = read_folder(_root(spec, place), spec, pattern, noun)
     elif name == "csv":
-        data = read_csv(_file(spec, place), spec, noun)
+        data = read_csv(_file(spec, place), spec, noun, columns, words)
+    elif name == "coco":
+        data = read_coco(*_annotations(spec, place), spec, noun, columns, words)
+    elif name == "yolo":
+        data = read_yolo(_root(spec, place), spec, noun, words)
     else:
-        data = read_hub(place, spec, columns, noun)
+        data = read_hub(place, spec, columns, noun, words)
     return data if noun is None else dataclasses.replace(data, noun=noun)
 
 
-def check_request(spec: str, pattern: str | None = None, noun: str | None = None, columns: Columns = None) -> None:
+def check_request(
+    spec: str,
+    pattern: str | None = None,
+    noun: str | None = None,
+    columns: Columns = None,
+    unknown: str | Sequence[str] | None = None,
+) -> None:
     """Checks the arguments of `load_data` without reading the data.
 
     Raises `UserError`: a name, a flag or a root that cannot be used.
@@ -54,18 +83,22 @@ def check_request(spec: str, pattern: str | None = None, noun: str | None = None
     name, _, place = spec.partition(":")
     if noun is not None and not noun.strip():
         raise UserError("the noun is empty: give a word such as person or vehicle")
-    if pattern is not None and name != "folder":
+    if pattern is not None and name not in READ_BY["pattern"]:
         raise UserError(f"--pattern reads file names and works with folder:ROOT only, not with {spec!r}")
-    if columns and name != "hub":
-        raise UserError(f"--columns names columns of tables and works with hub: only, not with {spec!r}")
+    if columns and name not in READ_BY["columns"]:
+        raise UserError(f"--columns names columns of tables and works with {reads('columns')} only, not with {spec!r}")
+    if unknown and name not in READ_BY["unknown"]:
+        raise UserError(f"--unknown says which identities are unknown, for {reads('unknown')} only, not for {spec!r}")
     if name == "synthetic":
         from clipreid.data.synthetic.street import check_name
 
         check_name(spec)
-    elif name in LAYOUTS or name == "folder":
+    elif name in LAYOUTS or name in ("folder", "yolo"):
         _root(spec, place)
     elif name == "csv":
         _file(spec, place)
+    elif name == "coco":
+        _annotations(spec, place)
     elif name == "hub":
         check_place(place, spec)
     else:
@@ -98,19 +131,38 @@ def trained_name(spec: str, trained: Sequence[str]) -> str | None:
     return next((name for name in trained if kind in LAYOUTS and name.partition(":")[0] == kind), None)
 
 
-def reader_flags(specs: Iterable[str], pattern: str | None, columns: str | None) -> dict[str, dict[str, Any]]:
-    """The `pattern` and `columns` of `load_data` for each of several data sets, from one --pattern and one --columns.
+def reader_flags(
+    specs: Iterable[str], pattern: str | None, columns: str | None, unknown: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
+    """The `pattern`, `columns`, `unknown` of `load_data` for each of several data sets, from one flag of each kind.
 
-    A pattern is for `folder:`, columns are for `hub:`; where none of the sets reads one it stays with all, and
-    `load_data` says what it is for.
+    Each is for the readers of `READ_BY`; where none of the sets reads one it stays with all, and `load_data` says what
+    it is for.
     """
     specs = list(dict.fromkeys(specs))
     found: dict[str, dict[str, Any]] = {spec: {} for spec in specs}
-    for flag, reader, value in (("pattern", "folder", pattern), ("columns", "hub", columns)):
-        readers = [spec for spec in specs if spec.partition(":")[0] == reader]
+    for flag, value in (("pattern", pattern), ("columns", columns), ("unknown", unknown)):
+        readers = [spec for spec in specs if spec.partition(":")[0] in READ_BY[flag]]
         for spec in specs:
             found[spec][flag] = value if spec in readers or not readers else None
     return found
+
+
+def reads(flag: str) -> str:
+    """The readers that a flag is for, as a list in words."""
+    *some, last = (f"{name}:" for name in READ_BY[flag])
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def _annotations(spec: str, place: str) -> tuple[Path, Path | None]:
+    """FILE.json and FOLDER of `coco:FILE.json:FOLDER`; None where no folder is given."""
+    file, _, folder = place.rpartition(":")
+    if not file or not Path(file).expanduser().is_file():
+        return _existing(spec, place, "FILE.json", Path.is_file, "file"), None
+    return (
+        _existing(spec, file, "FILE.json", Path.is_file, "file"),
+        _existing(spec, folder, "FILE.json:FOLDER", Path.is_dir, "folder"),
+    )
 
 
 def _root(spec: str, place: str) -> Path:

@@ -1,17 +1,17 @@
 """What a value means, wherever it was read: in a path, a CSV table, a parquet file. One rule for all readers.
 
-identity, tracklet, session, clothes: text as it stands; whole numbers however written (7, 7.0) are one value.
+identity, tracklet, session, clothes: text as it stands; whole numbers however written (7, 7.0) are one value, and so
+are days (2024-01-02, 2024-01-02 00:00:00).
 camera, view: whole numbers as they are; single letters (A is 1); one word and a number (cam1, c02: 1, 2); any other
 names are numbered in their order, with a note. Unknown is an empty cell, -1, NaN, none, unknown, ... (`UNKNOWN`).
 """
 
 from __future__ import annotations
 
+import datetime
 import re
 from collections.abc import Collection, Sequence
 from typing import Any
-
-import numpy as np
 
 from clipreid.errors import UserError
 
@@ -24,16 +24,20 @@ SPLITS = {  # as it may be written -> the split; `test` is query and gallery at 
     "test": "test", "testing": "test",
 }  # fmt: skip
 LARGEST = 2**31 - 1  # cameras and views are kept in 32 bits
+ENOUGH = 20  # images from which on more cameras than half of them are doubted
+MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00(:00(\.0+)?)?")
 WORD_NUMBER = re.compile(r"([A-Za-z]+)[-_ ]?(\d{1,9})")
 
 
 def text_of(value: Any) -> str:
-    """A cell as text: 7.0 is "7", True is "1", None and NaN are "", dates in ISO form, spaces around it removed."""
+    """A cell as text: 7.0 is "7", None and NaN are "", days in ISO form, spaces around it removed; True is "True"."""
     if value is None or value != value:  # NaN is not equal to itself
         return ""
-    if isinstance(value, bool | np.bool_) or (isinstance(value, float) and value.is_integer()):
+    if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = (value.isoformat() if hasattr(value, "isoformat") else str(value)).strip()
+    text = (value.isoformat(" ") if isinstance(value, datetime.datetime) else str(value)).strip()
+    if day := MIDNIGHT.fullmatch(text):
+        return day[1]
     return text[: -len(text.partition(".")[2]) - 1] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
@@ -41,6 +45,12 @@ def is_unknown(value: Any, also: Collection[str] = ()) -> bool:
     """Whether nobody knows it. also: what the user said means unknown (`--unknown`)."""
     text = text_of(value)
     return text.lower() in UNKNOWN or text in also
+
+
+def split_values(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The values of a flag that is repeated or holds several, separated by commas."""
+    entries = [given] if isinstance(given, str) else given or ()
+    return tuple(text_of(value) for entry in entries for value in str(entry).split(",") if value.strip())
 
 
 def split_named(value: Any) -> str:
@@ -54,16 +64,27 @@ def split_named(value: Any) -> str:
 def number_all(field: str, values: Sequence[Any], also: Collection[str] = ()) -> tuple[list[int], list[str]]:
     """Cameras or views as numbers, and notes for the user. -1 = unknown.
 
-    values: of all splits together, for what one value means depends on the others. field: "camera" or "view".
+    values: of all splits together, for what one value means depends on the others. field: "camera" or "view". Raises
+    `UserError` for cameras that are as good as all different: times or numbers of rows.
     """
     texts = [text_of(value) for value in values]
     names = sorted({text for text in texts if not is_unknown(text, also)}, key=_natural)
+    if field == "camera":
+        _doubt_cameras(names, sum(not is_unknown(text, also) for text in texts))
     number, notes = _numbering(names), []
     if number is None:
         number = {name: nth for nth, name in enumerate(names)}
         shown = ", ".join(f"{name!r} is {nth}" for name, nth in list(number.items())[:4])
         notes.append(f"{field}s are numbered: {shown}{', ...' if len(number) > 4 else ''}")
     return [number.get(text, -1) for text in texts], notes
+
+
+def _doubt_cameras(names: Sequence[str], known: int) -> None:
+    if known >= ENOUGH and 2 * len(names) > known:
+        raise UserError(
+            f"{len(names):,d} different cameras in {known:,d} images ({', '.join(names[:3])}, ...): these are no "
+            "cameras, but times, frames or numbers of rows"
+        )
 
 
 def _numbering(names: Sequence[str]) -> dict[str, int] | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from clipreid.data import data_place, short_names
+from clipreid.data.readers import READ_BY
 from clipreid.errors import UserError
 from clipreid.evaluation.results import evaluate_command
 from clipreid.evaluation.side_by_side import parted, place, remark_of
@@ -177,9 +178,11 @@ def _reading(row: Row, spec: str, rows: Sequence[Row], pattern: str) -> tuple[st
         return ()
     flags, kind = owner.flags, spec.partition(":")[0]
     words = ["--skip-bad"] if flags.get("skip_bad") else []
-    for flag, reader in (("pattern", "folder"), ("columns", "hub")):
-        if flags.get(flag) and kind == reader and owner is not row:
-            words += [f"--{flag}", flags[flag]]
+    for flag, readers in READ_BY.items():
+        values = flags.get(flag) or ()
+        if kind in readers and owner is not row:
+            for value in [values] if isinstance(values, str) else values:
+                words += [f"--{flag}", value]
     return tuple(words)
 
 

@@ -161,7 +161,10 @@ def training_data(run: str | Path, data: Sequence[str] = ()) -> ReIDData:
     flags = config.get("run", {})
     specs = list(data or flags.get("data") or config["data"]["names"])
     asked = reader_flags(
-        [*specs, *flags.get("data", []), *flags.get("test", [])], flags.get("pattern"), flags.get("columns")
+        [*specs, *flags.get("data", []), *flags.get("test", [])],
+        flags.get("pattern"),
+        flags.get("columns"),
+        flags.get("unknown"),
     )
     mixture = Mixture(tuple(load_data(spec, **asked[spec]) for spec in specs))
     if bare := [found.name for found in mixture.sets if "train" not in found.splits]:

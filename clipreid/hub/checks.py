@@ -48,7 +48,15 @@ TEXTS = tuple[str, ...]
 PART = {"images": int, "identities": int, "cameras": int, "hash": str}  # of a fingerprint
 TABLES: dict[str, dict[str, Any]] = {  # of config.json: what is read of them, where they are there
     "backbone": {"name": str},
-    "run": {"data": TEXTS, "test": TEXTS, "pattern": str | None, "columns": str | None, "preset": str, "seed": int},
+    "run": {
+        "data": TEXTS,
+        "test": TEXTS,
+        "pattern": str | None,
+        "columns": str | None,
+        "unknown": TEXTS,
+        "preset": str,
+        "seed": int,
+    },
     "data": {"names": TEXTS, "noun": str, "images": int, "identities": int},
 }
 REST = {

@@ -27,6 +27,7 @@ OF_RUN = (
     "test",
     "pattern",
     "columns",
+    "unknown",
 )
 
 

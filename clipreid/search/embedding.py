@@ -60,6 +60,7 @@ def embed(
     sources: Sequence[str] = (),
     pattern: str | None = None,
     columns: str | None = None,
+    unknown: Sequence[str] = (),
     batch_size: int = 32,
     overwrite: bool = False,
     threads: int | None = None,
@@ -74,7 +75,7 @@ def embed(
 
     Args:
         run: kept in the file, for people.
-        sources, pattern, columns: what `find_images` was given; kept, to find images that are no files again.
+        sources, pattern, columns, unknown: what `find_images` was given; kept, to find images that are no files again.
         batch_size: images at a time, up to `LARGEST`. An output that is there may have been made with another.
         overwrite: replace an output made by another model, of other images, or without some that can be decoded now.
         threads: that decode; default all cores.
@@ -95,7 +96,7 @@ def embed(
     if output.is_dir():
         raise UserError(f"--output {output} is a folder: name a file")
     about = describe(model, run) | {"sources": [absolute_entry(entry) for entry in sources], "split": images.name}
-    about |= {"pattern": pattern, "columns": columns}
+    about |= {"pattern": pattern, "columns": columns} | ({"unknown": list(unknown)} if unknown else {})
     job = _Job(model.eval(), images, output, about, batch_size, overwrite, threads, progress)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)

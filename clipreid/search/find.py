@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -13,14 +14,19 @@ from clipreid.data import Split, load_data
 from clipreid.data.folders import list_images
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.patterns import Crop, Place, fitting, named_pattern, read_paths
-from clipreid.data.readers import VALID
+from clipreid.data.readers import READ_BY, VALID, reads
 from clipreid.errors import UserError
 
 READERS = frozenset({*(name.partition(":")[0] for name in VALID), *LAYOUTS})
 
 
 def find_images(
-    images: Sequence[str], *, split: str = "gallery", pattern: str | None = None, columns: str | None = None
+    images: Sequence[str],
+    *,
+    split: str = "gallery",
+    pattern: str | None = None,
+    columns: str | None = None,
+    unknown: Sequence[str] = (),
 ) -> Split:
     """The images that are named, in that order, each file once; nothing is decoded.
 
@@ -28,7 +34,7 @@ def find_images(
         `market1501:ROOT`), of which `split` is taken. What exists as a file or folder is never taken for anything else.
     pattern: reads identity, camera and view from paths (`clipreid.data.patterns`): below a named folder, or a file's
         as it was written. Without it they are unknown: "" and -1.
-    columns: as for `load_data`.
+    columns, unknown: as for `load_data`.
 
     Raises:
         UserError: nothing is named; no such thing; no images; a pattern that does not fit; no such split.
@@ -37,11 +43,12 @@ def find_images(
         raise UserError("name what to embed: folders, files, globs, or a data set such as synthetic")
     specs = list(dict.fromkeys(entry for entry in images if is_data(entry)))
     readers = {spec.partition(":")[0] for spec in specs}
-    if columns and "hub" not in readers:
-        raise UserError(f"--columns names columns of tables and works with hub: only, not with {images[0]!r}")
+    for flag, value in (("columns", columns), ("unknown", unknown)):
+        if value and not readers & {*READ_BY[flag]}:
+            raise UserError(f"--{flag} is for tables, read by {reads(flag)} only, not for {images[0]!r}")
     if pattern and set(specs) == set(images) and "folder" not in readers:
         raise UserError(f"--pattern reads paths of folders, files and folder:, not of {images[0]!r}: leave it out")
-    parts = {spec: split_of_data(spec, split, pattern, columns) for spec in specs}
+    parts = {spec: split_of_data(spec, split, pattern, columns, unknown) for spec in specs}
     _check_names(parts)
     tables = [part.table for part in parts.values()]
     places: dict[str, Place] = {}  # by the absolute path
@@ -82,10 +89,13 @@ def absolute_entry(entry: str) -> str:
     return f"{reader}:{path}" if root and reader != "synthetic" and os.path.exists(path) else entry
 
 
-def split_of_data(spec: str, split: str, pattern: str | None, columns: str | None) -> Split:
-    """One part of a data set; pattern, columns: for the readers that take them. Raises `UserError`."""
+def split_of_data(
+    spec: str, split: str, pattern: str | None, columns: str | None, unknown: Sequence[str] = ()
+) -> Split:
+    """One part of a data set; pattern, columns, unknown: for the readers that take them. Raises `UserError`."""
     reader = spec.partition(":")[0]
-    data = load_data(spec, pattern if reader == "folder" else None, None, columns if reader == "hub" else None)
+    flags: dict[str, Any] = {"pattern": pattern, "columns": columns, "unknown": unknown}
+    data = load_data(spec, **{flag: value for flag, value in flags.items() if reader in READ_BY[flag]})
     if split not in data.splits:
         raise UserError(f"{spec} has no split {split!r}: give --split {' or '.join(data.splits)}")
     return data.splits[split]

@@ -64,14 +64,15 @@ class Album:
         return None
 
     def _splits(self) -> list[Split]:
-        how = (self.about["split"], self.about.get("pattern"), self.about.get("columns"))
+        flags = self.about.get("pattern"), self.about.get("columns"), tuple(self.about.get("unknown", ()))
+        how = (self.about["split"], *flags)
         return [found for spec in self.about["sources"] if is_data(spec) and (found := _split(spec, *how))]
 
 
 @cache
-def _split(spec: str, name: str, pattern: str | None, columns: str | None) -> Split | None:
+def _split(spec: str, name: str, pattern: str | None, columns: str | None, unknown: tuple[str, ...]) -> Split | None:
     try:
-        return split_of_data(spec, name, pattern, columns)
+        return split_of_data(spec, name, pattern, columns, unknown)
     except UserError:  # its files are gone, too
         return None
 

@@ -98,7 +98,7 @@ def read_sets(config: RunConfig) -> tuple[RunConfig, Mixture, list[ReIDData]]:
     further = config.test or (("synthetic:new-cameras",) if specs == ("synthetic",) else ())
     config = replace(config, data=specs, test=further)
     _check_apart(specs)
-    flags = reader_flags((*specs, *further), config.pattern, config.columns)
+    flags = reader_flags((*specs, *further), config.pattern, config.columns, config.unknown)
     sets = [load_data(spec, noun=config.noun, **flags[spec]) for spec in specs]
     others = {data_place(spec): spec for spec in reversed(further)}  # each once, by its first name
     home = {data_place(spec) for spec in specs}

@@ -235,7 +235,7 @@ def test_what_cannot_be_read_at_all_is_a_fault_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "flags", "message"),
     [
-        ("folder:{root}", {"columns": "identity=pid"}, "--columns names columns of tables and works with hub: only"),
+        ("folder:{root}", {"columns": "identity=pid"}, "works with csv:, hub: and coco: only"),
         ("hub:{root}", {"columns": "identity"}, "cannot read 'identity'; write FIELD=COLUMN"),
         ("hub:{root}", {"pattern": "market1501"}, "--pattern reads file names and works with folder:ROOT only"),
         ("folder:{root}", {"pattern": "(?P<identity>"}, "is not a regular expression"),
@@ -274,13 +274,13 @@ def test_nothing_to_test_on(tmp_path: Path) -> None:
 
 def test_lines_of_a_table_and_entries_of_lists(tmp_path: Path) -> None:
     save(tmp_path / "a.jpg", 1)
-    (tmp_path / "t.csv").write_text("image,identity,camera\na.jpg,1,1\nb.jpg,1,2\na.jpg,,2\n")
+    (tmp_path / "t.csv").write_text("image,identity,camera\na.jpg,1,1\nb.jpg,1,2\na.jpg,1\n")
     report, _ = read_and_check(f"csv:{tmp_path / 't.csv'}")
     finding = found(report)["unusable line"]
     assert finding.severity == "fault"
     assert [item.split("t.csv, ")[1][:22] for item in finding.items] == [
         "line 3: no such image:",
-        "line 4: identity is em",
+        "line 4 has fewer cells",
     ]
 
 

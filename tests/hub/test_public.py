@@ -170,7 +170,7 @@ def test_a_text_in_the_place_of_a_number_or_a_word_is_refused(name: str, value: 
 
 
 def test_of_the_flags_of_a_run_no_text_is_published() -> None:
-    private = {"backbone", "data", "test", "output", "init", "pattern", "columns", "noun", "push"}
+    private = {"backbone", "data", "test", "output", "init", "pattern", "columns", "unknown", "noun", "push"}
     everything = {each.name: "x" for each in fields(RunConfig) if each.name in private}
     assert set(everything) == private
     assert public_settings(everything, RunConfig, "run") == {}

@@ -140,7 +140,7 @@ def test_one_set_that_fails_does_not_cost_the_others_and_names_are_read_as_told(
         )
     (row,) = csv.DictReader(file.read_text().splitlines())
     assert row["data"] == named
-    with pytest.raises(UserError, match=r"--columns names columns of tables and works with hub: only"):
+    with pytest.raises(UserError, match=r"--columns names columns of tables and works with csv:, hub: and coco: only"):
         recipe.main(parse(recipe, "--data", named, "--columns", "identity=pid"))
 
 

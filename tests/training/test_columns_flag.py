@@ -42,7 +42,7 @@ def test_they_reach_every_table_of_a_run(tables: tuple[str, str]) -> None:
     assert [data.protocol for data in scored] == ["cross-camera", "cross-camera"]
     with pytest.raises(UserError, match=r"no column 'identity'\. Columns found: image \(Image\), pid \(int64\)"):
         read_sets(RunConfig(data=(own,)))
-    with pytest.raises(UserError, match="--columns names columns of tables and works with hub: only"):
+    with pytest.raises(UserError, match="--columns names columns of tables and works with csv:, hub: and coco: only"):
         read_sets(RunConfig(data=("synthetic",), columns="identity=pid"))
 
 
@@ -54,5 +54,5 @@ def test_an_evaluation_takes_those_of_the_run_or_its_own(tables: tuple[str, str]
     assert found[1].splits["query"].cameras.tolist() == [-1] * 4
     (given,) = read_tests(Evaluate(run=tmp_path, data=(other,), columns="identity=pid,camera=camid"), tmp_path, {})
     assert given.splits["query"].cameras.tolist() == [0, 1, 0, 1]
-    with pytest.raises(UserError, match="works with hub: only"):
+    with pytest.raises(UserError, match="works with csv:, hub: and coco: only"):
         read_tests(Evaluate(run=tmp_path, data=("synthetic",), columns="identity=pid"), tmp_path, {})
