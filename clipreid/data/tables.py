@@ -159,6 +159,8 @@ def _decoded(file: Path) -> tuple[str, list[str]]:
         else:
             text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if error.encoding.startswith("utf-16"):
+            raise UserError(f"{file} is not whole UTF-16 text ({error.reason}): save it again, as UTF-8") from error
         line = data.count(b"\n", 0, error.start) + 1
         seen = data.splitlines()[line - 1].decode("cp1252", errors="replace") if line <= len(data.splitlines()) else ""
         raise UserError(

@@ -279,8 +279,8 @@ def test_lines_of_a_table_and_entries_of_lists(tmp_path: Path) -> None:
     finding = found(report)["unusable line"]
     assert finding.severity == "fault"
     assert [item.split("t.csv, ")[1][:22] for item in finding.items] == [
-        "line 3: no such image:",
         "line 4 has fewer cells",
+        "line 3: no such image:",
     ]
 
 

@@ -92,17 +92,22 @@ def test_mapped_columns_of_a_parquet_folder(tmp_path: Path, monkeypatch: pytest.
     assert "columns not read: colour" in data.notes
 
 
+def test_usual_names_are_understood_and_said(tmp_path: Path) -> None:
+    data = load_data(parquet(tmp_path, typed(1), TYPED))
+    assert rows(data.splits["train"]) == [("1", 0), ("1", 1)]
+    assert "columns: image is 'photo', identity is 'pid', camera is 'camid'" in data.notes
+    assert "columns not read: colour" in data.notes
+
+
 def test_without_the_mapping_the_error_shows_it(tmp_path: Path) -> None:
-    spec = parquet(tmp_path, typed(1), TYPED)
+    features = {"photo": datasets.Image(), "id": datasets.Value("int64"), "orientation": datasets.Value("string")}
+    spec = parquet(tmp_path, [{"photo": image(1), "id": 7, "orientation": "left"}], features)
     message = fails(spec)
     assert f"{spec}: no column 'identity'" in message
-    assert "Columns found: photo (Image), pid (int64), camid (int64), colour (string)" in message
-    assert "--columns identity=pid,camera=camid" in message
-    assert "camera is 'camid'" not in " ".join(load_data(spec, columns={"identity": "pid"}).notes)
-    assert (
-        "columns not read: camid, colour (if wanted: --columns camera=camid)"
-        in load_data(spec, columns={"identity": "pid"}).notes
-    )
+    assert "Columns found: photo (Image), id (int64), orientation (string)" in message
+    assert "such as --columns identity=id,view=orientation" in message
+    notes = load_data(spec, columns={"identity": "id"}).notes
+    assert "columns not read: orientation (if wanted: --columns view=orientation)" in notes
 
 
 @pytest.mark.parametrize(
@@ -121,7 +126,7 @@ def test_mappings_that_cannot_be(tmp_path: Path, columns: str, message: str) -> 
 
 
 def test_columns_are_for_tables_only(tmp_path: Path) -> None:
-    assert "--columns names columns of tables and works with hub: only" in fails("synthetic", columns="identity=pid")
+    assert "works with csv:, hub: and coco: only" in fails("synthetic", columns="identity=pid")
 
 
 CLASSES = datasets.ClassLabel(names=["anna", "ben"])
@@ -164,34 +169,35 @@ def test_class_labels_named_cameras_lists_of_captions_and_a_split_column(tmp_pat
     assert data.protocol == "market1501"
     assert images(data.splits["val"])[0]["bytes"] == encoded(1)
     assert data.splits["gallery"].table[0]["split"] == "gallery"
-    assert fails(parquet(tmp_path / "b", labelled((0, "1", 0, "dev2")), LABELLED)).endswith(
-        "column 'split' says 'dev2' in row 0 of train; splits are train, training, val, validation, valid, dev, "
-        "query, gallery, test, testing"
-    )
+    assert "hub:{}: row 0 of train: unknown split 'dev2'; known are train, training, val".format(
+        tmp_path / "b"
+    ) in fails(parquet(tmp_path / "b", labelled((0, "1", 0, "dev2")), LABELLED))
     assert "has query alone" in fails(parquet(tmp_path / "c", labelled((0, "1", 0, "query")), LABELLED))
     both = labelled((0, "1", 0, "query"), (0, "2", 0, "test"), (0, "3", 0, "gallery"))
     assert "has test beside gallery and query" in fails(parquet(tmp_path / "d", both, LABELLED))
 
 
-def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
-    plain = {"image": datasets.Image(), "identity": datasets.Value("float64"), "camera": datasets.Value("float64")}
-    spec = parquet(tmp_path / "a", [{"image": image(1), "identity": 1.5, "camera": 1.0}], plain)
-    assert "the identity in row 0 of train (column 'identity') is 1.5" in fails(spec)
-    plain["identity"] = datasets.Value("string")
-    cells = [{"image": image(n), "identity": who, "camera": 1.0} for n, who in enumerate(("x", None))]
-    assert "the identity in row 1 of train (column 'identity') is empty" in fails(parquet(tmp_path / "b", cells, plain))
-    cells = [{"image": image(1), "identity": "x", "camera": 1.5}]
-    assert "says camera 1.5: whole numbers or names are needed" in fails(parquet(tmp_path / "c", cells, plain))
+def test_rows_without_an_image_are_named(tmp_path: Path) -> None:
+    plain = {"image": datasets.Image(), "identity": datasets.Value("string"), "camera": datasets.Value("float64")}
     cells = [{"image": image(n), "identity": "x", "camera": c} for n, c in enumerate((2.0, None, float("nan"), -1.0))]
-    assert load_data(parquet(tmp_path / "d", cells, plain)).splits["train"].cameras.tolist() == [2, -1, -1, -1]
+    assert load_data(parquet(tmp_path / "a", cells, plain)).splits["train"].cameras.tolist() == [2, -1, -1, -1]
     cells = [{"image": image(1), "identity": "x", "camera": 1}, {"image": None, "identity": "x", "camera": 1}]
-    assert "row 1 of train has no image" in fails(parquet(tmp_path / "e", cells, plain))
+    assert "row 1 of train has no image" in fails(parquet(tmp_path / "b", cells, plain))
+    cells[1]["identity"] = None  # left out, so its image is not missed
+    data = load_data(parquet(tmp_path / "c", cells, plain))
+    assert len(data.splits["train"]) == 1
+    assert "2 rows read, 1 used; left out: 1 of an unknown identity: empty (1)" in data.notes
 
 
-def test_junk_is_left_out_and_said(tmp_path: Path) -> None:
-    data = load_data(parquet(tmp_path, typed(-1, 3), TYPED), columns="identity=pid,camera=camid")
-    assert rows(data.splits["train"]) == [("3", 0), ("3", 1)]
-    assert "2 images of identity -1 left out (junk)" in data.notes
+def test_unknown_individuals_are_left_out_and_said(tmp_path: Path) -> None:
+    spec = parquet(tmp_path, typed(-1, 3, 4), TYPED)
+    data = load_data(spec)
+    assert rows(data.splits["train"]) == [("3", 0), ("3", 1), ("4", 0), ("4", 1)]
+    assert "6 rows read, 4 used; left out: 2 of an unknown identity: -1 (2)" in data.notes
+    data = load_data(spec, unknown=["3", "nobody"])
+    assert rows(data.splits["train"]) == [("4", 0), ("4", 1)]
+    assert "6 rows read, 2 used; left out: 4 of an unknown identity: -1 (2), 3 (2)" in data.notes
+    assert "no images are left. 6 rows read, 0 used" in fails(spec, unknown="3,4")
 
 
 def test_files_are_assigned_to_splits_by_their_names(tmp_path: Path) -> None:
@@ -204,7 +210,7 @@ def test_files_are_assigned_to_splits_by_their_names(tmp_path: Path) -> None:
         "query": {"2"},
         "gallery": {"3"},
     }
-    assert "not read: unnamed" in data.notes
+    assert "8 rows read, 6 used; left out: 2 in unnamed, which is no split" in data.notes
 
 
 def test_every_image_has_a_name_of_its_own(tmp_path: Path) -> None:
@@ -277,22 +283,29 @@ def test_file_names_say_nothing_of_splits(tmp_path: Path) -> None:
 
 
 def test_values_of_several_kinds_in_jsonl(tmp_path: Path) -> None:
-    draw(tmp_path, "a.jpg", "b.jpg")
-    lines = [{"file_name": "a.jpg", "identity": 1}, {"file_name": "b.jpg", "identity": "x"}]
+    draw(tmp_path, "a.jpg", "b.jpg", "c.jpg", "d.jpg")
+    names = {"a": 1, "b": "x", "c": 2.0, "d": None}
+    lines = [{"file_name": f"{name}.jpg", "identity": who} for name, who in names.items()]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert load_data(f"hub:{tmp_path}").splits["train"].identities.tolist() == ["1", "x", "2"]
+    lines[1]["identity"] = "001"
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     message = fails(f"hub:{tmp_path}")
-    assert f"hub:{tmp_path}: the column 'identity' of the metadata holds different kinds of values in train" in message
-    assert "(int, str): write all of them as text, or all as numbers" in message
+    assert "metadata.jsonl, line 2: identity '001', but '1' in" in message
+    assert "write them alike" in message
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file_name,identity\na.jpg,1\na.jpg,1,2\n", "metadata.csv, line 3 has more cells than the header: put quotes"),
+        (
+            "file_name,identity\na.jpg,1\na.jpg,1,2\n",
+            "metadata.csv, line 3 has more cells than the header (3 and 2): put",
+        ),
         ("file_name,identity\nno.jpg,1\n", "line 2: no such image: "),
-        ("name,identity\na.jpg,1\n", "line 2: no file_name; found: name, identity"),
-        ("file_name,identity\n", "the metadata has no lines"),
-        ("file_name,pid\na.jpg,1\n", "no column 'identity'. Columns found: pid (string), image (Image)"),
+        ("name,identity\na.jpg,1\n", "no column 'image'. Columns found: name, identity"),
+        ("file_name,identity\n", "has no lines below its header"),
+        ("file_name,id\na.jpg,1\n", "no column 'identity'. Columns found: file_name, id. Say which is which, such as"),
     ],
 )
 def test_metadata_errors(tmp_path: Path, text: str, message: str) -> None:
@@ -302,8 +315,10 @@ def test_metadata_errors(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_broken_jsonl(tmp_path: Path) -> None:
-    (tmp_path / "metadata.jsonl").write_text('{"file_name"')
-    assert "metadata.jsonl cannot be read" in fails(f"hub:{tmp_path}")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.jpg", "identity": 1}\n{"file_name"')
+    assert "metadata.jsonl, line 2 is not one JSON object" in fails(f"hub:{tmp_path}")
+    (tmp_path / "metadata.jsonl").write_text("\n")
+    assert "the metadata has no lines: no images" in fails(f"hub:{tmp_path}")
 
 
 def test_other_folders_say_what_is_expected(tmp_path: Path) -> None:

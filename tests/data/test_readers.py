@@ -1,4 +1,4 @@
-"""Data names, folders, tables: what is read, and every error a user can run into."""
+"""Data names and folders: what is read, and every error a user can run into."""
 
 import os
 from pathlib import Path
@@ -265,70 +265,6 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"the folder {tmp_path}/train/anna cannot be read (Permission denied)" in fails(f"folder:{tmp_path}")
 
 
-# ---- csv: --------------------------------------------------------------------------------------------------
-
-
-def table(tmp_path: Path, text: str) -> str:
-    draw(tmp_path / "p" / "a.jpg", tmp_path / "p" / "b.jpg")
-    (tmp_path / "data.csv").write_text(text)
-    return f"csv:{tmp_path / 'data.csv'}"
-
-
-def test_csv(tmp_path: Path) -> None:
-    data = load_data(
-        table(
-            tmp_path,
-            "\ufeffimage,identity,camera,view,split,caption,clothes,colour\n"
-            'p/a.jpg,7,1,,train,"a man, walking",coat,red\n\n'
-            f"{tmp_path}/p/b.jpg,7, 2,0,Test,,,blue\np/a.jpg,9,1,,test,,shirt,\n",
-        )
-    )
-    assert list(data.splits) == ["train", "query", "gallery"]
-    assert rows(data.splits["train"]) == [("7", 1)]
-    assert data.splits["train"].captions.tolist() == ["a man, walking"]
-    assert rows(data.splits["query"]) == rows(data.splits["gallery"]) == [("7", 2), ("9", 1)]
-    assert data.splits["query"].views.tolist() == [0, -1]
-    assert (data.splits["train"].clothes.tolist(), data.splits["query"].clothes.tolist()) == (["coat"], ["", "shirt"])
-    assert data.protocol == "cross-camera"
-    assert "columns not read: colour" in data.notes
-    assert data.splits["train"].image(0).size == (16, 32)
-
-
-def test_csv_without_split_and_partly_without_cameras(tmp_path: Path) -> None:
-    data = load_data(table(tmp_path, "image,identity\np/a.jpg,car_1\np/b.jpg,car_2\n"))
-    assert list(data.splits) == ["train"]
-    assert data.noun == "vehicle"
-    data = load_data(table(tmp_path, "image,identity,camera,split\np/a.jpg,x,1,query\np/b.jpg,x,,gallery\n"))
-    assert data.protocol == "no-cameras"
-    assert any("1 of 2 test images have no camera" in note for note in data.notes)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file;identity\np/a.jpg;1\n", "line 1: no column image and identity; found: file;identity"),
-        ("", "found: nothing"),
-        ("image,identity\n", "has no lines below its header"),
-        ("image,identity\np/a.jpg,1\n,2\n", "line 3: image is empty"),
-        ("image,identity\np/a.jpg,\n", "line 2: identity is empty"),
-        ("image,identity\n\np/no.jpg,1\n", "line 3: no such image: "),
-        ("image,identity,camera\np/a.jpg,1,north\n", "line 2: camera 'north' is not a whole number"),
-        ("image,identity,view\np/a.jpg,1,1.5\n", "line 2: view '1.5' is not a whole number"),
-        ("image,identity,split\np/a.jpg,1,dev\n", "unknown split 'dev'; choose one of train, val, query"),
-        ("image,identity,caption\np/a.jpg,1,a man, red\n", "line 2 has more cells than the header"),
-        ("image,identity,split\np/a.jpg,1,test\np/b.jpg,1,query\n", "has test beside query or gallery"),
-        ("image,identity,split\np/a.jpg,1,query\n", "the column split has query alone"),
-    ],
-)
-def test_csv_errors(tmp_path: Path, text: str, message: str) -> None:
-    assert message in fails(table(tmp_path, text))
-
-
-def test_csv_that_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_bytes(b"image,identity\n\xff\xfe\x00\n")
-    assert "is not UTF-8 text" in fails(f"csv:{tmp_path}/data.csv")
-
-
 # ---- market1501: and names ---------------------------------------------------------------------------------
 
 
@@ -381,6 +317,10 @@ def test_market1501_lacking_a_folder(tmp_path: Path) -> None:
         ("market1501:/no/such/place", "/no/such/place does not exist"),
         (f"folder:{__file__}", "is not a folder"),
         (f"csv:{Path(__file__).parent}", "is not a file"),
+        ("coco:", "lacks its file: write coco:FILE.json"),
+        ("coco:/no/such/file.json", "/no/such/file.json does not exist"),
+        (f"coco:{__file__}:/no/such/place", "/no/such/place does not exist"),
+        ("yolo:", "lacks its folder: write yolo:ROOT"),
         (str(Path(__file__).parent), "a folder needs its reader in front, folder:"),
     ],
 )
@@ -406,16 +346,3 @@ def test_real_photographs() -> None:
     assert counts == {"train": (1014, 507), "query": (120, 60), "gallery": (120, 60)}
     assert (data.protocol, data.noun) == ("cross-camera", "vehicle")
     assert sorted(set(data.splits["query"].cameras.tolist())) == [1, 2]
-
-
-def test_csv_junk_is_left_out_and_said(tmp_path: Path) -> None:
-    draw(tmp_path / "a.jpg")
-    rows = "image,identity,split\na.jpg,-1,train\na.jpg,7,train\na.jpg,7,test\na.jpg,-1,test\n"
-    data = load_data(table(tmp_path, rows))
-    assert {name: split.identities.tolist() for name, split in data.splits.items()} == {
-        "train": ["7"],
-        "query": ["7"],
-        "gallery": ["7"],
-    }
-    assert "2 images of identity -1 left out (junk)" in data.notes
-    assert "every identity is -1, which marks junk: no images" in fails(table(tmp_path, "image,identity\na.jpg,-1\n"))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from clipreid.data.values import is_unknown, number_all, split_named, text_of
+from clipreid.data.values import is_unknown, number_all, split_named, split_values, text_of
 from clipreid.errors import UserError
 
 
@@ -18,11 +18,15 @@ from clipreid.errors import UserError
         ("7.0", "7"),
         ("07", "07"),
         ("1.50", "1.50"),
-        (True, "1"),
-        (np.bool_(False), "0"),
+        (True, "True"),
+        (np.bool_(False), "False"),
         (None, ""),
         (math.nan, ""),
         (datetime.date(2024, 1, 2), "2024-01-02"),
+        (datetime.datetime(2024, 1, 2), "2024-01-02"),
+        (datetime.datetime(2024, 1, 2, 13, 5), "2024-01-02 13:05:00"),
+        ("2024-01-02 00:00:00", "2024-01-02"),
+        ("2024-01-02T00:00:00.000", "2024-01-02"),
         (" a b ", "a b"),
         (-1.0, "-1"),
         (np.int64(3), "3"),
@@ -45,7 +49,6 @@ def test_unknown() -> None:
         (["A", "b", ""], [1, 2, -1]),
         (["cam1", "cam10", "CAM2"], [1, 10, 2]),
         (["c-1", "c_2"], [1, 2]),
-        ([True, False], [1, 0]),
     ],
 )
 def test_numbers_that_values_say(values: list[object], numbers: list[int]) -> None:
@@ -59,6 +62,7 @@ def test_numbers_that_values_say(values: list[object], numbers: list[int]) -> No
         ([1706659200001, 5], [1, 0]),  # does not fit 32 bits
         (["2024-01-02", "2024-01-01"], [1, 0]),
         (["gate2", "gate10", "door1"], [1, 2, 0]),
+        ([True, False], [1, 0]),
     ],
 )
 def test_other_names_are_numbered_aloud(values: list[object], numbers: list[int]) -> None:
@@ -71,3 +75,17 @@ def test_splits() -> None:
     assert [split_named(v) for v in ("Validation", " probe", "", None)] == ["val", "query", "train", "train"]
     with pytest.raises(UserError, match="unknown split 'tets'; known are train, training"):
         split_named("tets")
+
+
+def test_cameras_that_are_none() -> None:
+    """Times, frames, numbers of rows: as good as all different."""
+    with pytest.raises(UserError, match=r"12 different cameras in 20 images \(0, 1, 2, \.\.\.\): these are no cameras"):
+        number_all("camera", [*range(12), *range(8), None, ""])
+    assert number_all("camera", [*range(10), *range(10)])[0] == [*range(10), *range(10)]
+    assert number_all("camera", range(19))[0] == list(range(19))  # too few to tell
+    assert number_all("view", range(40))[0] == list(range(40))
+
+
+def test_values_of_a_flag() -> None:
+    assert split_values(None) == split_values("") == split_values(()) == ()
+    assert split_values("nobody, 99") == split_values(["nobody", "99.0"]) == ("nobody", "99")
