@@ -121,7 +121,7 @@ def _by_track(table: TextTable, track: str, sequence: str | None, top: str = "")
         number = line.cells.get(track)
         name = None if number is None else f"{home}/{number}" if several else str(number)
         lines.append(replace(line, cells={**line.cells, "identity": name, "tracklet": name}))
-    how = f"{sequence or 'folder'}/{track}" if several else track
+    how = f"{sequence or 'folder'}/{track}" if several else f"{track} (of one sequence; several need folders)"
     also = f" (if {track} is the same individual in all of them: --columns identity={track})" if several else ""
     note = f"identities are tracks: {how}{also if not top else ''}"
     return TextTable(lines, [*dict.fromkeys([*table.columns, "identity", "tracklet"])], [*table.notes, note])

@@ -135,8 +135,9 @@ def cut_out(images: pa.ChunkedArray, boxes: np.ndarray, rows: Rows, spec: str) -
 def upright_size(source: str | bytes) -> tuple[int, int]:
     """Width and height of an image as it is shown; nothing is decoded. Raises what Pillow raises."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+        if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look behind the pixels
+            return image.size
+        return image.size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else image.size
 
 
 def _numbers(cells: Sequence[Any]) -> list[float]:
@@ -222,6 +223,8 @@ def _cut(frame: Frame, boxes: Mapping[int, Box]) -> tuple[dict[int, str], str]:
             image = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow's plugins raise nearly everything on a broken file
         return dict.fromkeys(boxes, ""), f"its image {frame.stem} cannot be decoded ({error})"
+    if image.size != frame.size:
+        return dict.fromkeys(boxes, ""), f"its image {frame.stem} is to be turned, which its head does not say"
     frame.folder.mkdir(parents=True, exist_ok=True)
     kind, ending = ("PNG", ".png") if image.mode in PNG else ("TIFF", ".tif")
     found = {}
