@@ -100,7 +100,8 @@ def to_splits(
     images, about = _images(rows, found, spec, names_stand)
     full = {"image": images, "identity": pa.array(identities, pa.string())}
     for field in TEXTS:
-        full[field] = pa.array(["" if is_unknown(v) else text_of(v) for v in cells[field]], pa.string())
+        texts = [text_of(value) for value in cells[field]] if field in found else [""] * len(rows)
+        full[field] = pa.array(["" if is_unknown(text) else text for text in texts], pa.string())
     full["caption"] = pa.array([_caption(value) for value in cells["caption"]], pa.string())
     for field in ("camera", "view"):
         full[field] = pa.array(_numbers(field, cells[field], found, spec, notes), pa.int32())
@@ -158,6 +159,8 @@ def _refuse_two_ways(rows: Rows, identities: Sequence[str]) -> None:
 
 
 def _numbers(field: str, cells: list[Any], found: Mapping[str, str], spec: str, notes: list[str]) -> list[int]:
+    if field not in found:
+        return [-1] * len(cells)
     try:
         numbers, about = number_all(field, cells)
     except UserError as error:

@@ -96,10 +96,10 @@ def find_image(text: str, home: Path) -> tuple[str, bool]:
         raise UserError("image is empty")
     if ADDRESS.match(text):
         raise UserError(f"{text} is an address: images are read from disk; download them, and name the files")
-    path = os.path.abspath(home / os.path.expanduser(text))
+    path = os.path.abspath(os.path.join(home, os.path.expanduser(text)))
     if os.path.isfile(path):
         return path, False
-    if "\\" in text and os.path.isfile(turned := os.path.abspath(home / text.replace("\\", "/"))):
+    if "\\" in text and os.path.isfile(turned := os.path.abspath(os.path.join(home, text.replace("\\", "/")))):
         return turned, True
     if os.path.isdir(path):
         raise UserError(f"{path} is a folder, not an image")
@@ -130,11 +130,11 @@ def csv_table(file: Path) -> TextTable:
         raise UserError(
             f"{file} is empty: write a header such as image,identity,camera,split, and a line for each image"
         )
-    lines = []
+    lines, home = [], file.parent
     for number, cells in filled[1:]:
         where = f"{file}, line {number}"
         if len(cells) == len(names):
-            lines.append(Line(where, file.parent, dict(zip(names, cells, strict=True))))
+            lines.append(Line(where, home, dict(zip(names, cells, strict=True))))
             continue
         more = len(cells) > len(names)
         why = "more" if more else "fewer"

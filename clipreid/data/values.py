@@ -25,6 +25,7 @@ SPLITS = {  # as it may be written -> the split; `test` is query and gallery at 
 }  # fmt: skip
 LARGEST = 2**31 - 1  # cameras and views are kept in 32 bits
 ENOUGH = 20  # images from which on more cameras than half of them are doubted
+WHOLE = re.compile(r"(-?\d+)\.0+")
 MIDNIGHT = re.compile(r"(\d{4}-\d\d-\d\d)[T ]00:00(:00(\.0+)?)?")
 WORD_NUMBER = re.compile(r"([A-Za-z]+)[-_ ]?(\d{1,9})")
 
@@ -36,9 +37,10 @@ def text_of(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = (value.isoformat(" ") if isinstance(value, datetime.datetime) else str(value)).strip()
-    if day := MIDNIGHT.fullmatch(text):
-        return day[1]
-    return text[: -len(text.partition(".")[2]) - 1] if re.fullmatch(r"-?\d+\.0+", text) else text
+    if not text.endswith("0"):
+        return text
+    plain = MIDNIGHT.fullmatch(text) or WHOLE.fullmatch(text)
+    return plain[1] if plain else text
 
 
 def is_unknown(value: Any, also: Collection[str] = ()) -> bool:

@@ -235,13 +235,15 @@ def test_convert_and_read_back(street: Path, tmp_path: Path, capsys: Capture) ->
 def test_columns_reach_the_reader(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "set").mkdir()
     noise(1).save(tmp_path / "set" / "a.jpg")
-    (tmp_path / "set" / "metadata.csv").write_text("file_name,pid\na.jpg,7\n")
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,id\na.jpg,7\n")
     assert checked(f"hub:{tmp_path / 'set'}") == 1
-    assert "--columns identity=pid" in capsys.readouterr().out
-    assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=pid") == 1
+    assert "--columns identity=id" in capsys.readouterr().out
+    assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=id") == 1
     said = capsys.readouterr().out
     assert "1 images       1 identities" in said
     assert "fault: nothing to test on: no query and no gallery, so no protocol was checked" in said
+    assert checked(f"hub:{tmp_path / 'set'}", "--columns", "identity=id", "--unknown", "7") == 1
+    assert "1 rows read, 0 used; left out: 1 of an unknown identity: 7 (1)" in capsys.readouterr().out
 
 
 def test_help_stays_quick_to_import() -> None:
