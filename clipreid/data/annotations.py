@@ -24,6 +24,7 @@ from clipreid.data.folders import describe_folder, list_images
 from clipreid.data.mapping import split_of, to_splits
 from clipreid.data.problems import tolerate
 from clipreid.data.tables import Line, TextTable, find_image, merged
+from clipreid.data.values import is_unknown
 from clipreid.errors import UserError
 
 SEQUENCE = ("videoid", "video", "sequence", "sequenceid", "seq", "seqid")
@@ -119,7 +120,7 @@ def _by_track(table: TextTable, track: str, sequence: str | None, top: str = "")
     lines = []
     for line, home in zip(table.lines, places, strict=True):
         number = line.cells.get(track)
-        name = None if number is None else f"{home}/{number}" if several else str(number)
+        name = None if is_unknown(number) else f"{home}/{number}" if several else str(number)
         lines.append(replace(line, cells={**line.cells, "identity": name, "tracklet": name}))
     how = f"{sequence or 'folder'}/{track}" if several else f"{track} (of one sequence; several need folders)"
     also = f" (if {track} is the same individual in all of them: --columns identity={track})" if several else ""

@@ -47,7 +47,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 class Frame:
     """An image that boxes are cut out of."""
 
-    source: str | bytes
+    source: str | pa.Buffer
     folder: Path  # of its crops
     stem: str
     size: tuple[int, int]  # width, height, upright
@@ -132,12 +132,17 @@ def cut_out(images: pa.ChunkedArray, boxes: np.ndarray, rows: Rows, spec: str) -
     return pa.chunked_array([table], SCHEMA.arrow_schema.field("image").type), notes
 
 
-def upright_size(source: str | bytes) -> tuple[int, int]:
+def upright_size(source: str | pa.Buffer) -> tuple[int, int]:
     """Width and height of an image as it is shown; nothing is decoded. Raises what Pillow raises."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+    with Image.open(_opened(source)) as image:
         if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode it to look behind the pixels
             return image.size
         return image.size[::-1] if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else image.size
+
+
+def _opened(source: str | pa.Buffer) -> Any:
+    """What Pillow opens."""
+    return source if isinstance(source, str) else io.BytesIO(source)
 
 
 def _numbers(cells: Sequence[Any]) -> list[float]:
@@ -159,7 +164,7 @@ def _frames(images: pa.ChunkedArray, rows: Rows) -> dict[int, Frame]:
     for row, (data, path) in enumerate(entries):
         if not rows.kept[row]:
             continue
-        name, source = path.as_py(), data.as_py() or path.as_py()
+        name, source = path.as_py(), data.as_buffer() if data.is_valid else path.as_py()  # bytes are not copied
         key = name if isinstance(source, str) else hashlib.sha256(source).hexdigest()
         if key not in known:
             try:
@@ -218,7 +223,7 @@ def _remove_stale(frames: Sequence[Frame]) -> None:
 def _cut(frame: Frame, boxes: Mapping[int, Box]) -> tuple[dict[int, str], str]:
     """Cuts some boxes out of one image: row -> file, and why that failed (""). Each file appears whole."""
     try:
-        with Image.open(io.BytesIO(frame.source) if isinstance(frame.source, bytes) else frame.source) as opened:
+        with Image.open(_opened(frame.source)) as opened:
             opened.load()
             image = ImageOps.exif_transpose(opened)
     except Exception as error:  # Pillow's plugins raise nearly everything on a broken file

@@ -17,7 +17,7 @@ from clipreid.data.columns import Columns, column_notes, find_columns
 from clipreid.data.crops import SCHEMA, Split
 from clipreid.data.encoded import Tables, encoded_images, images_paths
 from clipreid.data.problems import tolerate
-from clipreid.data.values import SPLITS, is_unknown, number_all, split_named, text_of
+from clipreid.data.values import ENOUGH, SPLITS, is_unknown, number_all, split_named, text_of
 from clipreid.errors import UserError
 
 TEXTS = ("clothes", "tracklet", "session")  # may be unknown, which is ""
@@ -94,8 +94,9 @@ def to_splits(
     identities = [text_of(value) for value in cells["identity"]]
     if not anonymous:
         _drop_unknown(rows, identities, unknown)
-    if not names_stand:
+    if not names_stand and not anonymous:
         _refuse_two_ways(rows, identities)
+        notes += _all_different(rows, identities, found)
     parts = ["gallery"] * len(rows) if anonymous else _parts(rows, found, cells["split"], spec, notes)
     images, about = _images(rows, found, spec, names_stand)
     full = {"image": images, "identity": pa.array(identities, pa.string())}
@@ -144,6 +145,14 @@ def _drop_unknown(rows: Rows, identities: Sequence[str], unknown: Collection[str
     words = Counter(identities[row] or "empty" for row in strange)
     said = ", ".join(f"{word} ({count:,d})" for word, count in words.most_common(6))
     rows.drop(strange, f"of an unknown identity: {said}{', ...' if len(words) > 6 else ''}")
+
+
+def _all_different(rows: Rows, identities: Sequence[str], found: Mapping[str, str]) -> list[str]:
+    """A note where the column of identities may be one of rows."""
+    known = [identities[row] for row in np.flatnonzero(rows.kept).tolist()]
+    if len(known) < ENOUGH or len(set(known)) < len(known):
+        return []
+    return [f"every row is an identity of its own: is {found['identity']!r} the individual, or a number of the row?"]
 
 
 def _refuse_two_ways(rows: Rows, identities: Sequence[str]) -> None:

@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from clipreid.data import check_trainable, load_data
+from clipreid.data.check import read_and_check
+from clipreid.data.convert import convert
+from clipreid.data.fingerprint import fingerprint
 from clipreid.errors import UserError
 from clipreid.search import find_images
 
@@ -16,6 +20,8 @@ from clipreid.search import find_images
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CLIPREID_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH"):
+        monkeypatch.setattr(datasets.config, name, tmp_path / "hf" / name)
 
 
 def frame(seed: int) -> np.ndarray:
@@ -90,6 +96,8 @@ def test_coco_identities_are_tracks(tmp_path: Path) -> None:
     data = load_data(coco(tmp_path, keys))
     assert data.splits["train"].identities.tolist() == ["0", "1", "0", "1"]
     assert "identities are tracks: track_id (of one sequence; several need folders)" in data.notes
+    lost = load_data(coco(tmp_path, [*keys[:3], {"track_id": -1}]))  # of no track
+    assert lost.splits["train"].identities.tolist() == ["0", "1", "0"]
     data = load_data(coco(tmp_path, [{**each, "video_id": n // 2} for n, each in enumerate(keys)]))
     assert data.splits["train"].identities.tolist() == ["0/0", "0/1", "1/0", "1/1"]
     assert data.splits["train"].tracklets.tolist() == ["0/0", "0/1", "1/0", "1/1"]
@@ -134,6 +142,18 @@ def test_coco_that_cannot_be_read(tmp_path: Path) -> None:
         coco(tmp_path, keys, width=400, height=200)
     )
     assert "has no annotations: no boxes" in fails(coco(tmp_path, []))
+
+
+def test_crops_are_checked_and_converted_like_any_other_image(tmp_path: Path) -> None:
+    spec = coco(tmp_path, [{"identity": who, "camera": c} for who, c in zip("abab", (1, 1, 2, 2), strict=True)])
+    report, data = read_and_check(spec)
+    assert data is not None
+    assert {finding.kind for finding in report.findings if finding.severity == "fault"} == {"nothing to test on"}
+    convert(data, tmp_path / "out", progress=False)
+    back = load_data(f"hub:{tmp_path / 'out'}")
+    assert fingerprint(back.splits["train"]) == fingerprint(data.splits["train"])
+    for row in range(4):
+        assert np.array_equal(np.asarray(back.splits["train"].image(row)), np.asarray(data.splits["train"].image(row)))
 
 
 # ---- YOLO ------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from PIL import Image
 
 from clipreid.data import ReIDData, Split, load_data
 from clipreid.data.check import read_and_check
+from clipreid.data.values import is_unknown, text_of
 from clipreid.errors import UserError
 
 NAMES = [f"p/{who}{camera}.png" for who in "abcdef" for camera in (1, 2)]
@@ -41,9 +42,10 @@ def encoded(number: int) -> bytes:
 
 
 def table(folder: Path, text: str | bytes) -> str:
-    (folder / "p").mkdir(exist_ok=True)
-    for number, name in enumerate(NAMES):
-        (folder / name).write_bytes(encoded(number))
+    if not (folder / "p").exists():
+        (folder / "p").mkdir()
+        for number, name in enumerate(NAMES):
+            (folder / name).write_bytes(encoded(number))
     (folder / "data.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     return f"csv:{folder / 'data.csv'}"
 
@@ -242,6 +244,51 @@ def test_quotes_that_are_right(tmp_path: Path) -> None:
     assert load_data(table(tmp_path, buffer.getvalue())).splits["train"].captions.tolist() == words
 
 
+CELL = st.text(st.sampled_from("ab07.,;|\t\"' -_é"), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    who=st.lists(CELL, min_size=12, max_size=12),
+    where=st.lists(st.integers(0, 3), min_size=12, max_size=12),
+    caption=st.lists(CELL, min_size=12, max_size=12),
+    separator=st.sampled_from(",;\t|"),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    names=st.permutations(
+        [("image", "img_path", "File"), ("identity", "PID"), ("camera", "cam_id"), ("caption", "Text")]
+    ),
+    quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]),
+    data=st.data(),
+)
+def test_what_was_written_is_read_or_refused(
+    tmp_path: Path,
+    who: list[str],
+    where: list[int],
+    caption: list[str],
+    separator: str,
+    encoding: str,
+    names: list[tuple[str, ...]],
+    quoting: Any,
+    data: st.DataObject,
+) -> None:
+    header = [data.draw(st.sampled_from(each)) for each in names]
+    cells = {"image": NAMES, "identity": who, "camera": where, "caption": caption}
+    buffer = io.StringIO()
+    columns = [cells[each[0]] for each in names]
+    csv.writer(buffer, delimiter=separator, quoting=quoting).writerows([header, *zip(*columns, strict=True)])
+    spec = table(tmp_path, buffer.getvalue().encode(encoding))
+    kept = [n for n, name in enumerate(who) if not is_unknown(name)]
+    numbers = [text_of(who[n]) for n in kept if text_of(who[n]).isdecimal()]
+    if not kept or len(set(numbers)) > len(set(map(int, numbers))):
+        assert "no images are left" in (message := fails(spec)) or "write them alike" in message
+        return
+    split = load_data(spec).splits["train"]
+    assert split.identities.tolist() == [text_of(who[n]) for n in kept]
+    assert split.cameras.tolist() == [where[n] for n in kept]
+    assert split.captions.tolist() == [caption[n].strip() for n in kept]
+    assert [Path(path).name for path in split.paths.tolist()] == [Path(NAMES[n]).name for n in kept]
+
+
 # One rule for values, whatever the reader -----------------------------------------------------------------
 
 
@@ -371,6 +418,17 @@ def test_a_name_of_a_field_comes_before_a_usual_one(tmp_path: Path) -> None:
     data = load_data(table(tmp_path, "image,path,pid,identity\np/a1.png,no,5,6\n"))
     assert rows(data.splits["train"]) == [("6", -1)]
     assert "columns not read: path, pid" in data.notes
+
+
+def test_an_identity_for_every_row_is_doubted(tmp_path: Path) -> None:
+    lines = [f"p/a1.png,{n},{n},{n},20,30\n" for n in range(1, 21)]
+    spec = table(tmp_path, "image,identity,x,y,w,h\n" + "".join(line.replace("20,30", "8,9") for line in lines[:6]))
+    assert not any("identity of its own" in note for note in load_data(spec).notes)
+    for number in range(20):
+        (tmp_path / "p" / f"{number}.png").write_bytes(encoded(0))
+    spec = table(tmp_path, "image,id\n" + "".join(f"p/{n}.png,{n}\n" for n in range(20)))
+    note = "every row is an identity of its own: is 'id' the individual, or a number of the row?"
+    assert note in load_data(spec, columns="identity=id").notes
 
 
 def test_check_reports_every_line(tmp_path: Path) -> None:
