@@ -114,10 +114,11 @@ def find_image(text: str, home: Path) -> tuple[str, bool]:
 def csv_table(file: Path) -> TextTable:
     """A CSV file: UTF-8 (or UTF-16 with its mark); the separator is found in its header. Raises `UserError`."""
     text, notes = _decoded(file)
-    text, first, separator = _header(text)
+    raw = list(io.StringIO(text, newline=""))
+    before, separator = _header(raw)
     if separator != ",":
         notes.append(f"cells are separated by {SEPARATORS.get(separator, repr(separator))}")
-    records = [(number, cells) for number, cells in _records(text, separator, first, file) if cells]
+    records = [(number, cells) for number, cells in _records(raw, file, separator, before) if cells]
     filled = [(number, cells) for number, cells in records if any(map(str.strip, cells))]
     if len(filled) < len(records):
         notes.append(f"{len(records) - len(filled):,d} lines without any value are passed over")
@@ -174,41 +175,49 @@ def _decoded(file: Path) -> tuple[str, list[str]]:
     return text, notes
 
 
-def _header(text: str) -> tuple[str, int, str]:
-    """The text from its header on, the number of the header's line, and the separator.
+def _header(lines: Sequence[str]) -> tuple[int, str]:
+    """The number of lines before the header, and the separator.
 
     The separator is the one which splits the header into the most columns that are known, then the most columns. A line
     `sep=;` before the header, as spreadsheets write it, says it.
     """
-    said = re.match(r"sep=(.)\r?\n", text)
-    if said:
-        return text[said.end() :], 2, said[1]
-    line = next((line for line in io.StringIO(text) if line.strip()), "")
+    if lines and (said := re.fullmatch(r"sep=(.)\r?\n", lines[0])):
+        return 1, said[1]
+    line = next((line for line in lines if line.strip()), "")
 
     def known(separator: str) -> tuple[int, int]:
         names = [name.strip().strip('"') for name in line.split(separator)]
         return sum(map(is_known, names)), len(names)
 
-    return text, 1, max(SEPARATORS, key=known)
+    return 0, max(SEPARATORS, key=known)
 
 
-def _records(text: str, separator: str, first: int, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """(number of its first line, cells) of every record. Raises `UserError` for a quote that swallows lines."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+def _records(lines: Sequence[str], file: Path, separator: str, before: int) -> Iterator[tuple[int, list[str]]]:
+    """(number of its first line, cells) of every record; before: lines to pass over.
+
+    Raises `UserError` for a quote that swallows lines, or that stands where none may be.
+    """
+    reader = csv.reader(lines[before:], delimiter=separator, strict=True)
+    cell = rf'(?:"(?:[^"]|"")*"|[^"{re.escape(separator)}\r\n]*)'
+    quoted = re.compile(rf"{cell}(?:{re.escape(separator)}{cell})*[\r\n]*")
     header: list[str] = []
-    start = 1
+    start = before
     while True:
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            raise UserError(_stray(text, start, reader.line_num, first, file, str(error))) from error
+            raise UserError(_stray(lines, start, before + reader.line_num, file, str(error))) from error
         if cells is None:
             return
         header = header or [plain(name) for name in cells]
-        if reader.line_num > start and any(map(_swallowed, cells, [*header, *[""] * len(cells)])):
-            raise UserError(_stray(text, start, reader.line_num, first, file, "it goes on over several lines"))
-        yield start + first - 1, cells
-        start = reader.line_num + 1
+        end = before + reader.line_num
+        if end > start + 1 and any(map(_swallowed, cells, [*header, *[""] * len(cells)])):
+            raise UserError(_stray(lines, start, end, file, "it goes on over several lines"))
+        record = "".join(lines[start:end])
+        if '"' in record and not quoted.fullmatch(record):
+            raise UserError(_stray(lines, start, end, file, "it is in the middle of a cell"))
+        yield start + 1, cells
+        start = end
 
 
 def _swallowed(cell: str, column: str) -> bool:
@@ -217,21 +226,15 @@ def _swallowed(cell: str, column: str) -> bool:
     return ("\n" in cell or "\r" in cell) and (fixed or bool(FILE_NAME.search(cell)))
 
 
-def _stray(text: str, start: int, end: int, first: int, file: Path, why: str) -> str:
-    """What is wrong with the record of the lines start..end: usually a quote, and then where it opens."""
-    opened, line = 0, end
-    for number, each in enumerate(io.StringIO(text, newline=""), start=1):
-        if number > end:
-            break
-        if number >= start and each.count('"') % 2:
-            opened, line = (0, line) if opened else (number, number)
-    if not any('"' in each for number, each in enumerate(io.StringIO(text, newline=""), 1) if start <= number <= end):
-        return f"{file}, line {end + first - 1} cannot be read ({why})"
-    if opened == 0 and end > start:
-        line = start
+def _stray(lines: Sequence[str], start: int, end: int, file: Path, why: str) -> str:
+    """What is wrong with the record in lines[start:end]: usually a quote, and then where it opens."""
+    odd = [number for number in range(start, end) if lines[number].count('"') % 2]
+    if not any('"' in line for line in lines[start:end]):
+        return f"{file}, line {end} cannot be read ({why})"
+    where = odd[-1 if len(odd) % 2 else -2] if odd else start
     return (
-        f'{file}, line {line + first - 1}: a quote (") opens here and does not end with its cell ({why}). Remove it, '
-        'or write it twice inside of quotes ("")'
+        f'{file}, line {where + 1}: a quote (") opens here and does not end with its cell ({why}). Remove it, or write '
+        'it twice inside of quotes: "say ""hi"""'
     )
 
 

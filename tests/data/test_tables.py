@@ -236,6 +236,17 @@ def test_several_stray_quotes_never_swallow_rows(tmp_path: Path, strays: set[tup
     assert len(data.splits["train"]) + len(data.splits["query"]) == 12
 
 
+@pytest.mark.parametrize("cell", ['0"03', '003"', ' "003"', '"0"03', '"003" ', '"003""'])
+def test_quotes_within_cells_are_refused(tmp_path: Path, cell: str) -> None:
+    """They would be part of the identity, which would be another one."""
+    assert 'data.csv, line 3: a quote (") opens here' in fails(table(tmp_path, HEAD + f"p/a1.png,1\np/a2.png,{cell}\n"))
+
+
+def test_two_stray_quotes_make_a_cell_over_several_lines(tmp_path: Path) -> None:
+    text = PLAIN.replace("p/b1.png,002", 'p/b1.png,"002').replace("p/c1.png,003,1", 'p/c1.png,003","1')
+    assert 'data.csv, line 4: a quote (") opens here' in fails(table(tmp_path, text))
+
+
 def test_quotes_that_are_right(tmp_path: Path) -> None:
     buffer = io.StringIO()
     words = ["a man, red", 'says "hi"', "one\ntwo", "5 feet"]
