@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from clipreid.data.columns import Columns, find_columns
 from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.custom import custom_data
 from clipreid.data.encoded import HubTable, Tables
-from clipreid.data.folders import describe_folder
+from clipreid.data.folders import describe_folder, list_images
 from clipreid.data.mapping import split_of, to_splits
 from clipreid.data.tables import Line, csv_table, json_table, merged
 from clipreid.errors import UserError
@@ -233,6 +233,7 @@ def _metadata(folder: Path, spec: str, columns: Columns) -> Tables:
     if not any(map(len, tables)):
         raise UserError(f"{spec}: the metadata has no lines: no images")
     column = find_columns(kinds, columns, spec)["image"]
+    tables[0].notes.extend(_not_named(folder, (line for table in tables for line in table.lines), column))
 
     def part(line: Line) -> str:
         path = Path(str(line.cells.get(column)).replace("\\", "/"))
@@ -240,3 +241,15 @@ def _metadata(folder: Path, spec: str, columns: Columns) -> Tables:
         return split_of(name) or "train"
 
     return merged(tables, part)
+
+
+def _not_named(folder: Path, lines: Iterable[Line], column: str) -> list[str]:
+    """A note on images below the folder that no line names."""
+    named = {os.path.abspath(os.path.join(line.home, str(line.cells.get(column)).replace("\\", "/"))) for line in lines}
+    try:
+        there = [os.path.join(folder, *name.split("/")) for name in list_images(folder)]
+    except UserError:  # none at all: every line will say so
+        return []
+    lost = [path for path in there if path not in named]
+    example = f", such as {os.path.relpath(lost[0], folder)}" if lost else ""
+    return [f"{len(lost):,d} images below {folder} are in no line of the metadata{example}"] if lost else []

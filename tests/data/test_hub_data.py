@@ -270,6 +270,14 @@ def test_metadata_jsonl_in_the_folders_of_the_splits(tmp_path: Path) -> None:
     assert data.splits["query"].views.tolist() == [-1, -1]
 
 
+def test_images_that_no_line_names_are_counted(tmp_path: Path) -> None:
+    draw(tmp_path, "a.jpg", "b.jpg", "deep/c.jpg")
+    (tmp_path / "metadata.csv").write_text("file_name,identity\nb.jpg,1\n")
+    assert (
+        f"2 images below {tmp_path} are in no line of the metadata, such as a.jpg" in load_data(f"hub:{tmp_path}").notes
+    )
+
+
 def test_file_names_say_nothing_of_splits(tmp_path: Path) -> None:
     names = ["query_1.jpg", "test_3.jpg", "b.jpg", "test/c.jpg"]
     draw(tmp_path, *names)
