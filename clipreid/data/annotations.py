@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from clipreid.data.boxes import upright_size
-from clipreid.data.columns import Columns, find_columns, plain
+from clipreid.data.columns import Columns, find_columns, parse_columns, plain
 from clipreid.data.crops import ReIDData
 from clipreid.data.custom import custom_data
 from clipreid.data.folders import describe_folder, list_images
@@ -54,6 +54,7 @@ def read_coco(
     if "identity" not in found and tracks is not None:
         sequence = next((name for name in table.columns if plain(name) in SEQUENCE), None)
         table = _by_track(table, tracks, sequence)
+        columns = {field: name for field, name in parse_columns(columns).items() if field != "tracklet"}
     anonymous = "identity" not in found and tracks is None
     return _read({split_of(file.stem) or "train": table}, spec, noun, columns, unknown, anonymous)
 
@@ -125,7 +126,9 @@ def _by_track(table: TextTable, track: str, sequence: str | None, top: str = "")
     how = f"{sequence or 'folder'}/{track}" if several else f"{track} (of one sequence; several need folders)"
     also = f" (if {track} is the same individual in all of them: --columns identity={track})" if several else ""
     note = f"identities are tracks: {how}{also if not top else ''}"
-    return TextTable(lines, [*dict.fromkeys([*table.columns, "identity", "tracklet"])], [*table.notes, note])
+    columns = dict.fromkeys(["identity", "tracklet", *table.columns])
+    columns.pop(track)  # it is read
+    return TextTable(lines, list(columns), [*table.notes, note])
 
 
 # COCO -----------------------------------------------------------------------------------------------------

@@ -96,6 +96,8 @@ def test_coco_identities_are_tracks(tmp_path: Path) -> None:
     data = load_data(coco(tmp_path, keys))
     assert data.splits["train"].identities.tolist() == ["0", "1", "0", "1"]
     assert "identities are tracks: track_id (of one sequence; several need folders)" in data.notes
+    assert "columns not read: category" in data.notes
+    assert load_data(coco(tmp_path, keys), columns="tracklet=track_id").splits["train"].tracklets[0] == "0"
     lost = load_data(coco(tmp_path, [*keys[:3], {"track_id": -1}]))  # of no track
     assert lost.splits["train"].identities.tolist() == ["0", "1", "0"]
     data = load_data(coco(tmp_path, [{**each, "video_id": n // 2} for n, each in enumerate(keys)]))
