@@ -115,9 +115,8 @@ def _usual(field: str, kinds: Mapping[str, str], found: Mapping[str, str], spec:
     free = [name for name in kinds if name not in found.values()]
     if field == "image":
         images = [name for name in free if kinds[name] == "Image"]
-        free = images if len(images) == 1 else ["file_name"] if "file_name" in free else free
-        if len(images) == 1:
-            return images[0]
+        if len(images) == 1 or "file_name" in free:  # the name that the Hub's image folders give it
+            return images[0] if len(images) == 1 else "file_name"
     names = (field, *USUAL.get(field, ()))
     fit = sorted((name for name in free if plain(name) in names), key=lambda name: names.index(plain(name)))
     if len(fit) > 1 and field in CHOSEN:

@@ -53,7 +53,8 @@ def read_hub(
         if folder.name.endswith(UNFINISHED):
             raise UserError(f"{spec} was left by an interrupted `clipreid data convert`: convert the data set again")
         if (folder / RECORD).is_file():
-            return _converted(_local_parquet(folder, spec, _check_files), _read_record(folder / RECORD), spec, columns)
+            tables = _local_parquet(folder, spec, _check_files)
+            return _converted(tables, _read_record(folder / RECORD), spec, columns, unknown)
         if any(folder.rglob("*.parquet")):
             return _foreign(_wrapped(_local_parquet(folder, spec), spec), spec, columns, noun, unknown)
         if any((home / name).is_file() for home in _homes(folder) for name in METADATA):
@@ -67,7 +68,7 @@ def read_hub(
     record = _download_record(place, spec)
     if record is None:
         return _foreign(_wrapped(raw, spec), spec, columns, noun, unknown)
-    return _converted(raw, record, spec, columns)
+    return _converted(raw, record, spec, columns, unknown)
 
 
 def check_place(place: str, spec: str) -> None:
@@ -87,7 +88,9 @@ def _wrapped(raw: Datasets, spec: str) -> Tables:
     return {name: HubTable(table, name, spec) for name, table in raw.items()}
 
 
-def _converted(raw: Datasets, record: dict[str, Any], spec: str, columns: Columns) -> ReIDData:
+def _converted(
+    raw: Datasets, record: dict[str, Any], spec: str, columns: Columns, unknown: Collection[str]
+) -> ReIDData:
     raw = {name: raw[name] for name in record["splits"] if name in raw}
     if raw.keys() != record["splits"].keys():
         raise UserError(f"{spec}: {RECORD} names the splits {', '.join(record['splits'])}, found: {', '.join(raw)}")
@@ -95,11 +98,9 @@ def _converted(raw: Datasets, record: dict[str, Any], spec: str, columns: Column
         splits = {name: Split(name, table) for name, table in raw.items()}
     else:  # of a version that had fewer columns
         splits, _, _ = to_splits(_wrapped(raw, spec), spec, names_stand=True)
-    notes = [
-        *record["notes"],
-        *(["--columns is not for this set: `clipreid data convert` wrote it"] if columns else []),
-    ]
-    return ReIDData(spec, splits, record["protocol"], record["noun"], tuple(notes))
+    given = [flag for flag, value in (("--columns", columns), ("--unknown", unknown)) if value]
+    unused = [f"{flag} is not for this set: `clipreid data convert` wrote it" for flag in given]
+    return ReIDData(spec, splits, record["protocol"], record["noun"], (*record["notes"], *unused))
 
 
 # Parquet and the Hub --------------------------------------------------------------------------------------

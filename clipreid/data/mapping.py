@@ -83,18 +83,17 @@ def to_splits(
     identity are left out and counted. Boxes are cut out (`clipreid.data.boxes`). Other images stay encoded and are not
     copied (but `datasets.load_dataset` wrote Arrow copies of parquet below HF_HOME to make `raw`).
 
-    unknown: further identities that mean "unknown". names_stand: images of one name are the same image (else that is
-    made sure of). anonymous: nobody knows any identity, and all images are the gallery. Raises `UserError` naming
-    columns and rows.
+    unknown: further identities that mean "unknown". names_stand: identities are as they are, and images of one name are
+    the same image, as in a set that was converted (else that is made sure of). anonymous: nobody knows any identity;
+    all images are the gallery. Raises `UserError` naming columns and rows.
     """
     rows, kinds = Rows(raw), next(iter(raw.values())).kinds
     found = find_columns(kinds, columns, spec, ("image",) if anonymous else ("image", "identity"))
     cells = {f: rows.cells(found.get(f)) for f in ("identity", "split", "camera", "view", "caption", *TEXTS)}
     notes = column_notes(kinds, found)
     identities = [text_of(value) for value in cells["identity"]]
-    if not anonymous:
-        _drop_unknown(rows, identities, unknown)
     if not names_stand and not anonymous:
+        _drop_unknown(rows, identities, unknown)
         _refuse_two_ways(rows, identities)
         notes += _all_different(rows, identities, found)
     parts = ["gallery"] * len(rows) if anonymous else _parts(rows, found, cells["split"], spec, notes)

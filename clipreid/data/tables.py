@@ -26,6 +26,12 @@ from clipreid.errors import UserError
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
 ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
+OTHERS = {  # how files of other kinds begin
+    b"PK\x03\x04": "a workbook of a spreadsheet (or another archive): save the sheet as 'CSV UTF-8'",
+    b"\xd0\xcf\x11\xe0": "a workbook of a spreadsheet: save the sheet as 'CSV UTF-8'",
+    b"PAR1": "a parquet file: read the folder that holds it with hub:FOLDER",
+    b"\x1f\x8b": "compressed: unpack it with gunzip",
+}
 FILE_NAME = re.compile(r"\.[A-Za-z]{3,4}\b")
 
 
@@ -153,6 +159,8 @@ def _decoded(file: Path) -> tuple[str, list[str]]:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror})") from error
+    if other := next((what for start, what in OTHERS.items() if data.startswith(start)), None):
+        raise UserError(f"{file} is no text, but {other}")
     try:
         if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
             text = data.decode("utf-16")

@@ -172,6 +172,11 @@ HEAD = "image,identity\n"
         (PLAIN.encode("utf-16-le"), "line 1 holds a NUL byte"),
         (HEAD.encode() + "p/a1.png,José\n".encode("cp1252"), "see line 2, which is 'p/a1.png,José' if the file is of"),
         (HEAD.encode() + "p/a1.png,José\n".encode("cp1252"), "iconv -f WINDOWS-1252 -t UTF-8 data.csv > utf8.csv"),
+        (
+            b"PK\x03\x04\0\0",
+            "is no text, but a workbook of a spreadsheet (or another archive): save the sheet as",
+        ),
+        (b"PAR1\0\0", "is no text, but a parquet file: read the folder that holds it with hub:FOLDER"),
         (PLAIN.encode("utf-16")[:-1], "is not whole UTF-16 text"),
         ("image,identity,split\np/a1.png,1,dev2\n", "line 2: unknown split 'dev2'; known are train, training, val"),
         ("image,identity,split\np/a1.png,1,test\np/b1.png,1,query\n", "has test beside query: keep one or the other"),
