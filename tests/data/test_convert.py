@@ -131,6 +131,9 @@ def test_images_in_memory_and_every_kind_of_value(tmp_path: Path) -> None:
     assert load_data(f"hub:{tmp_path / 'out'}", noun="cat").noun == "cat"
     mapped = load_data(f"hub:{tmp_path / 'out'}", columns="identity=pid")  # for another set of the same run
     assert mapped.notes == ("mind the gap", "--columns is not for this set: `clipreid data convert` wrote it")
+    kept = load_data(f"hub:{tmp_path / 'out'}", unknown=str(data.splits["train"].identities[0]))
+    assert kept.notes == ("mind the gap", "--unknown is not for this set: `clipreid data convert` wrote it")
+    assert_same(kept, data)
 
 
 def test_shards_and_small_pieces_keep_the_order(crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,8 @@ def test_all_columns(tmp_path: Path) -> None:
             tmp_path,
             "\ufeffimage,identity,camera,view,split,caption,clothes,colour,tracklet,session\n"
             'p/a1.png,7,1,,train,"a man, walking",coat,red,t1,2024-01-02\n\n'
-            f"{tmp_path}/p/b1.png,8, 2,0,Test,,,blue,,\np/c1.png,9,1,,test,,shirt,,unknown,\n",
+            f"{tmp_path}/p/b1.png,8, 2,0,Test,,,blue,,\np/c1.png,9,1,,test,,shirt,,unknown,\n"
+            "p/c2.png,9,2,,test,,,,,\n",
         )
     )
     assert list(data.splits) == ["train", "query", "gallery"]
@@ -83,9 +84,9 @@ def test_all_columns(tmp_path: Path) -> None:
     assert rows(train) == [("7", 1)]
     assert (train.captions.tolist(), train.clothes.tolist()) == (["a man, walking"], ["coat"])
     assert (train.tracklets.tolist(), train.sessions.tolist()) == (["t1"], ["2024-01-02"])
-    assert rows(query) == rows(data.splits["gallery"]) == [("8", 2), ("9", 1)]
-    assert (query.views.tolist(), query.clothes.tolist()) == ([0, -1], ["", "shirt"])
-    assert query.tracklets.tolist() == ["", ""]
+    assert rows(query) == rows(data.splits["gallery"]) == [("8", 2), ("9", 1), ("9", 2)]
+    assert (query.views.tolist(), query.clothes.tolist()) == ([0, -1, -1], ["", "shirt", ""])
+    assert query.tracklets.tolist() == ["", "", ""]
     assert data.protocol == "cross-camera"
     assert "columns not read: colour" in data.notes
     assert train.image(0).size == (16, 32)
