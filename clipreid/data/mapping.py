@@ -17,7 +17,7 @@ from clipreid.data.columns import Columns, column_notes, find_columns
 from clipreid.data.crops import SCHEMA, Split
 from clipreid.data.encoded import Tables, encoded_images, images_paths
 from clipreid.data.problems import tolerate
-from clipreid.data.values import ENOUGH, SPLITS, is_unknown, number_all, split_named, text_of
+from clipreid.data.values import ENOUGH, SPLITS, is_distractor, is_unknown, number_all, split_named, text_of
 from clipreid.errors import UserError
 
 TEXTS = ("clothes", "tracklet", "session")  # may be unknown, which is ""
@@ -97,6 +97,8 @@ def to_splits(
         _refuse_two_ways(rows, identities)
         notes += _all_different(rows, identities, found)
     parts = ["gallery"] * len(rows) if anonymous else _parts(rows, found, cells["split"], spec, notes)
+    silent = np.array([not names_stand and is_distractor(name) for name in identities])
+    notes += _place_distractors(rows, silent, parts)
     images, about = _images(rows, found, spec, names_stand)
     full = {"image": images, "identity": pa.array(identities, pa.string())}
     for field in TEXTS:
@@ -107,7 +109,7 @@ def to_splits(
         full[field] = pa.array(_numbers(field, cells[field], found, spec, notes), pa.int32())
     if not names_stand:
         notes += _repeated(rows, images, identities, [parts, *(list(map(str, each)) for each in cells.values())])
-    splits = _splits(full, np.array(parts), rows.kept)
+    splits = _splits(full, np.array(parts), rows.kept, silent)
     if len(splits.keys() & {"query", "gallery"}) == 1 and not anonymous:
         raise UserError(f"{spec}: all images of query or of gallery are left out. {' '.join(rows.note())}")
     if not splits:
@@ -122,11 +124,12 @@ def split_of(name: str) -> str | None:
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), None)
 
 
-def _splits(full: Mapping[str, Any], parts: np.ndarray, kept: np.ndarray) -> dict[str, Split]:
-    """The splits out of the columns of all rows; images are not copied."""
+def _splits(full: Mapping[str, Any], parts: np.ndarray, kept: np.ndarray, silent: np.ndarray) -> dict[str, Split]:
+    """The splits out of the columns of all rows; images are not copied. silent: rows that are never in the query."""
     schema, info, splits = SCHEMA.arrow_schema, datasets.DatasetInfo(features=SCHEMA), {}
     for split in ("train", "val", "query", "gallery"):
         chosen = np.flatnonzero(kept & np.isin(parts, [split, "test"] if split in ("query", "gallery") else [split]))
+        chosen = chosen[~silent[chosen]] if split == "query" else chosen
         if len(chosen):
             columns = {**full, "split": pa.array([split] * len(parts), pa.string())}
             table = datasets.table.InMemoryTable(pa.table([columns[f] for f in schema.names], schema=schema))
@@ -144,6 +147,14 @@ def _drop_unknown(rows: Rows, identities: Sequence[str], unknown: Collection[str
     words = Counter(identities[row] or "empty" for row in strange)
     said = ", ".join(f"{word} ({count:,d})" for word, count in words.most_common(6))
     rows.drop(strange, f"of an unknown identity: {said}{', ...' if len(words) > 6 else ''}")
+
+
+def _place_distractors(rows: Rows, silent: np.ndarray, parts: Sequence[str]) -> list[str]:
+    """Drops distractors outside of the gallery; a note on the others."""
+    tested = np.isin(parts, ["gallery", "test"])
+    rows.drop(np.flatnonzero(silent & ~tested), "distractors outside of the gallery")
+    count = int((silent & tested & rows.kept).sum())
+    return [f"{count:,d} distractors are in the gallery only"] if count else []
 
 
 def _all_different(rows: Rows, identities: Sequence[str], found: Mapping[str, str]) -> list[str]:

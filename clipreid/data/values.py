@@ -16,6 +16,7 @@ from typing import Any
 from clipreid.errors import UserError
 
 UNKNOWN = frozenset({"", "-1", "nan", "nat", "none", "null", "na", "n/a", "<na>", "unknown", "unk", "?"})
+DISTRACTORS = frozenset({"distractor", "distractors"})  # individuals that are only in the gallery, and never ask
 SPLITS = {  # as it may be written -> the split; `test` is query and gallery at once
     "train": "train", "training": "train",
     "val": "val", "validation": "val", "valid": "val", "dev": "val",
@@ -47,6 +48,11 @@ def is_unknown(value: Any, also: Collection[str] = ()) -> bool:
     """Whether nobody knows it. also: what the user said means unknown (`--unknown`)."""
     text = text_of(value)
     return text.lower() in UNKNOWN or text in also
+
+
+def is_distractor(value: Any) -> bool:
+    """Whether the identity says only that it is nobody who is asked for."""
+    return text_of(value).lower() in DISTRACTORS
 
 
 def split_values(given: str | Sequence[str] | None) -> tuple[str, ...]:

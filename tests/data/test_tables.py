@@ -417,6 +417,18 @@ def test_unknown_individuals(tmp_path: Path) -> None:
     )
 
 
+def test_distractors_are_found_but_never_ask(tmp_path: Path) -> None:
+    words = ["1", "1", "Distractor", "2", "2", "3", "3", "distractor", "distractor", "4", "4", "distractors"]
+    splits = ["train"] * 5 + ["test"] * 7
+    lines = [f"{name},{who},{part}\n" for name, who, part in zip(NAMES, words, splits, strict=True)]
+    data = load_data(table(tmp_path, "image,identity,split\n" + "".join(lines)))
+    assert data.splits["train"].identities.tolist() == ["1", "1", "2", "2"]
+    assert data.splits["query"].identities.tolist() == ["3", "3", "4", "4"]
+    assert data.splits["gallery"].identities.tolist() == words[5:]
+    assert "3 distractors are in the gallery only" in data.notes
+    assert "12 rows read, 11 used; left out: 1 distractors outside of the gallery" in data.notes
+
+
 # Columns --------------------------------------------------------------------------------------------------
 
 
