@@ -88,7 +88,7 @@ def check_request(
     if columns and name not in READ_BY["columns"]:
         raise UserError(f"--columns names columns of tables and works with {reads('columns')} only, not with {spec!r}")
     if unknown and name not in READ_BY["unknown"]:
-        raise UserError(f"--unknown says which identities are unknown, for {reads('unknown')} only, not for {spec!r}")
+        raise UserError(f"--unknown names unknown identities and works with {reads('unknown')} only, not with {spec!r}")
     if name == "synthetic":
         from clipreid.data.synthetic.street import check_name
 

@@ -45,7 +45,7 @@ def find_images(
     readers = {spec.partition(":")[0] for spec in specs}
     for flag, value in (("columns", columns), ("unknown", unknown)):
         if value and not readers & {*READ_BY[flag]}:
-            raise UserError(f"--{flag} is for tables, read by {reads(flag)} only, not for {images[0]!r}")
+            raise UserError(f"--{flag} works with {reads(flag)} only, not with {images[0]!r}")
     if pattern and set(specs) == set(images) and "folder" not in readers:
         raise UserError(f"--pattern reads paths of folders, files and folder:, not of {images[0]!r}: leave it out")
     parts = {spec: split_of_data(spec, split, pattern, columns, unknown) for spec in specs}

@@ -144,7 +144,9 @@ def test_mistakes_of_embed_are_named(there: Path, tmp_path: Path, capsys: Captur
     assert "no images below" in refused(capsys, "embed", "run", "run", *output)
     assert "do not fit the pattern" in refused(capsys, "embed", "run", "crops", *output, "--pattern", "market1501")
     assert "no group (?P<identity>" in refused(capsys, "embed", "run", "crops", *output, "--pattern", "x")
-    assert "works with hub: only" in refused(capsys, "embed", "run", "crops", *output, "--columns", "identity=pid")
+    assert "works with csv:, hub: and coco: only" in refused(
+        capsys, "embed", "run", "crops", *output, "--columns", "identity=pid"
+    )
     assert "--pattern reads paths of" in refused(capsys, "embed", "run", "synthetic", *output, "--pattern", "folder")
     (tmp_path / "data" / "train" / "a").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "data/train/a/1.png")
