@@ -31,11 +31,11 @@ BLOCK = 64
 CHILD = """
 import json, resource, sys, time, zlib
 from clipreid.data import cache, load_data, pixel_cache
-plain, decoded = cache.to_pixels, []
+plain, decoded = cache.to_crop, []
 def counting(*arguments):
     decoded.append(1)
     return plain(*arguments)
-cache.to_pixels = counting
+cache.to_crop = counting
 begun = time.perf_counter()
 split = load_data(f"folder:{sys.argv[1]}").splits["train"]
 read = time.perf_counter()

@@ -41,6 +41,8 @@ class Scoring:
     unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
     """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas
     (default: as --pattern)"""
+    count_copies: bool = False
+    """Let queries find their own copies in the gallery; they are left out as junk otherwise"""
     same_cameras: bool = False
     """The cameras and views of --data are those of training, with the same numbers: what a model learned about them
     applies (otherwise only where the data set is the same, by its name)"""
@@ -130,7 +132,8 @@ def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[in
     from clipreid.evaluation.score import score
 
     progress = _progress if sys.stderr.isatty() else None
-    return score(data, model, skip_bad=flags.skip_bad, protocol=flags.protocol, offsets=offsets, progress=progress)
+    how = {"skip_bad": flags.skip_bad, "protocol": flags.protocol, "count_copies": flags.count_copies}
+    return score(data, model, **how, offsets=offsets, progress=progress)  # type: ignore[arg-type]
 
 
 def _progress(split: str, done: int, total: int) -> None:

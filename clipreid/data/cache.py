@@ -19,11 +19,11 @@ from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
 from clipreid.data.crops import Split
-from clipreid.data.images import check_interpolation, to_pixels
+from clipreid.data.images import Crop, check_interpolation, to_crop
 from clipreid.data.parallel import BLOCK, in_blocks
 from clipreid.errors import UserError
 
-VERSION = 1  # of the decoding and of the file; raise it when pixels change
+VERSION = 2  # of the decoding and of the file; raise it when pixels change
 CHECKED = 40  # blocks whose checksum is verified when a cache is opened (all of them in small caches)
 PATIENCE = 2.0  # seconds of waiting for another process before a message is printed
 SHOWN = 10  # bad images that an error names
@@ -34,13 +34,16 @@ PIXELS, RECORD, JOURNAL = "pixels.u8", "cache.json", "journal.jsonl"
 class PixelCache:
     """Decoded crops: `pixels[j]` is image `kept[j]` of the split, so `split.select(cache.kept)` matches.
 
-    pixels: uint8 [n, 3, H, W], memory-mapped. kept: int64 [n]. bad: (path, reason) of the images left out. digest: a
-    hash of pixels and kept, made of the checksums.
+    pixels: uint8 [n, 3, H, W], memory-mapped. kept: int64 [n]. bad: (path, reason) of the images left out. digests:
+    int64 [n], equal for copies (`pixel_digest`). blank: bool [n], of one flat colour. digest: a hash of pixels and
+    kept, made of the checksums.
     """
 
     pixels: torch.Tensor
     kept: torch.Tensor
     bad: list[tuple[str, str]]
+    digests: np.ndarray
+    blank: np.ndarray
     digest: str = ""
 
 
@@ -88,8 +91,9 @@ def pixel_cache(
 
 def _keys(split: Split, size: tuple[int, int], interpolation: str) -> tuple[str, str]:
     """Hash of which images these are (of files only the path), and hash of what is in them."""
-    start = f"{VERSION} {size[0]} {size[1]} {interpolation}".encode()
-    source, content = hashlib.sha256(start), hashlib.sha256(start)
+    start = f"{size[0]} {size[1]} {interpolation}"
+    source = hashlib.sha256(f"1 {start}".encode())  # stays, so that what earlier versions decoded is removed
+    content = hashlib.sha256(f"{VERSION} {start}".encode())
     for images in split.encoded_batches(BLOCK):
         for image in images:
             name = f"{image['path'] or ''}\n".encode(errors="surrogateescape")
@@ -115,6 +119,7 @@ def _open(folder: Path, size: tuple[int, int]) -> PixelCache | None:
         record = json.loads((folder / RECORD).read_text())
         kept, blocks = record["kept"], record["blocks"]
         bad = [(str(path), str(reason)) for path, reason in record["bad"]]
+        digests, blank = np.array(record["digests"], np.int64), np.isin(kept, record["blank"])
         shape = (len(kept), 3, *size)
         if (folder / PIXELS).stat().st_size != int(np.prod(shape)) or not _intact(folder / PIXELS, blocks):
             return None
@@ -122,10 +127,11 @@ def _open(folder: Path, size: tuple[int, int]) -> PixelCache | None:
         return None
     digest = hashlib.sha256(json.dumps([kept, blocks]).encode()).hexdigest()[:16]
     if not kept:
-        return PixelCache(torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64), bad, digest)
+        nothing = torch.empty(shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
+        return PixelCache(*nothing, bad, digests, blank, digest)
     # private mapping: the file is read page by page on demand, and cannot be changed through the tensor
     flat = torch.from_file(str(folder / PIXELS), shared=False, size=int(np.prod(shape)), dtype=torch.uint8)
-    return PixelCache(flat.view(shape), torch.tensor(kept, dtype=torch.int64), bad, digest)
+    return PixelCache(flat.view(shape), torch.tensor(kept, dtype=torch.int64), bad, digests, blank, digest)
 
 
 def _intact(file: Path, blocks: list[tuple[int, int]]) -> bool:
@@ -159,6 +165,8 @@ class _Block:
     bad: list[tuple[int, str, str]]  # (row, path, reason)
     bytes: int  # in the file of pixels
     crc: int
+    digests: list[int]  # of the images in it
+    blank: list[int]  # rows
 
     def kept(self) -> list[int]:
         return sorted(set(range(*self.rows)) - {row for row, _, _ in self.bad})
@@ -188,6 +196,8 @@ def _build(split: Split, size: tuple[int, int], interpolation: str, folder: Path
             "kept": [row for block in blocks for row in block.kept()],
             "bad": [(path, reason) for block in blocks for _, path, reason in block.bad],
             "blocks": [(block.bytes, block.crc) for block in blocks if block.bytes],
+            "digests": [digest for block in blocks for digest in block.digests],
+            "blank": [row for block in blocks for row in block.blank],
         }
         (scratch / RECORD).write_text(json.dumps(record))
         (scratch / JOURNAL).unlink()
@@ -231,16 +241,18 @@ def _write(
     title, total = f"decoding {split.name}", len(split)
     bar = tqdm(total=total, initial=done, desc=title, unit=" images", disable=not progress, delay=1)
 
-    def work(image: dict[str, Any]) -> tuple[str, np.ndarray | str]:
-        return image["path"] or "", decode(image, size, interpolation)
+    def work(image: dict[str, Any]) -> tuple[str, Crop | str]:
+        return image["path"] or "", _crop(image, size, interpolation)
 
     rest = split.select(np.arange(done, total)) if done else split
     with open(scratch / PIXELS, "ab") as pixels, open(scratch / JOURNAL, "a") as journal, bar:
         for found in in_blocks(rest, work):
             named = [(row, path or f"image {row}", result) for row, (path, result) in enumerate(found, start=done)]
             bad = [(row, path, result) for row, path, result in named if isinstance(result, str)]
-            data = b"".join(result.tobytes() for _, _, result in named if not isinstance(result, str))
-            block = _Block((done, done + len(found)), bad, len(data), zlib.crc32(data))
+            good = [(row, result) for row, _, result in named if not isinstance(result, str)]
+            data = b"".join(crop.pixels.tobytes() for _, crop in good)
+            digests, blank = [crop.digest for _, crop in good], [row for row, crop in good if crop.blank]
+            block = _Block((done, done + len(found)), bad, len(data), zlib.crc32(data), digests, blank)
             pixels.write(data)
             pixels.flush()
             journal.write(json.dumps(asdict(block)) + "\n")
@@ -254,8 +266,14 @@ def _write(
 
 def decode(image: dict[str, Any], size: tuple[int, int], interpolation: str) -> np.ndarray | str:
     """uint8 [3, H, W], or the reason why there is none."""
+    found = _crop(image, size, interpolation)
+    return found if isinstance(found, str) else found.pixels
+
+
+def _crop(image: dict[str, Any], size: tuple[int, int], interpolation: str) -> Crop | str:
+    """The crop, or the reason why there is none."""
     try:
-        return to_pixels(image["path"] if image["bytes"] is None else image["bytes"], size, interpolation)
+        return to_crop(image["path"] if image["bytes"] is None else image["bytes"], size, interpolation)
     except UnidentifiedImageError:
         return "not an image, or of an unknown format"
     except OSError as error:

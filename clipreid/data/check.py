@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from clipreid.data.columns import Columns
+from clipreid.data.copies import find_copies
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.custom import OVERLAP, UNTESTED
-from clipreid.data.duplicates import exact_groups, find_blank, near_pairs
-from clipreid.data.findings import CheckReport, Finding
+from clipreid.data.findings import CheckReport, Finding, within
 from clipreid.data.folders import count, differences
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.mapping import CONFLICT
+from clipreid.data.opening import BLANK
 from clipreid.data.problems import Problem, collected
 from clipreid.data.readers import check_request, load_data
 from clipreid.data.scan import Scan, scan
@@ -39,6 +40,7 @@ ADVICE = {
     "not an image": "remove it, or train with --skip-bad",
     "truncated or damaged image": "copy it again, or remove it, or train with --skip-bad",
     "too small": "remove it, or train with --skip-bad",
+    "unknown range of values": "bring all images of the camera to 8 bits in the same way, or train with --skip-bad",
 }
 MODES = {"CMYK": "CMYK image", "16-bit": "16-bit image", "P": "palette image"}
 
@@ -53,7 +55,8 @@ def read_and_check(
 ) -> tuple[CheckReport, ReIDData | None]:
     """Reads what can be read of `NAME:ROOT`, leaving out what readers refuse, and checks it.
 
-    Returns the report, and the data as far as it could be read (None where the reader gave up, which is then a fault).
+    Returns the report, and the data as far as it could be read, with the digests of its images (None where the reader
+    gave up, which is then a fault).
     progress: called as progress(images done, all). Raises `UserError` only for names, flags and roots that cannot be.
     """
     check_request(spec, pattern, columns=columns, unknown=unknown)
@@ -63,7 +66,14 @@ def read_and_check(
         except UserError as error:
             gave_up = Finding("fault", "cannot be read", str(error))
             return CheckReport(spec, "", "", (), (gave_up, *_from_reading(problems))), None
-    return check(data, problems, threads, progress), data
+    seen = scan(data, threads, progress)
+    return _report(data, problems, seen), _with_digests(data, seen)
+
+
+def _with_digests(data: ReIDData, seen: Scan) -> ReIDData:
+    digests = np.array([-1 if image.kind else image.exact for image in seen.seen], np.int64)
+    splits = {name: split.with_digests(digests[seen.index[name]]) for name, split in data.splits.items()}
+    return replace(data, splits=splits)
 
 
 def check(
@@ -76,13 +86,16 @@ def check(
 
     problems: what the reader left out (`clipreid.data.problems`). Memory: about 1 kB an image.
     """
-    seen = scan(data, threads, progress)
+    return _report(data, problems, scan(data, threads, progress))
+
+
+def _report(data: ReIDData, problems: Sequence[Problem], seen: Scan) -> CheckReport:
     layout = LAYOUTS.get(data.name.partition(":")[0])
     findings = _from_reading(problems)
     official = differences(layout, data.splits) if layout else []
     if official:
         findings.append(Finding("fault", "not the official data set", "counts differ", tuple(official)))
-    findings += [*_from_files(seen), *_from_duplicates(data, seen), *_from_labels(data, seen)]
+    findings += [*_from_files(seen), *find_copies(data, seen), *_from_labels(data, seen)]
     listed = (*official, *(note for note in data.notes if OVERLAP in note or note == UNTESTED))
     findings += [Finding("note", "note of the reader", note) for note in data.notes if note not in listed]
     published = layout is not None and bool(layout.official) and not official
@@ -123,8 +136,7 @@ def _from_files(seen: Scan) -> list[Finding]:
     """Images that cannot be used, and files that are not what their names say."""
     faults: dict[str, list[str]] = {}
     notes: dict[tuple[str, str], list[str]] = {}
-    blank = find_blank(seen.seen)
-    for name, image, flat in zip(seen.names, seen.seen, blank.tolist(), strict=True):
+    for name, image in zip(seen.names, seen.seen, strict=True):
         if image.kind:
             faults.setdefault(image.kind, []).append(f"{name}: {image.reason}")
             continue
@@ -136,79 +148,15 @@ def _from_files(seen: Scan) -> list[Finding]:
             notes.setdefault(("tiny image", f"less than {TINY} pixels high"), []).append(
                 f"{name}: {image.width}x{image.height}"
             )
-        if flat:
-            notes.setdefault(("blank image", "one flat colour: no individual is in it"), []).append(name)
-    return [
+    blank = [name for name, image in zip(seen.names, seen.seen, strict=True) if image.blank]
+    findings = [
         *(Finding("fault", kind, ADVICE[kind], tuple(items)) for kind, items in faults.items()),
         *(Finding("note", kind, why, tuple(items)) for (kind, why), items in notes.items()),
     ]
-
-
-# Duplicates -----------------------------------------------------------------------------------------------
-
-
-def _from_duplicates(data: ReIDData, seen: Scan) -> list[Finding]:
-    """Copies by where they are: between training and held-out images, query and gallery, or within a split."""
-    usable = np.array([not image.kind for image in seen.seen], bool) & ~find_blank(seen.seen)
-    homes: list[list[tuple[str, int]]] = [[] for _ in seen.seen]
-    for name, numbers in seen.index.items():
-        for row, number in enumerate(numbers.tolist()):
-            homes[number].append((name, row))
-    found: dict[tuple[str, str, str], list[str]] = {}
-    groups = exact_groups(seen.seen, usable)
-    pairs = [(int(a), int(b), "exact") for group in groups for a, b in _some_pairs(group)]
-    for group in groups:
-        usable[group[1:]] = False  # what is near to one of them is near to all
-    pairs += [(int(a), int(b), "near") for a, b in near_pairs(seen.seen, usable)]
-    for a, b, how in pairs:
-        key = _relation(data, homes[a], homes[b], how)
-        found.setdefault(key, []).append(f"{_where(seen, homes, a)} = {_where(seen, homes, b)}")
-    places = [{name for name, _ in each} for each in homes]
-    leaked = [_where(seen, homes, number) for number, names in enumerate(places) if _leaks(names, names)]
-    if leaked:
-        found[("fault", "the same file in train and test", "it is learned, then tested on")] = leaked
-    return [Finding(severity, kind, why, tuple(items)) for (severity, kind, why), items in found.items()]  # type: ignore[arg-type]
-
-
-def _some_pairs(group: np.ndarray) -> list[tuple[int, int]]:
-    """All pairs of a small group; of a large one each with the first."""
-    rows = group.tolist()
-    if len(rows) <= 20:
-        return list(combinations(rows, 2))
-    return [(rows[0], row) for row in rows[1:]]
-
-
-def _where(seen: Scan, homes: list[list[tuple[str, int]]], number: int) -> str:
-    return f"{seen.names[number]} ({', '.join(dict.fromkeys(name for name, _ in homes[number]))})"
-
-
-def _leaks(one: set[str], two: set[str]) -> bool:
-    """Whether one of two copies (or of two places of one file) is trained on, and the other one is not."""
-    return bool(("train" in one and two - {"train"}) or ("train" in two and one - {"train"}))
-
-
-def _relation(
-    data: ReIDData, ours: list[tuple[str, int]], theirs: list[tuple[str, int]], how: str
-) -> tuple[str, str, str]:
-    """(severity, kind, explanation) of a pair of copies, by where they are and who they show."""
-    kind = "duplicate" if how == "exact" else "near duplicate"
-    one, two = {name for name, _ in ours}, {name for name, _ in theirs}
-    if _leaks(one, two):
-        return "fault", f"{kind} across train and test", "it is learned, then tested on: figures flatter"
-    (name_a, a), (name_b, b) = ours[0], theirs[0]
-    first, second = data.splits[name_a], data.splits[name_b]
-    alike = first.identities[a] == second.identities[b]
-    if "query" in one | two and "gallery" in one | two:
-        same_camera = first.cameras[a] == second.cameras[b] >= 0
-        if not alike:
-            severity = "fault" if how == "exact" else "note"
-            return severity, f"{kind} across query and gallery, of two identities", "one of the two must be wrong"
-        if same_camera:
-            return "note", f"{kind} across query and gallery, same camera", "no match under the same-camera rule"
-        severity = "fault" if how == "exact" else "note"
-        return severity, f"{kind} across query and gallery", "the copy is the easiest match there is: figures flatter"
-    inside = " and ".join(sorted(one | two))
-    return "note", f"{kind} within {inside}" + ("" if alike else ", of two identities"), "counted twice"
+    if blank:
+        finding = Finding("note", "blank image", "one flat colour: no individual is in it", tuple(blank))
+        findings.append(within(finding, len(blank) / len(seen.seen), BLANK))
+    return findings
 
 
 # Labels ---------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ Every reader and the synthetic street give these, and everything else in the too
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -31,10 +31,14 @@ SCHEMA = datasets.Features(
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """One part (train, val, query, gallery) of a data set: a table of crops, decoded only on demand."""
+    """One part (train, val, query, gallery) of a data set: a table of crops, decoded only on demand.
+
+    digests: int64 [N], equal for copies of an image, -1 = unlike every other; None before the images were decoded.
+    """
 
     name: str
     table: datasets.Dataset
+    digests: np.ndarray | None = None
 
     @classmethod
     def from_columns(
@@ -132,10 +136,18 @@ class Split:
     def select(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> "Split":
         """These images only, in this order; after `skip_bad`: `split.select(cache.kept)`."""
         rows = np.asarray(indices, dtype=np.int64)
-        return Split(self.name, self.table.select(rows, keep_in_memory=True))
+        digests = None if self.digests is None else self.digests[rows]
+        return Split(self.name, self.table.select(rows, keep_in_memory=True), digests)
+
+    def with_digests(self, digests: np.ndarray) -> "Split":
+        """The same split, of which is now known what are copies: digests int64 [N] (`pixel_digest`)."""
+        return replace(self, digests=digests)
 
     def metadata(self) -> dict[str, np.ndarray]:
-        """identity [N] str, camera, view [N] int32, clothes, tracklet, session, path [N] str: for protocols, `--by`."""
+        """identity [N] str, camera, view [N] int32, clothes, tracklet, session, path [N] str: for protocols, `--by`.
+
+        And digest int64 [N], once the images were decoded.
+        """
         return {
             "identity": self.identities,
             "camera": self.cameras,
@@ -144,6 +156,7 @@ class Split:
             "tracklet": self.tracklets,
             "session": self.sessions,
             "path": self.paths,
+            **({} if self.digests is None else {"digest": self.digests}),
         }
 
     def _column(self, name: str) -> np.ndarray:

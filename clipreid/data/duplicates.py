@@ -10,14 +10,7 @@ from clipreid.data.scan import Seen
 
 BITS = 7  # two dHashes of 64 bits may differ in so many (eight bands of eight bits: at least one is then equal)
 LEVELS = 4.0  # and the 16 x 8 thumbnails by so much on average, of 255
-CONTRAST = 8  # a thumbnail with less between the darkest and brightest value of each colour shows nothing
 MANY = 200_000  # pairs after which the search ends
-
-
-def find_blank(seen: Sequence[Seen]) -> np.ndarray:
-    """bool [U]: usable images of one flat colour."""
-    thumbs = _thumbs(seen).reshape(len(seen), -1, 3)  # [U, 128, 3]
-    return np.array([not s.kind for s in seen], bool) & (np.ptp(thumbs, axis=1).max(1, initial=0) < CONTRAST)
 
 
 def exact_groups(seen: Sequence[Seen], usable: np.ndarray) -> list[np.ndarray]:

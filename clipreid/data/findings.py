@@ -20,6 +20,14 @@ class Finding:
     items: tuple[str, ...] = ()  # the files, pairs of files or identities, each with what is particular to it
 
 
+def within(finding: Finding, share: float, bound: float) -> Finding:
+    """A note as it is, up to this share (0..1) of the images; a fault beyond."""
+    if share <= bound:
+        return finding
+    why = f"{finding.explanation}; more than {100 * bound:g} % make the set unfit"
+    return replace(finding, severity="fault", explanation=why)
+
+
 @dataclass(frozen=True)
 class CheckReport:
     """Everything that was found. `fit` is the verdict, `str(report)` the table, `to_dict()` the same for machines."""

@@ -3,19 +3,24 @@
 The cache, `Split.image` and `model.embed` all come here, so that an image has the same pixels everywhere.
 """
 
+import hashlib
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from clipreid.data.depths import DEEP, check_filled, full_scale, to_eight_bits
 from clipreid.errors import UserError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 MIN_SIDE = 8  # pixels; anything smaller shows no individual
+THUMB = (16, 8)  # height, width: of a thumbnail
+CONTRAST = 8  # a thumbnail with less between the darkest and brightest value of each colour shows nothing
 INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
@@ -28,11 +33,20 @@ Source = str | Path | bytes | Image.Image
 Images = Sequence[Image.Image | str | Path] | Tensor | np.ndarray  # the last two uint8 [N, 3, H, W]
 
 
+class Crop(NamedTuple):
+    """One image as the cache keeps it. digest: as `pixel_digest`; blank: as `is_blank`."""
+
+    pixels: np.ndarray  # uint8 [3, H, W]
+    digest: int
+    blank: bool
+
+
 def read_image(source: Source) -> Image.Image:
     """A file, encoded bytes or an open image as 8-bit RGB, turned upright by its EXIF orientation.
 
-    Palette, grey, CMYK and 16-bit images are converted (16 bits keep the upper eight), transparency is laid
-    on black, of an animation the first frame counts. What Pillow cannot decode raises Pillow's own exception.
+    Palette, grey and CMYK images are converted, deeper and float ones by one rule (`clipreid.data.depths`);
+    transparency is laid on black, of an animation the first frame counts. Raises `UserError` for values that the rule
+    does not fit, and Pillow's own exception for what Pillow cannot decode.
     """
     if isinstance(source, Image.Image):
         return _rgb(source)
@@ -46,8 +60,33 @@ def to_pixels(source: Source, size: tuple[int, int], interpolation: str = "bicub
     size: (H, W) in pixels. Raises `UserError` for an unknown interpolation and for an image with a side
     under `MIN_SIDE` pixels, and whatever Pillow raises for an image it cannot decode.
     """
-    resample = check_interpolation(interpolation)
+    return _resized(read_image(source), size, interpolation)
+
+
+def to_crop(source: Source, size: tuple[int, int], interpolation: str = "bicubic") -> Crop:
+    """As `to_pixels`, with what tells copies and blank images before they are resized."""
     image = read_image(source)
+    return Crop(_resized(image, size, interpolation), pixel_digest(image), is_blank(image))
+
+
+def pixel_digest(image: Image.Image) -> int:
+    """63 bits of a hash of size and pixels of an RGB image: equal for copies, however they are encoded or named."""
+    pixels = hashlib.blake2b(f"{image.size}".encode() + image.tobytes(), digest_size=8)
+    return int.from_bytes(pixels.digest(), "little") >> 1  # never negative as int64
+
+
+def thumbnail(image: Image.Image) -> Image.Image:
+    """An RGB image as 16 x 8 pixels, each a mean."""
+    return image.resize(THUMB[::-1], Image.Resampling.BOX)
+
+
+def is_blank(image: Image.Image) -> bool:
+    """Whether an RGB image is of one flat colour, so that no individual is in it."""
+    return int(np.ptp(np.asarray(thumbnail(image)).reshape(-1, 3), axis=0).max()) < CONTRAST
+
+
+def _resized(image: Image.Image, size: tuple[int, int], interpolation: str) -> np.ndarray:
+    resample = check_interpolation(interpolation)
     if min(image.size) < MIN_SIDE:
         raise UserError(f"{image.width}x{image.height} pixels, too small (each side needs {MIN_SIDE})")
     height, width = size
@@ -63,13 +102,15 @@ def check_interpolation(interpolation: str) -> Image.Resampling:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    white = full_scale(image)
     image.load()
     if image.getexif().get(0x0112, 1) != 1:  # the EXIF orientation tag
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey; mode "I" is 32-bit, where Pillow puts 16-bit data as well
-        values = np.asarray(image).astype(np.int64)
-        deep = image.mode != "I" or values.max(initial=0) > 255
-        return Image.fromarray((values >> 8 if deep else values).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith(("I", "F")):  # grey of 12, 16 or 32 bits, or of floats
+        return Image.fromarray(to_eight_bits(np.asarray(image), white)).convert("RGB")
+    if white:  # colours of 16 bits, of which Pillow keeps the upper eight
+        values = np.asarray(image.convert("RGB")).astype(np.int64) << 8
+        check_filled(values.min(), values.max(), DEEP)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")

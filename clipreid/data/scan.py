@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -14,10 +13,11 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from clipreid.data.crops import ReIDData
-from clipreid.data.images import MIN_SIDE, read_image
+from clipreid.data.depths import full_scale
+from clipreid.data.images import MIN_SIDE, is_blank, pixel_digest, read_image, thumbnail
 from clipreid.data.parallel import in_blocks
+from clipreid.errors import UserError
 
-THUMB = (16, 8)  # height, width
 SAME = {("JPEG", "MPO"), ("PPM", "PGM")}  # formats of one family: (by its name, by its contents)
 
 
@@ -31,9 +31,10 @@ class Seen(NamedTuple):
     mode: str = ""  # Pillow's, or "16-bit"
     format: str = ""
     misnamed: str = ""  # "PNG named .jpg"
-    exact: int = 0  # 64 bits of a hash of the RGB pixels and the size
+    exact: int = 0  # as `pixel_digest`
     dhash: int = 0  # 64 bits: is a point brighter than its left neighbour, 8 x 8
     thumb: bytes = b""  # uint8 [16, 8, 3]
+    blank: bool = False  # of one flat colour
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ def inspect_image(image: dict[str, Any]) -> Seen:
         return _examine(data, image["path"] or "")
     except UnidentifiedImageError:
         return Seen("not an image", "not an image, or of an unknown format")
+    except UserError as error:
+        return Seen("unknown range of values", str(error))
     except Exception as error:  # on a broken file Pillow's plugins raise nearly everything
         return Seen("truncated or damaged image", str(error) or type(error).__name__)
 
@@ -95,8 +98,6 @@ def _examine(data: bytes, path: str) -> Seen:
     suffix = os.path.splitext(path)[1].lower()
     expected = Image.registered_extensions().get(suffix, kind)
     misnamed = "" if expected == kind or (expected, kind) in SAME else f"{kind} named {suffix}"
-    pixels = hashlib.blake2b(f"{rgb.size}".encode() + rgb.tobytes(), digest_size=8)
-    thumb = rgb.resize(THUMB[::-1], Image.Resampling.BOX)
     problem = f"{rgb.width}x{rgb.height} pixels, each side needs {MIN_SIDE}" if min(rgb.size) < MIN_SIDE else ""
     return Seen(
         "too small" if problem else "",
@@ -106,9 +107,10 @@ def _examine(data: bytes, path: str) -> Seen:
         mode,
         kind,
         misnamed,
-        int.from_bytes(pixels.digest(), "little"),
+        pixel_digest(rgb),
         difference_hash(rgb),
-        thumb.tobytes(),
+        thumbnail(rgb).tobytes(),
+        not problem and is_blank(rgb),
     )
 
 
@@ -120,5 +122,4 @@ def difference_hash(image: Image.Image) -> int:
 
 def _mode(image: Image.Image) -> str:
     """Pillow's mode; "16-bit" also where Pillow halves the bits of colour images while it reads them."""
-    raw = [str(part) for tile in getattr(image, "tile", ()) for part in np.ravel(np.array(tile[3], dtype=object))]
-    return "16-bit" if image.mode.startswith("I") or any("16" in part for part in raw) else image.mode
+    return "16-bit" if image.mode.startswith("I") or full_scale(image) else image.mode

@@ -18,13 +18,13 @@ from torch import Tensor
 from clipreid.errors import UserError
 
 UNKNOWN = -1
-OPTIONAL = ("camera", "view", "path")  # absent is the same as unknown everywhere
+OPTIONAL = ("camera", "view", "path", "digest")  # absent is the same as unknown everywhere
 
 Table = Any  # a dict of arrays, lists or tensors; a datasets.Dataset; a pandas frame; a Split (has .metadata())
 
 
 class Columns(dict[str, Tensor]):
-    """Column name -> int64 [n]; `camera`, `view` and `path` always exist; others are refused."""
+    """Column name -> int64 [n]; `camera`, `view`, `path` and `digest` always exist; others are refused."""
 
     def __missing__(self, name: str) -> Tensor:
         raise UserError(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clipreid.evaluation.columns import Columns
 from clipreid.evaluation.gaps import Unscored
-from clipreid.evaluation.protocols import Protocol, find_junk, same
+from clipreid.evaluation.protocols import Protocol, find_junk, find_own
 from clipreid.evaluation.tables import TITLES
 
 
@@ -91,7 +91,7 @@ def _ranks(
                 continue
             theirs = _take(gallery, columns)
             place = torch.searchsorted(theirs["identity"], ours["identity"]).clamp_max(len(columns) - 1)  # [r]
-            own = same("path", ours, theirs) & (not rules.own_counts)  # [r, I]
+            own = find_own(rules, ours, theirs)  # [r, I]
             found = (theirs["identity"][place] == ours["identity"]) & ~own.gather(1, place[:, None])[:, 0]
             shot = chunk[:, columns.to(chunk.device)].masked_fill(own.to(chunk.device), -torch.inf)  # [r, I]
             match = shot.gather(1, place.to(chunk.device)[:, None])  # [r, 1]

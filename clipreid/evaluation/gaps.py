@@ -70,7 +70,7 @@ class Unscored:
     queries: np.ndarray  # [u] query rows
     same_identity: np.ndarray  # [u] gallery images of the identity
     by_rule: np.ndarray  # [u] of these, removed by the protocol's rule
-    own: np.ndarray  # [u] of these, the query's own image and not removed by the rule
+    own: np.ndarray  # [u] of these, the query's own image and its copies, where not removed by the rule
     selected: np.ndarray  # [u] 1 where the protocol scores this query at all, else 0
 
     def explain(self, protocol: Protocol, table: dict[str, np.ndarray], total: int) -> str:
@@ -116,7 +116,9 @@ class Unscored:
         query = f"for example query {row} ({', '.join(f'{name} {values[name]}' for name in shown)})"
         if n == 0 or not self.selected[i] or n > ruled + own:  # what is left over was not drawn
             return query
-        reasons = [fill_reason(protocol.reason, values)] * (ruled > 0) + ["the query image itself"] * (own > 0)
+        reasons = [fill_reason(protocol.reason, values)] * (ruled > 0) + [
+            "the query image itself" + " or copies of it" * (own > 1)
+        ] * (own > 0)
         subject = "the only image" if n == 1 else f"all {n} images"
         of = f"of identity {values['identity']} in the gallery {'is' if n == 1 else 'are'}"
         return f"{query}: {subject} {of} {' or '.join(reasons)}"

@@ -23,6 +23,8 @@ from torch import Tensor
 
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import Columns, Table, code_columns, read_table
+from clipreid.evaluation.copies import add_digests, describe_copies
+from clipreid.evaluation.doubts import Facts, find_doubts, refuse_distances, see
 from clipreid.evaluation.draws import describe_draws, score_draws
 from clipreid.evaluation.gaps import Unscored, describe_gaps
 from clipreid.evaluation.histogram import Histogram, bin_edges, count_sorted
@@ -39,6 +41,7 @@ def evaluate(
     protocol: str | Protocol | Predicate = "market1501",
     similarity: Matrix | None = None,
     chunk: int | None = None,
+    count_copies: bool = False,
 ) -> Report:
     """Score a retrieval: CMC rank-1/5/10, mAP and mINP under a protocol (definitions: top of this file).
 
@@ -49,20 +52,27 @@ def evaluate(
     arrays, lists or tensors, a datasets.Dataset, a pandas frame, or a `Split`.
     protocol: a name in `PROTOCOLS`, a `Protocol`, or a function (query, gallery) -> bool [q, G].
     chunk: queries at once; memory grows with chunk x G, the result does not depend on it.
+    count_copies: let copies of the query under its own identity count as matches. They are junk otherwise, and counted
+    in the notes: images with the same "digest" (`Split.metadata` has it of decoded images), else, where features are
+    given, images with the same features bit for bit.
 
     Gallery identities that no query has are distractors: mistakes like any other. Queries without a valid
     match are not scored, but counted and explained in the notes. Raises UserError for shapes that disagree,
-    non-finite values (naming the rows), missing identities, an unknown protocol, and when no query at all
-    has a valid match.
+    non-finite values (naming the rows), missing identities, an unknown protocol, similarities that are distances, and
+    when no query at all has a valid match.
     """
     rules = get_protocol(protocol)
     query_table, gallery_table = read_table(query, "query"), read_table(gallery, "gallery")
+    known = "digest" in query_table or "digest" in gallery_table
+    features = query_features, gallery_features
+    query_table, gallery_table = add_digests(query_table, gallery_table, *features, count_copies)
     q, g = code_columns(query_table, gallery_table)
     sizes = len(q["identity"]), len(g["identity"])
     chunk = chunk_size(chunk, sizes)
-    blocks = similarities(query_features, gallery_features, similarity, sizes, chunk)
+    blocks = similarities(*features, similarity, sizes, chunk)
 
-    notes = describe_gaps(rules, q, g)
+    by = "the same pixels" if known else "the same features, bit for bit"
+    notes = (*describe_gaps(rules, q, g), *describe_copies(rules, query_table, gallery_table, q, g, by))
 
     spread: dict[str, float] = {}
     histogram = None
@@ -73,7 +83,9 @@ def evaluate(
         if not isinstance(similarity, Iterator):
             matrix = None if similarity is None else as_matrix(similarity)
             edges = bin_edges(matrix, None if matrix is not None else _as_pair(query_features, gallery_features))
-        scores, unscored, histogram = _score_blocks(blocks, q, g, rules, edges)
+        scores, unscored, histogram, facts = _score_blocks(blocks, q, g, rules, edges)
+        if similarity is not None:
+            refuse_distances(scores, facts)
     total, scored = sizes[0], scores["n_positives"] > 0
     if not scored.all():
         why = unscored.explain(rules, query_table, total)
@@ -86,6 +98,7 @@ def evaluate(
         notes = (describe_draws(rules, spread), *notes)
     else:
         metrics = _average(scores, scored)
+        notes = (*notes, *find_doubts(scores, facts, q, g, cosine=similarity is None))
     return Report(metrics, counts, scores, rules.name, rules.description, notes, spread, histogram)
 
 
@@ -98,10 +111,11 @@ def _as_pair(query: Matrix, gallery: Matrix) -> tuple[Tensor, Tensor]:
 
 def _score_blocks(
     blocks: Iterator[Tensor], query: Columns, gallery: Columns, rules: Protocol, edges: np.ndarray | None
-) -> tuple[dict[str, np.ndarray], Unscored, Histogram | None]:
+) -> tuple[dict[str, np.ndarray], Unscored, Histogram | None, Facts]:
     scores: list[dict[str, np.ndarray]] = []
     pairs: np.ndarray | int = 0  # [2, bins]: positive, negative
     unscored: list[np.ndarray] = []
+    seen: list[np.ndarray] = []
     start = 0
     for similarity in blocks:
         if start == 0:
@@ -115,6 +129,7 @@ def _score_blocks(
         if edges is not None:
             pairs = pairs + np.stack([count_sorted(matches.flip(1), edges), count_sorted(others, edges)])
         scores.append(scores_from_ranks(ranks.cpu().numpy(), counts.cpu().numpy()))
+        seen.append(see(matches, counts, others).cpu().numpy())
         lost = (counts == 0).nonzero()[:, 0]
         relevant, by_rule, own = relevant[lost], by_rule[lost], own[lost]
         facts = (relevant, relevant & by_rule, relevant & own & ~by_rule)
@@ -123,7 +138,8 @@ def _score_blocks(
         start += len(similarity)
     per_query = {name: np.concatenate([part[name] for part in scores]) for name in scores[0]}
     histogram = Histogram(edges, *pairs) if edges is not None and isinstance(pairs, np.ndarray) else None
-    return per_query, Unscored(*np.concatenate(unscored, 1)), histogram
+    ranked, backwards, top = np.concatenate(seen, 1)
+    return per_query, Unscored(*np.concatenate(unscored, 1)), histogram, Facts(ranked, backwards > 0, top)
 
 
 def ranks_of_matches(similarity: Tensor, positive: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from clipreid.evaluation.columns import Columns, Table, code_columns, read_table
+from clipreid.evaluation.copies import add_digests
 from clipreid.evaluation.protocols import Predicate, Protocol, find_junk, get_protocol
 from clipreid.evaluation.similarity import Matrix, chunk_size, similarities
 
@@ -34,7 +35,8 @@ def pair_blocks(
 ) -> Callable[[], Iterator[Pairs]]:
     """Arguments and errors as for `evaluate`. Each call of the result starts another walk over all pairs."""
     rules = get_protocol(protocol)
-    q, g = code_columns(read_table(query, "query"), read_table(gallery, "gallery"))
+    tables = read_table(query, "query"), read_table(gallery, "gallery")
+    q, g = code_columns(*add_digests(*tables, query_features, gallery_features))
     sizes = len(q["identity"]), len(g["identity"])
     size = chunk_size(chunk, sizes)
 

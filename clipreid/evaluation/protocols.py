@@ -3,7 +3,7 @@
 A protocol is a predicate on the metadata of queries and gallery (see `columns.py`: int64 columns, -1
 unknown). What is left of a query's ranking is a match where the identity is the query's, and a mistake
 elsewhere. In nearly every protocol, a custom one too, the query's own image (same known "path") is junk
-as well.
+as well, and so are copies of it under its identity (same known "digest").
 
     def other_clothes(query, gallery):                    # -> bool [q, G], True = junk
         return same("identity", query, gallery) & same("clothes", query, gallery)
@@ -240,7 +240,7 @@ def get_protocol(protocol: str | Protocol | Predicate) -> Protocol:
 
 
 def find_junk(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[Tensor, Tensor]:
-    """(junk by the protocol's rule, the query's own image), each bool [q, G].
+    """(junk by the protocol's rule, the query's own image and its copies), each bool [q, G].
 
     For a query that the protocol does not score, everything is junk. Raises UserError when a custom predicate
     returns something else than bool [q, G].
@@ -252,7 +252,15 @@ def find_junk(protocol: Protocol, query: Columns, gallery: Columns) -> tuple[Ten
         raise UserError(f"protocol {protocol.name!r} returned {got}; it must return a bool tensor {list(shape)}.")
     if protocol.query_filter is not None:
         junk = junk | ~protocol.query_filter(query)[:, None]
-    known = query["path"][query["path"] != UNKNOWN]
-    if protocol.own_counts or not len(known) or not torch.isin(known, gallery["path"]).any():  # the usual case, cheap
-        return junk, torch.zeros_like(junk)
-    return junk, same("path", query, gallery)
+    return junk, find_own(protocol, query, gallery)
+
+
+def find_own(protocol: Protocol, query: Columns, gallery: Columns) -> Tensor:
+    """bool [q, G]: the query's own image (same known path), and copies of it (same known digest) of its identity."""
+    own = torch.zeros(len(query["identity"]), len(gallery["identity"]), dtype=torch.bool, device=query["path"].device)
+    for column in () if protocol.own_counts else ("path", "digest"):
+        known = query[column][query[column] != UNKNOWN]
+        if len(known) and torch.isin(known, gallery[column]).any():  # mostly not so, which is cheap to see
+            alike = same(column, query, gallery)
+            own |= alike if column == "path" else alike & same("identity", query, gallery)
+    return own

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from clipreid.data import ReIDData, Split, pixel_cache, raise_known
+from clipreid.data import PixelCache, ReIDData, Split, pixel_cache, raise_known
 from clipreid.data.fingerprint import pair_fingerprint
+from clipreid.data.opening import Opened, check_images, opened
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.gaps import caption_queries
@@ -120,6 +122,7 @@ def score(
     skip_bad: bool = False,
     protocol: str | None = None,
     offsets: tuple[int, int] | None = None,
+    count_copies: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scored:
     """Evaluates a model on the query and gallery of `data`: its test feature by its metric, the parts by their cosine.
@@ -134,50 +137,63 @@ def score(
             long ones was not read, is in the notes of the report.
         offsets: what the known cameras and views of the data are raised by (`Mixture.offsets`), for a model that has
             learned them; None: they are unknown to it.
+        count_copies: let queries find their copies in the gallery, which are junk otherwise (`evaluate`).
         progress: called as progress("query" or "gallery", images done, N) after each batch.
 
     Raises:
-        UserError: no query or gallery; undecodable images; no caption at all where the queries are captions, or a model
-            without a text tower; no query with a valid match.
+        UserError: no query or gallery; undecodable images; too many blank ones, or under two identities; no caption at
+            all where the queries are captions, or a model without a text tower; no query with a valid match.
     """
     missing = [name for name in ("query", "gallery") if name not in data.splits]
     if missing:
         raise UserError(f"{data.name} has no {' and no '.join(missing)}: there is nothing to test on")
     rules = get_protocol(protocol or data.protocol)
+    images = _open_images(data, model, rules.captions, skip_bad)
+    notes = check_images([part for part, _ in images.values()])
     features: dict[str, dict[str, Tensor]] = {}
     splits: dict[str, Split] = {}
-    said: list[str] = []  # of captions
-    bad = 0
-    for name in ("query", "gallery"):
-        split = data.splits[name]
-        if name == "query" and rules.captions:
-            asked, said = caption_queries(split.captions.tolist(), data.name)
-            splits[name] = split.select([row for row, _ in asked])
-            features[name] = {"projection": model.embed_text([sentence for _, sentence in asked], say=said.append)}
-            continue
-        if name == "gallery" and not rules.captions and _same_images(split, data.splits["query"]):  # embedded once
-            features[name], splits[name] = features["query"], splits["query"]
-            continue
-        cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
-        split = split.select(cache.kept)
+    if rules.captions:
+        asked, said = caption_queries(data.splits["query"].captions.tolist(), data.name)
+        splits["query"] = data.splits["query"].select([row for row, _ in asked])
+        features["query"] = {"projection": model.embed_text([sentence for _, sentence in asked], say=notes.append)}
+        notes += said
+    for name, (part, cache) in images.items():
         found = extract(
             model.embed_parts,
             cache.pixels,
-            about=about_images(split, offsets if model.reads else None),
+            about=about_images(part.split, offsets if model.reads else None),
             device=model.device,
             accelerator=accelerator,
             progress=partial(progress, name) if progress else None,
         )
         assert isinstance(found, dict)
-        features[name] = {part: x.cpu() for part, x in found.items()}
-        splits[name], bad = split, bad + len(cache.bad)
+        features[name] = {kind: x.cpu() for kind, x in found.items()}
+        unlike = np.full(len(part.split), -1)
+        splits[name] = part.split.with_digests(unlike) if count_copies else part.split
+    features.setdefault("gallery", features["query"])  # the same images are embedded once
+    splits.setdefault("gallery", splits["query"])
+    bad = sum(len(cache.bad) for _, cache in images.values())
     scored = Scored({}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric)
     scored = replace(scored, pattern=data.pattern)
     tables = splits["query"].metadata(), splits["gallery"].metadata()
-    for part in features["query"]:
-        report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(part))
-        scored.reports[part] = replace(report, notes=(*report.notes, *said))
+    for kind in features["query"]:
+        report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(kind))
+        scored.reports[kind] = replace(report, notes=(*report.notes, *notes))
     return scored
+
+
+def _open_images(
+    data: ReIDData, model: ReIDModel, captions: bool, skip_bad: bool
+) -> dict[str, tuple[Opened, PixelCache]]:
+    """The images of query and gallery and their pixels; of the gallery alone where the queries are captions, of the
+    query alone where both are the same images."""
+    query, gallery = data.splits["query"], data.splits["gallery"]
+    splits = {"gallery": gallery} if captions else {"query": query} if _same_images(gallery, query) else None
+    found = {}
+    for name, split in (splits or {"query": query, "gallery": gallery}).items():
+        cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
+        found[name] = opened(data.name, "test", [split], [cache])[0], cache
+    return found
 
 
 def about_images(split: Split, offsets: tuple[int, int] | None) -> dict[str, Tensor]:

@@ -66,7 +66,9 @@ def as_matrix(similarity: Matrix) -> Matrix:
 
 def as_features(features: Matrix, name: str) -> Tensor:
     """[N, D] as a tensor without gradient; other shapes are refused."""
-    x = torch.as_tensor(features).detach()
+    if isinstance(features, list | tuple) and any(isinstance(row, Tensor) for row in features):
+        raise UserError(f"{name} is a list of tensors; features are one matrix [images, D]: torch.stack({name}).")
+    x = torch.as_tensor(features if isinstance(features, Tensor) else np.asarray(features)).detach()
     if x.ndim != 2 or not x.shape[1]:
         raise UserError(f"{name} has shape {list(x.shape)}; features are a matrix [images, D].")
     return x

@@ -48,7 +48,8 @@ def _why(rules: Protocol, values: dict[str, object], here: int, ruled: int) -> s
     if not here:
         return f"{who} is not in the gallery"
     if not ruled:
-        return f"the only image of {who} in the gallery is the query itself"
+        copies = f"all {here} images of {who} in the gallery are the query itself or copies of it"
+        return copies if here > 1 else f"the only image of {who} in the gallery is the query itself"
     reason = fill_reason(rules.reason, values)
     own = " or the query itself" if ruled < here else ""
     return f"{here} of {here} images of {who} in the gallery are {reason}{own} (junk = {rules.rule})"

@@ -24,7 +24,7 @@ from clipreid.training.crop import about_crops, check_whole_patches, fit_crop
 from clipreid.training.folder import choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
 from clipreid.training.push import check_push, origin, prepare_push
-from clipreid.training.sets import RunData, check_batch, decode, read_sets, shared_people
+from clipreid.training.sets import RunData, check_batch, check_opened, decode, read_sets, shared_people
 from clipreid.training.unchanged import content_of, machine_of
 
 HALF = (0.5, 0.5, 0.5)
@@ -156,10 +156,13 @@ def open_folder(flags: RunConfig) -> tuple[RunConfig, Accelerator]:
 
 
 def open_data(flags: RunConfig, read: Any, tests: list[Any], backbone: Backbone) -> RunData:
-    """The data with its usable training images, decoded once."""
+    """The data with its usable training images; they and those of the tests are decoded once."""
     assert flags.train_interpolation is not None
+    assert flags.test_interpolation is not None
     mixture, _, bad, digest = decode(read, backbone.image_size, flags.train_interpolation, flags.skip_bad)
-    return RunData(read, mixture, tests, bad, digest)
+    both = flags.train_interpolation, flags.test_interpolation
+    notes = check_opened(read, tests, backbone.image_size, both, flags.skip_bad)
+    return RunData(read, mixture, tests, bad, notes, digest)
 
 
 def _introduce(run: Run, shape: float | None) -> None:
@@ -169,7 +172,7 @@ def _introduce(run: Run, shape: float | None) -> None:
     if getattr(config, "identities_per_batch", None):
         shares = check_batch(data.mixture, config.identities_per_batch, config.images_per_identity, config.balance)
     say(data.mixture.summary(shares))
-    for note in shared_people(data.mixture, data.tests):
+    for note in [*shared_people(data.mixture, data.tests), *data.notes]:
         say(f"  note: {note}")
     if data.bad:
         path, reason = data.bad[0]

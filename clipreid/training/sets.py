@@ -26,6 +26,7 @@ from clipreid.data import (
     set_shares,
 )
 from clipreid.data.layouts import same_people
+from clipreid.data.opening import Opened, check_apart, check_images, opened
 from clipreid.errors import UserError
 from clipreid.evaluation import get_protocol
 from clipreid.evaluation.results import VAL
@@ -40,6 +41,7 @@ class RunData:
         mixture: the same without the images left out (--skip-bad).
         tests: what is scored.
         bad: (path, reason) of the images left out.
+        notes: what is odd about the images (`clipreid.data.opening`).
         digest: a hash of the decoded training images.
     """
 
@@ -47,6 +49,7 @@ class RunData:
     mixture: Mixture
     tests: list[ReIDData]
     bad: list[tuple[str, str]]
+    notes: Sequence[str] = ()
     digest: str = ""
 
     @cached_property
@@ -169,6 +172,31 @@ def decode(
     caches = [pixel_cache(s, size, interpolation=interpolation, skip_bad=skip_bad) for s in mixture.splits]
     bad, digest = [entry for cache in caches for entry in cache.bad], "-".join(cache.digest for cache in caches)
     return mixture.keep(caches), join_pixels(caches), bad, digest
+
+
+def check_opened(
+    mixture: Mixture, tests: Sequence[ReIDData], size: tuple[int, int], interpolations: tuple[str, str], skip_bad: bool
+) -> list[str]:
+    """Warnings about blank images, images under two identities, and test images that are trained on.
+
+    All images are decoded for it, where that has not been done; interpolations: of training and of test.
+
+    Raises:
+        UserError: there are too many of them (`clipreid.data.opening`); images that cannot be decoded.
+    """
+
+    def opens(data: ReIDData, part: str, names: Sequence[str], interpolation: str) -> list[Opened]:
+        splits = [data.splits[name] for name in names]
+        caches = [pixel_cache(s, size, interpolation=interpolation, skip_bad=skip_bad) for s in splits]
+        return opened(data.name, part, splits, caches)
+
+    train = [opens(data, "training", ["train"], interpolations[0]) for data in mixture.sets]
+    notes = [note for parts in train for note in check_images(parts)]
+    for data in tests:
+        named = ["gallery"] if get_protocol(data.protocol).captions else ["query", "gallery"]
+        parts = opens(data, "test", named, interpolations[1])
+        notes += check_apart([part for parts in train for part in parts], parts)
+    return notes
 
 
 def val_as_test(data: ReIDData) -> ReIDData:

@@ -42,8 +42,8 @@ def test_every_strength_is_scored_and_kept(
     import clipreid.data.cache
 
     monkeypatch.setenv("CLIPREID_CACHE", str(run.parent / "cache"))
-    decoded, decode = [], clipreid.data.cache.to_pixels
-    monkeypatch.setattr(clipreid.data.cache, "to_pixels", lambda *a: (decoded.append(a[0]), decode(*a))[1])
+    decoded, decode = [], clipreid.data.cache.to_crop
+    monkeypatch.setattr(clipreid.data.cache, "to_crop", lambda *a: (decoded.append(a[0]), decode(*a))[1])
     both = ["--data", f"folder:{crops}", "--data", f"folder:{abroad}"]
     main(["evaluate", str(run), "--strength", "1,0,0.5", *both])
     said, found = capsys.readouterr().out, metrics(run)

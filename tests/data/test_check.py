@@ -10,7 +10,7 @@ from PIL import Image
 
 from clipreid.data import ReIDData, Split
 from clipreid.data.check import check, read_and_check
-from clipreid.data.duplicates import exact_groups, find_blank, near_pairs
+from clipreid.data.duplicates import exact_groups, near_pairs
 from clipreid.data.findings import CheckReport, Finding
 from clipreid.data.parallel import in_blocks
 from clipreid.data.scan import Seen, inspect_image, scan
@@ -392,7 +392,7 @@ def test_exact_means_the_same_pixels() -> None:
     red, blue = noise(1), noise(2)
     seen = seen_of([red, blue, red, red.resize((30, 64)), Image.new("RGB", (32, 64))])
     assert [group.tolist() for group in exact_groups(seen, np.ones(5, bool))] == [[0, 2]]
-    assert find_blank(seen).tolist() == [False] * 4 + [True]
+    assert [image.blank for image in seen] == [False] * 4 + [True]
     assert exact_groups(seen, np.array([True, True, False, True, True])) == []
 
 

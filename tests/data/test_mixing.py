@@ -77,8 +77,10 @@ def test_the_summary_says_who_gives_how_much(mixture: Mixture) -> None:
 
 
 def test_left_out_images_leave_their_set(mixture: Mixture) -> None:
-    whole = PixelCache(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3), [])
-    holed = PixelCache(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 3]), [("b/2.jpg", "broken")])
+    looks = np.arange(3), np.zeros(3, bool)
+    zeros = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    whole = PixelCache(zeros, torch.arange(3), [], *looks)
+    holed = PixelCache(zeros, torch.tensor([0, 1, 3]), [("b/2.jpg", "broken")], *looks)
     kept = mixture.keep([whole, holed])
     assert kept.identities.tolist() == [*["market1501/1"] * 2, "market1501/2", "veri/1", "veri/2", "veri/3"]
     assert len(join_pixels([whole, holed])) == 6
@@ -109,7 +111,8 @@ def test_parts_read_as_one_tensor(sizes: list[int], seed: int) -> None:
 
 
 def test_one_cache_is_handed_through() -> None:
-    cache = PixelCache(torch.zeros(3, 3, 8, 8, dtype=torch.uint8), torch.arange(3), [])
+    zeros = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    cache = PixelCache(zeros, torch.arange(3), [], np.arange(3), np.zeros(3, bool))
     assert join_pixels([cache]) is cache.pixels
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from clipreid.data import PixelCache, Split, cache, pixel_cache, to_pixels
+from clipreid.data.images import Crop, to_crop
 from clipreid.errors import UserError
 
 SIZE = (32, 16)
@@ -45,11 +46,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The images that were decoded so far."""
     seen: list[str] = []
 
-    def counting(source: str | bytes, *rest: object) -> np.ndarray:
+    def counting(source: str | bytes, *rest: object) -> Crop:
         seen.append(str(source))
-        return to_pixels(source, *rest)  # type: ignore[arg-type]
+        return to_crop(source, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cache, "to_pixels", counting)
+    monkeypatch.setattr(cache, "to_crop", counting)
     return seen
 
 
@@ -262,15 +263,16 @@ def test_unknown_interpolation(tmp_path: Path, home: Path) -> None:
 
 OTHER_PROCESS = """
 import sys, time
-from clipreid.data import Split, cache, parallel, pixel_cache, to_pixels
+from clipreid.data import Split, cache, parallel, pixel_cache
+from clipreid.data.images import to_crop
 parallel.cores = lambda: 2  # with more, all blocks would be finished at once
 count = int(sys.argv[2])
 def slow(*arguments):
     sys.stdout.write("decoding\\n")  # in one piece: several threads write
     sys.stdout.flush()
     time.sleep(float(sys.argv[3]))
-    return to_pixels(*arguments)
-cache.to_pixels = slow
+    return to_crop(*arguments)
+cache.to_crop = slow
 paths = [f"{sys.argv[1]}/{i:03d}.png" for i in range(count)]
 split = Split.from_columns("train", [{"path": path} for path in paths], [str(i) for i in range(count)])
 print("done", pixel_cache(split, (32, 16), progress=False).pixels.sum().item())

@@ -61,7 +61,7 @@ def test_equal_images_are_counted() -> None:
     rng = np.random.default_rng(0)
     query, gallery = ({"identity": np.arange(20), "camera": np.full(20, camera)} for camera in (0, 1))
     features = rng.standard_normal((20, 8)).astype(np.float32)
-    report = evaluate(features, features, query, gallery)
+    report = evaluate(features, features, query, gallery, count_copies=True)
     found = report.histogram
     assert found is not None
     assert found.edges[[0, -1]].tolist() == [-1, 1]

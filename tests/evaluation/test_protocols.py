@@ -74,7 +74,9 @@ def test_a_function_is_a_protocol() -> None:
     report = evaluate(query=query, gallery=gallery, similarity=DESCENDING, protocol=other_clothes)
     assert report.per_query["n_positives"][0] == 1  # own image and the one in the same clothes are junk
     assert report.protocol == "other_clothes"
-    with pytest.raises(UserError, match=r"'clothes' in both query and gallery; .* share are: camera, identity, path"):
+    with pytest.raises(
+        UserError, match=r"'clothes' in both query and gallery; .* share are: camera, digest, identity, path"
+    ):
         first_rank(other_clothes)
     named = Protocol("clothes", "cloth-changing", other_clothes, "same identity, same clothes", "in {clothes}")
     with pytest.raises(UserError, match="all 3 images of identity 7 in the gallery are in red"):
