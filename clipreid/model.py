@@ -203,8 +203,9 @@ class ReIDModel(nn.Module):
         return F.normalize(torch.cat(parts, dim=1), dim=1)
 
     def normalise(self, crops: Tensor) -> Tensor:
-        """uint8 [B, 3, H, W] to float pixels with this model's mean and std, on its device."""
-        return normalise(crops.to(self.device), self.mean, self.std)
+        """uint8 [B, 3, H, W] to pixels with this model's mean and std, on the device and of the type of its weights."""
+        weight = next(self.image.parameters())
+        return normalise(crops.to(weight.device), self.mean, self.std).to(weight.dtype)
 
     @torch.no_grad()
     def embed_parts(self, crops: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -229,7 +230,7 @@ class ReIDModel(nn.Module):
             return None
         about = {name: x.to(self.device) for name, x in (about or {}).items()}
         hooks: Any = tuple(self.hooks.values())
-        return attention_rollout(self.tower, self.normalise(crops), hooks, about).cpu()
+        return attention_rollout(self.tower, self.normalise(crops), hooks, about).float().cpu()
 
     def crops(self, images: Images) -> Tensor:
         """Images as for `embed` to uint8 [N, 3, H, W] at this model's crop size, the whole image resized."""
@@ -248,19 +249,20 @@ class ReIDModel(nn.Module):
         Args:
             images: PIL images, paths, or a uint8 tensor or array [N, 3, H, W] (RGB, any size; resized as a whole, never
                 cut).
-            batch_size: images at a time.
+            batch_size: images at a time, at least 1.
             cameras, views: N numbers each, as in the training set. They matter to a model trained with side
                 information only, which takes the mean embedding for a number that it was not trained on, for
                 -1, and for all images when nothing is given.
 
         Returns:
-            float32 [N, D] on the CPU, each row of unit length.
+            float32 [N, D] on the CPU, each row of unit length, also where the weights are `half()` or `bfloat16()`.
 
         Raises:
             UserError: an image cannot be read.
             ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than images; not one camera or view
-                for each image.
+                for each image; batch_size under 1.
         """
+        _check_batch_size(batch_size)
         crops = self.crops(images)
         if not len(crops):
             return torch.empty(0, sum(self.widths.values()))
@@ -291,8 +293,9 @@ class ReIDModel(nn.Module):
 
         Raises:
             UserError: the backbone has no text tower or no tokenizer.
-            ValueError: one string, or something else than strings.
+            ValueError: one string, or something else than strings; batch_size under 1.
         """
+        _check_batch_size(batch_size)
         if isinstance(texts, str):
             raise ValueError("embed_text takes a list of sentences: write model.embed_text([sentence])")
         texts = list(texts)
@@ -309,6 +312,11 @@ class ReIDModel(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             found = [F.normalize(backbone.encode_text(batch).float(), dim=1).cpu() for batch in batches]
         return torch.cat(found) if found else torch.empty(0, backbone.text.embed_dim)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it is the number of images or texts at a time, at least 1")
 
 
 def _check_reads(parts: Mapping[str, Any]) -> None:

@@ -341,6 +341,19 @@ def test_embed_does_not_depend_on_the_batch_size_or_the_mode(tiny_folder: Folder
         assert model.embed(nothing).shape == (0, 32 + 24)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("kind", "error"), [("half", 2e-3), ("bfloat16", 2e-2), ("double", 1e-5)])
+def test_images_follow_the_type_of_the_weights(tiny_folder: Folder, family: str, kind: str, error: float) -> None:
+    model, crops = make(tiny_folder(family)), images()
+    expected = model.embed(crops)
+    found = getattr(model, kind)().embed(crops)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < error
+    maps = model.attention_maps(model.crops(crops))
+    assert maps is not None
+    assert maps.dtype == torch.float32
+
+
 def test_embed_names_the_image_that_cannot_be_read(tiny_folder: Folder, tmp_path: Path) -> None:
     model = make(tiny_folder("clip"))
     good = as_files(images(1), tmp_path)[0]
@@ -375,6 +388,13 @@ def test_embed_refuses_what_is_no_list_of_images(tiny_folder: Folder) -> None:
     for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (9, 9))):
         with pytest.raises(ValueError, match=r"embed takes a list of images: write model.embed\(\[image\]\)"):
             model.embed(single)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"type Tensor: .* \[N, 3, H, W\] \(torch.stack makes one of a list\)"):
+        model.embed(list(crops))  # type: ignore[arg-type]
+    for size in (0, -1):
+        with pytest.raises(ValueError, match=f"batch_size is {size}: it is the number of images or texts at a time"):
+            model.embed(crops, batch_size=size)
+        with pytest.raises(ValueError, match=f"batch_size is {size}"):
+            model.embed_text(["a person"], batch_size=size)
 
 
 def test_a_hook_or_aggregator_that_reads_what_nobody_can_give_at_test_is_refused() -> None:

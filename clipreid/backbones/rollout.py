@@ -44,7 +44,7 @@ def attention_rollout(
         flow[:] = [step @ flow[0] if flow else step]
 
     with torch.no_grad(), torch.autocast(pixels.device.type, enabled=False), _watched(tower, mix) as probed:
-        tower(pixels.float(), hooks=hooks, about=about)
+        tower(pixels.to(next(tower.parameters()).dtype), hooks=hooks, about=about)
     (rolled,) = flow
     if tower.has_cls:
         seen = rolled[:, 0, 1:]  # [B, N]

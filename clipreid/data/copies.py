@@ -35,7 +35,7 @@ def find_copies(data: ReIDData, seen: Scan) -> list[Finding]:
         found.setdefault(_relation(data, homes[a], homes[b], kind), []).append((a, b))
     findings = []
     for (severity, kind, why), alike in found.items():
-        items = tuple(f"{_where(seen, homes, a)} = {_where(seen, homes, b)}" for a, b in alike)
+        items = tuple(f"{_where(seen, homes, a)} = {_where(seen, homes, b)}" for a, b in sorted(alike))
         finding = Finding(severity, kind, why, items)  # type: ignore[arg-type]
         findings.append(_judge(data, homes, finding, sorted({number for pair in alike for number in pair})))
     return findings + _same_files(data, seen, homes)

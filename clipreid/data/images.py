@@ -110,7 +110,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(to_eight_bits(np.asarray(image), white)).convert("RGB")
     if white:  # colours of 16 bits, of which Pillow keeps the upper eight
         values = np.asarray(image.convert("RGB")).astype(np.int64) << 8
-        check_filled(values.min(), values.max(), DEEP)
+        check_filled(int(values.min()), int(values.max()), DEEP)
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
@@ -140,7 +140,7 @@ def stack_images(images: Images, size: tuple[int, int], interpolation: str) -> T
         if not isinstance(source, str | Path | Image.Image):
             raise ValueError(
                 f"image {i} is of type {type(source).__name__}: give paths, PIL images (Image.fromarray makes one of "
-                "an RGB array [H, W, 3]), or one uint8 tensor or array [N, 3, H, W]"
+                "an RGB array [H, W, 3]), or one uint8 tensor or array [N, 3, H, W] (torch.stack makes one of a list)"
             )
         try:
             crops[i] = torch.from_numpy(to_pixels(source, size, interpolation))

@@ -56,34 +56,37 @@ def _digests(features: Tensor) -> np.ndarray:
     return torch.cat(found).cpu().numpy()
 
 
-def describe_copies(rules: Protocol, query: Read, gallery: Read, q: Columns, g: Columns, by: str) -> tuple[str, ...]:
-    """The note on queries that are copies of gallery images, () without any. by: what shows it, such as "same pixels".
+def describe_copies(copies: np.ndarray, query: Read, gallery: Read, q: Columns, g: Columns, by: str) -> tuple[str, ...]:
+    """The note on queries that are copies of gallery images, () without any.
 
-    query, gallery: what `read_table` gave; q, g: the same as `code_columns` coded it.
+    copies: what `find_copies` found. query, gallery: what `read_table` gave; q, g: the same as `code_columns` coded it.
+    by: what shows it, such as "the same pixels".
     """
-    copied = () if rules.own_counts else np.flatnonzero(_count_copies(q, g)).tolist()
+    copied = np.flatnonzero(copies).tolist()
     if not copied:
         return ()
     first = copied[0]
     alike = (g["digest"] == q["digest"][first]) & (g["identity"] == q["identity"][first])
     other = (q["path"][first] == UNKNOWN) | (g["path"] != q["path"][first])
     pair = _name(query, "query", first), _name(gallery, "gallery", int((alike & other).nonzero()[0, 0]))
-    of = f"{len(copied)} of {len(q['identity'])} queries {'are copies' if len(copied) > 1 else 'is a copy'}"
+    of = f"{len(copied)} of {len(copies)} queries {'are copies' if len(copied) > 1 else 'is a copy'}"
     return (
         f"{of} of gallery images of their identity ({pair[0]} = {pair[1]}; {by}): the copies are left out as junk "
         "(to count them: --count-copies, count_copies=True)",
     )
 
 
-def _count_copies(query: Columns, gallery: Columns) -> np.ndarray:
-    """int64 [Q]: gallery images that are copies of the query, of its identity, without the query's own file."""
+def find_copies(rules: Protocol, query: Columns, gallery: Columns) -> np.ndarray:
+    """bool [Q]: queries of which the gallery has a copy, under their identity, beside the query's own file."""
+    if rules.own_counts or not np.isin(*(side["digest"].cpu().numpy() for side in (query, gallery))).any():
+        return np.zeros(len(query["digest"]), bool)
     keys = [
         np.stack([side[name].cpu().numpy() for name in ("identity", "digest", "path")], 1) for side in (query, gallery)
     ]
     n, table = len(keys[0]), np.concatenate(keys)
     copies = _in_gallery(table[:, :2], n)
     own = _in_gallery(table, n) * (keys[0][:, 2] != UNKNOWN)
-    return np.where(keys[0][:, 1] == UNKNOWN, 0, copies - own)
+    return (keys[0][:, 1] != UNKNOWN) & (copies > own)
 
 
 def _in_gallery(rows: np.ndarray, n: int) -> np.ndarray:

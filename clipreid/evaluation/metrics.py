@@ -23,7 +23,7 @@ from torch import Tensor
 
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import Columns, Table, code_columns, read_table
-from clipreid.evaluation.copies import add_digests, describe_copies
+from clipreid.evaluation.copies import add_digests, describe_copies, find_copies
 from clipreid.evaluation.doubts import Facts, find_doubts, refuse_distances, see
 from clipreid.evaluation.draws import describe_draws, score_draws
 from clipreid.evaluation.gaps import Unscored, describe_gaps
@@ -71,8 +71,10 @@ def evaluate(
     chunk = chunk_size(chunk, sizes)
     blocks = similarities(*features, similarity, sizes, chunk)
 
-    by = "the same pixels" if known else "the same features, bit for bit"
-    notes = (*describe_gaps(rules, q, g), *describe_copies(rules, query_table, gallery_table, q, g, by))
+    copies, by = find_copies(rules, q, g), "the same pixels" if known else "the same features, bit for bit"
+    notes = (*describe_gaps(rules, q, g), *describe_copies(copies, query_table, gallery_table, q, g, by))
+    if count_copies:
+        notes = (*notes, "copies of queries count as matches (count_copies)")
 
     spread: dict[str, float] = {}
     histogram = None
@@ -93,7 +95,7 @@ def evaluate(
             raise UserError(f"Nothing to score under protocol {rules.name!r}: {why}. {unscored.advice(rules)}")
         notes = (*notes, why)
     scores |= {name: query_table[name] for name in ("identity", "path") if name in query_table}
-    counts = _count(q["identity"], g["identity"], int(scored.sum()))
+    counts = _count(q["identity"], g["identity"], int(scored.sum())) | {"copies": int(copies.sum())}
     if rules.draws:
         notes = (describe_draws(rules, spread), *notes)
     else:

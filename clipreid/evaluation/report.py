@@ -27,7 +27,8 @@ class Report:
     metrics:    "mAP", "mINP", "rank1", "rank5", "rank10", each 0..1, means over the queries with a valid
     match.
     counts:     "queries", "valid_queries", "gallery", "query_identities", "gallery_identities",
-                "distractors" (gallery images of identities that no query has).
+                "distractors" (gallery images of identities that no query has), "copies" (queries that are copies of
+                gallery images of their identity: those are junk).
     per_query:  arrays [Q]: "ap" and "inp" (0..1), "first_rank" (1 is best), "n_positives" (matches that
                 count); the first three are NaN and the last is 0 for queries that are not scored; "identity" and,
                 where known, "path" as in the metadata; under protocols with random galleries also "rank1", "rank5",

@@ -177,7 +177,8 @@ def score(
     scored = replace(scored, pattern=data.pattern)
     tables = splits["query"].metadata(), splits["gallery"].metadata()
     for kind in features["query"]:
-        report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, **scored.compared(kind))
+        how = {"protocol": rules, "count_copies": count_copies, **scored.compared(kind)}
+        report = evaluate(query=tables[0], gallery=tables[1], **how)
         scored.reports[kind] = replace(report, notes=(*report.notes, *notes))
     return scored
 

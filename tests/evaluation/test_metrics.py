@@ -88,6 +88,7 @@ def test_a_worked_example() -> None:
         "query_identities": 1,
         "gallery_identities": 3,
         "distractors": 2,
+        "copies": 0,
     }
 
 
