@@ -119,12 +119,12 @@ def test_images_that_are_other_than_they_look(tmp_path: Path) -> None:
     assert one(report, "blank image", "note") == "train/0001_c1s1_000007_00.jpg"
 
 
-def deep_png(seed: int) -> bytes:
-    """A PNG of 16 bits a colour, which Pillow can read but not write."""
+def deep_png(seed: int, factor: int = 257) -> bytes:
+    """A PNG of 16 bits a colour, which Pillow can read but not write; factor: of values of 8 bits."""
     import struct
     import zlib
 
-    values = np.asarray(noise(seed)).astype(">u2") * 257
+    values = (np.asarray(noise(seed)).astype(np.uint16) * factor).astype(">u2")
     height, width, _ = values.shape
     rows = b"".join(b"\0" + row.tobytes() for row in values)
 
