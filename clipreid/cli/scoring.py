@@ -132,8 +132,15 @@ def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[in
     from clipreid.evaluation.score import score
 
     progress = _progress if sys.stderr.isatty() else None
-    how = {"skip_bad": flags.skip_bad, "protocol": flags.protocol, "count_copies": flags.count_copies}
-    return score(data, model, **how, offsets=offsets, progress=progress)  # type: ignore[arg-type]
+    return score(
+        data,
+        model,
+        skip_bad=flags.skip_bad,
+        protocol=flags.protocol,
+        offsets=offsets,
+        count_copies=flags.count_copies,
+        progress=progress,
+    )
 
 
 def _progress(split: str, done: int, total: int) -> None:

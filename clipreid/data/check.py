@@ -28,6 +28,7 @@ from clipreid.data.scan import Scan, scan
 from clipreid.errors import UserError
 
 TINY = 32  # pixels of height below which an image is mentioned
+DIM = 64  # of 255: what no image of 16 bits reaches where only 14 of them are used
 TESTED = ("query", "gallery")
 HARMLESS = {"symlink loop": "a link to itself or to a folder above it; it was not followed"}
 ADVICE = {
@@ -148,6 +149,10 @@ def _from_files(seen: Scan) -> list[Finding]:
             notes.setdefault(("tiny image", f"less than {TINY} pixels high"), []).append(
                 f"{name}: {image.width}x{image.height}"
             )
+    deep = {name: image.top for name, image in zip(seen.names, seen.seen, strict=True) if image.mode == "16-bit"}
+    if deep and max(deep.values()) < DIM:
+        why = "none of them reaches a quarter of white, so they hold 14 bits and are read dark; scale them all alike"
+        notes["dark 16-bit image", why] = list(deep)
     blank = [name for name, image in zip(seen.names, seen.seen, strict=True) if image.blank]
     findings = [
         *(Finding("fault", kind, ADVICE[kind], tuple(items)) for kind, items in faults.items()),

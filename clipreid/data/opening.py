@@ -40,10 +40,11 @@ class Opened:
 
 def opened(data: str, part: str, splits: Sequence[Split], caches: Sequence[PixelCache]) -> list[Opened]:
     """The usable images of splits, with what their caches know of them."""
-    return [
-        Opened(data, part, split.select(cache.kept).with_digests(cache.digests), cache.blank)
-        for split, cache in zip(splits, caches, strict=True)
-    ]
+    found = []
+    for split, cache in zip(splits, caches, strict=True):
+        kept = split if len(cache.kept) == len(split) else split.select(cache.kept)
+        found.append(Opened(data, part, kept.with_digests(cache.digests), cache.blank))
+    return found
 
 
 def check_images(parts: Sequence[Opened]) -> list[str]:

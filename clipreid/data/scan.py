@@ -35,6 +35,7 @@ class Seen(NamedTuple):
     dhash: int = 0  # 64 bits: is a point brighter than its left neighbour, 8 x 8
     thumb: bytes = b""  # uint8 [16, 8, 3]
     blank: bool = False  # of one flat colour
+    top: int = 0  # the largest value, 0 to 255
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,7 @@ def _examine(data: bytes, path: str) -> Seen:
         difference_hash(rgb),
         thumbnail(rgb).tobytes(),
         not problem and is_blank(rgb),
+        max(high for _, high in rgb.getextrema()),  # type: ignore[misc]  # one pair for each colour
     )
 
 

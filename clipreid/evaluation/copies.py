@@ -78,7 +78,7 @@ def describe_copies(copies: np.ndarray, query: Read, gallery: Read, q: Columns, 
 
 def find_copies(rules: Protocol, query: Columns, gallery: Columns) -> np.ndarray:
     """bool [Q]: queries of which the gallery has a copy, under their identity, beside the query's own file."""
-    if rules.own_counts or not np.isin(*(side["digest"].cpu().numpy() for side in (query, gallery))).any():
+    if rules.own_counts or not torch.isin(query["digest"], gallery["digest"]).any():
         return np.zeros(len(query["digest"]), bool)
     keys = [
         np.stack([side[name].cpu().numpy() for name in ("identity", "digest", "path")], 1) for side in (query, gallery)

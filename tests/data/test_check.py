@@ -119,6 +119,18 @@ def test_images_that_are_other_than_they_look(tmp_path: Path) -> None:
     assert one(report, "blank image", "note") == "train/0001_c1s1_000007_00.jpg"
 
 
+def test_fourteen_bits_in_sixteen_are_noticed(tmp_path: Path) -> None:
+    root = street(tmp_path)
+    for n in range(3):
+        grey = np.asarray(noise(n).convert("L")).astype(np.uint16) * 64
+        Image.fromarray(grey).save(root / "train" / f"0001_c1s1_{n:06d}_00.png")
+    report = run(tmp_path)
+    assert len(found(report)["dark 16-bit image"].items) == 3
+    assert "hold 14 bits and are read dark" in found(report)["dark 16-bit image"].explanation
+    (root / "train" / "0001_c1s1_000004_00.png").write_bytes(deep_png(5))
+    assert "dark 16-bit image" not in found(run(tmp_path))
+
+
 def deep_png(seed: int, factor: int = 257) -> bytes:
     """A PNG of 16 bits a colour, which Pillow can read but not write; factor: of values of 8 bits."""
     import struct
