@@ -1,4 +1,4 @@
-"""`clipreid data check` and `clipreid data convert`: the flags; the work is in `clipreid.data`."""
+"""`clipreid data check` and `convert`: the flags; the work is in `clipreid.data`. `data_split.py` is the third."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg
 
+from clipreid.cli.data_split import Split
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ class Convert:
 
 @dataclass(frozen=True)
 class Data:
-    """Check a data set, or convert it to parquet."""
+    """Check a data set, convert it to parquet, or share it out into train and test."""
 
-    command: OmitSubcommandPrefixes[Check | Convert]
+    command: OmitSubcommandPrefixes[Check | Convert | Split]
 
     def __call__(self) -> None:
         self.command()

@@ -25,7 +25,15 @@ class Matrix:
     csv: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Also write every figure into FILE, one line for each cell"""
 
+    folds: bool = False
+    """Instead: the runs are the folds of one cross-validation (clipreid data split --cross-validate); their mean"""
+
     def __call__(self) -> None:
+        if self.folds:
+            from clipreid.evaluation.folds import folds_table
+
+            print(folds_table(self.runs))
+            return
         from clipreid.evaluation.matrix import commands, matrix_table, read_rows, write_csv
 
         rows, left_out = read_rows(self.runs)
