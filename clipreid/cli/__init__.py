@@ -12,6 +12,7 @@ from typing import Any
 
 from tyro.conf import FlagCreatePairsOff
 
+from clipreid.cli.calibrate import Calibrate
 from clipreid.cli.compare import Compare
 from clipreid.cli.data import Data
 from clipreid.cli.evaluate import Evaluate
@@ -26,7 +27,7 @@ from clipreid.flags import parse_flags
 
 __all__ = ["main"]
 
-COMMANDS: Any = Evaluate | Compare | Matrix | Embed | Search | Publish | Export | Import | Data | Version
+COMMANDS: Any = Evaluate | Compare | Matrix | Calibrate | Embed | Search | Publish | Export | Import | Data | Version
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
+from clipreid.cli.calibrate import known_calibration, told_at_threshold
 from clipreid.cli.scoring import (
     Scoring,
     before_training,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from clipreid.data import ReIDData
     from clipreid.evaluation import Comparison, Report
     from clipreid.evaluation.score import Scored
+    from clipreid.hub.calibrated import Known
 
 ZERO = "zero-shot"
 IMAGE, TABLE, FIGURES = "changed.png", "queries.csv", "comparison.json"
@@ -73,10 +75,11 @@ class Model:
 
         Raises UserError where features are to be fused that are not compared by cosine.
         """
+        from clipreid.evaluation.score import TEST
         from clipreid.hub import load, read_config
         from clipreid.metric import needs_cosine
 
-        reports, kept = [], None
+        reports, kept, known = [], None, None
         for run in self.runs:
             config, model = read_config(run), to_device(load(run))
             if not self.zero and (flags.fuse or flags.weight is not None):
@@ -85,11 +88,13 @@ class Model:
                 scored = score_on(before_training(model, config["backbone"]), data, flags)
             else:
                 scored = score_on(model, data, flags, known_offsets(model, data, flags, config))
+                if len(self.runs) == 1 and scored.feature == TEST:
+                    known = known_calibration(run, model)
             feature = scored.best() if self.zero else scored.feature
             reports.append(scored.reports[feature])
             kept = kept or (scored, feature)
         assert kept is not None  # a model has a run
-        return Found(reports, *kept)
+        return Found(reports, *kept, known)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Found:
     reports: list[Report]
     first: Scored
     feature: str
+    known: Known | None  # the calibration of a single run
 
     def features(self) -> tuple[Tensor, Tensor]:
         """Of queries [Q, D] and gallery [G, D], compared by cosine."""
@@ -138,6 +144,10 @@ def compare_runs(flags: Compare) -> None:
             if len(side.reports) > 1:
                 runs = zip(model.runs, side.reports, strict=True)
                 print(format_table({"run": run_name(run), **report.metrics} for run, report in runs), "\n")
+        for model, side in zip((a, b), found, strict=True):
+            if side.known is not None:
+                protocol = flags.protocol or data.protocol
+                print(told_at_threshold(model.name, side.known, side.first, protocol), end="\n\n")
         table = result.changed_table(flags.changed)
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
         entry = result.to_dict()
@@ -292,7 +302,9 @@ def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries:
     first = found[0].first
     similarities = {name: f.first.similarity(f.feature) for name, f in zip(result.names, found, strict=True)}
     rules = found[0].reports[0].protocol
-    ranked_lists(folder / IMAGE, first.query, first.gallery, similarities, rules, queries)
+    names = zip(result.names, found, strict=True)
+    chances = {name: f.known.calibration.probability for name, f in names if f.known is not None}
+    ranked_lists(folder / IMAGE, first.query, first.gallery, similarities, rules, queries, chances=chances)
 
 
 def _write_queries(file: Path, data: str, result: Comparison, new: bool) -> None:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from clipreid.cli.calibrate import answer, is_nobody, known_calibration, threshold_of, with_probabilities
 from clipreid.errors import UserError, print_user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clipreid.hub.calibrated import Known
     from clipreid.model import ReIDModel
     from clipreid.search import Embedded, Gallery, Hit
 
@@ -106,6 +108,9 @@ class Search(Loading):
     """Only images of these cameras; repeatable"""
     not_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
     """No images of these cameras; unknown cameras are kept; repeatable"""
+    prior: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
+    """Of a calibrated run: the share of images that match to expect, 0..1, for the probabilities (default: that of the
+    calibration)"""
     json: bool = False
     """Print JSON instead of tables, and nothing else"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -231,12 +236,19 @@ def search(flags: Search) -> None:
     found = gallery.search(features, flags.top, part=part, cameras=flags.camera, not_cameras=flags.not_camera)
     found = [mark_itself(hits, query) for hits, query in zip(found, flags.image, strict=True)] if flags.image else found
     queries = flags.image or flags.text
+    known = known_calibration(flags.run, model, flags.revision) if flags.image else None
+    if known is not None:
+        found = [with_probabilities(hits, known, flags.prior) for hits in found]
+    elif flags.prior is not None:
+        raise UserError("--prior is for image queries of a calibrated run: make one with clipreid calibrate")
     page = write_page(flags.report, gallery, queries, found) if flags.report is not None else None
     if flags.json:
-        print(_as_json(flags, gallery, found))
+        print(_as_json(flags, gallery, found, known))
         return
     for query, hits in zip(queries, found, strict=True):
         print(f"{query}\n\n{_table(hits)}\n", flush=True)
+        if known is not None:
+            print(f"{answer(hits, known, gallery, flags.prior)}\n", flush=True)
     if page is not None:
         print(f"written: {page}")
 
@@ -261,6 +273,7 @@ def _table(hits: Sequence[Hit]) -> str:
         {
             "rank": hit.rank,
             "similarity": f"{hit.similarity:.{digits}f}",
+            **({} if hit.probability is None else {"probability": f"{100 * hit.probability:.1f}%"}),
             "path": _short(hit.path) + (" (the query itself)" if hit.itself else ""),
             "identity": hit.identity,
             "camera": hit.camera,
@@ -274,12 +287,14 @@ def _short(path: str) -> str:
     return path.removeprefix(os.getcwd().rstrip(os.sep) + os.sep)
 
 
-def _as_json(flags: Search, gallery: Gallery, found: Sequence[Sequence[Hit]]) -> str:
+def _as_json(flags: Search, gallery: Gallery, found: Sequence[Sequence[Hit]], known: Known | None) -> str:
     kind = "image" if flags.image else "text"
     entries: list[dict[str, Any]] = [
         {kind: str(query), "results": [vars(hit) for hit in hits]}
+        | ({} if known is None else {"nobody": is_nobody(hits, known)})
         for query, hits in zip(flags.image or flags.text, found, strict=True)
     ]
     # other programs read these keys: none of them is renamed
     record = {"run": flags.run, "gallery": str(flags.gallery), "pictures": len(gallery), "queries": entries}
-    return json.dumps(record, indent=1)
+    about = {} if known is None else {"calibration": threshold_of(known, flags.prior)}
+    return json.dumps(record | about, indent=1)

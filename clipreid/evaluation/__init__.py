@@ -2,25 +2,30 @@
 
 from clipreid.evaluation.bootstrap import confidence
 from clipreid.evaluation.breakdown import CameraPairs, by_column, camera_pairs
+from clipreid.evaluation.calibration import Calibration
 from clipreid.evaluation.compare import Comparison, compare
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.fusion import choose_weight, cosine_spread, fuse, fuse_features, raw_weight
 from clipreid.evaluation.metrics import evaluate
-from clipreid.evaluation.openset import OpenSet, open_set
+from clipreid.evaluation.openset import OpenSet, open_set, rates_at
 from clipreid.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, same
 from clipreid.evaluation.report import Report
 from clipreid.evaluation.rerank import rerank, reranked_rows
 from clipreid.evaluation.similarity import cosine_similarity
 from clipreid.evaluation.tables import format_table
+from clipreid.evaluation.trials import Calibrated, calibrate
 
 __all__ = [
     "PROTOCOLS",
+    "Calibrated",
+    "Calibration",
     "CameraPairs",
     "Comparison",
     "OpenSet",
     "Protocol",
     "Report",
     "by_column",
+    "calibrate",
     "camera_pairs",
     "choose_weight",
     "compare",
@@ -34,6 +39,7 @@ __all__ = [
     "fuse_features",
     "get_protocol",
     "open_set",
+    "rates_at",
     "raw_weight",
     "rerank",
     "reranked_rows",

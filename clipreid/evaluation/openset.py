@@ -86,6 +86,37 @@ def open_set(
     return OpenSet(dict(zip(fpr, (good[0] for _, good in rates[:-1]), strict=True)), eer, positives, negatives)
 
 
+def rates_at(
+    threshold: float,
+    query_features: Matrix | None = None,
+    gallery_features: Matrix | None = None,
+    query: Table = None,
+    gallery: Table = None,
+    protocol: str | Protocol | Predicate = "market1501",
+    similarity: Matrix | None = None,
+    chunk: int | None = None,
+) -> tuple[float, float]:
+    """What a threshold that was chosen elsewhere does here: (false match rate, share of matching pairs missed), 0..1.
+
+    The other arguments as for `open_set`; a pair reaches the threshold where its similarity is not below it. Raises
+    UserError for what `evaluate` refuses, and no positive or no negative pair.
+    """
+    counts = np.zeros((2, 2))  # positives, negatives x all, those that reach it
+    for pairs in pair_blocks(query_features, gallery_features, query, gallery, protocol, similarity, chunk)():
+        reached = pairs.similarity.double() >= threshold
+        counts += [[int(side.sum()), int((side & reached).sum())] for side in (pairs.positive, pairs.negative)]
+    _check_pairs(counts[:, 0])
+    found, false = counts[:, 1] / counts[:, 0]
+    return float(false), float(1 - found)
+
+
+def _check_pairs(counts: np.ndarray) -> None:
+    """counts [2]: positive and negative pairs. Raises UserError where one kind is missing."""
+    if not counts.all():
+        kind = "negative" if counts[0] else "positive"
+        raise UserError(f"there is no {kind} pair: a threshold needs matches and mistakes to tell apart")
+
+
 @dataclass
 class _Search:
     """The largest threshold that is still too low, found 16 bits at a time.
@@ -104,9 +135,7 @@ class _Search:
         first = not self.total.any()
         if first:
             self.total = counts.sum(1)
-            if not self.total.all():
-                kind = "negative" if self.total[0] else "positive"
-                raise UserError(f"there is no {kind} pair: a threshold needs matches and mistakes to tell apart")
+            _check_pairs(self.total)
         least = self.above[:, None] + counts[:, ::-1].cumsum(1)[:, ::-1]  # [2, bins]: pairs in this bin or above it
         tpr, fpr = least / self.total[:, None]
         too_low = fpr >= 1 - tpr if self.rate is None else fpr > self.rate  # from the lowest bin up to some bin

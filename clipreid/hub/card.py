@@ -15,6 +15,7 @@ from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.score import ZERO_SHOT
 from clipreid.evaluation.side_by_side import parted
 from clipreid.evaluation.tables import TITLES
+from clipreid.hub.calibrated import describe_calibration
 from clipreid.hub.licences import licence_of
 from clipreid.hub.metadata import Facts, metadata, numberless
 from clipreid.hub.plain import CLASSES, base_argument
@@ -149,9 +150,10 @@ def _results(facts: Facts) -> str:
     entries = [(data, model, entry) for data, models in facts.metrics.items() for model, entry in models.items()]
     alt = ALT if entries else {**ALT, CURVES: "Losses"}
     images = [f"![{alt[image]}]({image})" for image in facts.images]
+    calibrated = [describe_calibration(facts.calibration)] if facts.calibration else []
     if not entries:
         unknown = "It was not scored before it was published: measure it on your own data before you use it."
-        return "\n\n".join(["## Results", unknown, *images])
+        return "\n\n".join(["## Results", unknown, *calibrated, *images])
     rows = [
         [data, _called(model, facts.stage), entry.get("protocol", "-"), *(_figure(entry, key) for key in TITLES)]
         for data, model, entry in entries
@@ -167,6 +169,7 @@ def _results(facts: Facts) -> str:
         _table(["data", "model", "protocol", *TITLES.values()], rows),
         *[f"**On {' and on '.join(worse)} the untrained backbone has the higher mAP.** {weaker}"] * bool(worse),
         _explained(facts, [entry for _, _, entry in entries]),
+        *calibrated,
         *images,
     ]
     return "\n\n".join(lines)

@@ -23,11 +23,30 @@ from huggingface_hub.errors import (
 from clipreid.backbones.hf import OPENAI, PICKLED, WANTED_FILES
 from clipreid.errors import UserError
 from clipreid.hub.checks import read_config
-from clipreid.hub.files import ADAPTER, CONFIG, HEADS, LARGEST, TEXT_ADAPTER, TEXT_TOWER, TOWER, WEIGHTS, check_size
+from clipreid.hub.files import (
+    ADAPTER,
+    CALIBRATION,
+    CONFIG,
+    HEADS,
+    LARGEST,
+    TEXT_ADAPTER,
+    TEXT_TOWER,
+    TOWER,
+    WEIGHTS,
+    check_size,
+)
 
 PREFIX = "hub:"
 TEXTS = (TEXT_TOWER, TEXT_ADAPTER.as_posix())
-WANTED = (CONFIG, HEADS, TOWER, WEIGHTS, ADAPTER.as_posix(), *TEXTS)  # all that is ever downloaded, and not all of it
+WANTED = (
+    CONFIG,
+    CALIBRATION,
+    HEADS,
+    TOWER,
+    WEIGHTS,
+    ADAPTER.as_posix(),
+    *TEXTS,
+)  # all that is ever downloaded, and not all of it
 SAFE = "model*.safetensors"  # a backbone's weights
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"\w[\w.+-]*(/\w[\w.+-]*)*", re.ASCII)
@@ -95,8 +114,8 @@ def _download(name: str, revision: str | None) -> Path:
 
 
 def _needed(config: dict[str, Any], there: Collection[str]) -> list[str]:
-    """What `load` reads of a run beside its config; the adapter lies below adapter/ or at the root, the weights of a
-    text tower are there where it was trained."""
+    """What `load` and `search` read of a run beside its config; the adapter lies below adapter/ or at the root, the
+    weights of a text tower are there where it was trained, a calibration where one was made."""
     adapter = ADAPTER.as_posix()
     weights = {"lora": adapter if adapter in there else WEIGHTS, "full": TOWER}
     texts = dict(zip(("full", "lora"), TEXTS, strict=True))
@@ -104,7 +123,7 @@ def _needed(config: dict[str, Any], there: Collection[str]) -> list[str]:
     settings = settings if isinstance(settings, dict) else {}
     image = [file for kind, file in weights.items() if settings.get("tuning") == kind]
     text = [file for kind, file in texts.items() if file in there or settings.get("text_tuning") == kind]
-    return [HEADS, *image, *text]
+    return [HEADS, *image, *text, *[CALIBRATION] * (CALIBRATION in there)]
 
 
 def _keep_ref(snapshot: Path, revision: str) -> None:

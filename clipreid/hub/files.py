@@ -25,11 +25,13 @@ WEIGHTS = "adapter_model.safetensors"
 ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, where peft looks for it
 METRICS = "metrics.json"
 TRIAL = "trial"  # a training beside the run's own
+CALIBRATION = "calibration.json"
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_ADAPTER = Path("text_adapter") / WEIGHTS
 OWNED = (
     CONFIG,
     METRICS,
+    CALIBRATION,
     HEADS,
     IDENTITIES,
     TOWER,
@@ -44,6 +46,7 @@ OWNED = (
 )  # what a run writes into its folder
 LARGEST = {
     CONFIG: 4 << 20,
+    CALIBRATION: 1 << 20,
     HEADS: 1 << 30,
     IDENTITIES: 8 << 30,
     TOWER: 16 << 30,

@@ -34,6 +34,7 @@ class Facts:
     licence: str | None = None  # given by the user
     images: Sequence[str] = ()  # files to show: curves.png, ranked_lists.png
     identities: bool = False  # whether per-identity tensors are published
+    calibration: Mapping[str, Any] | None = None  # public: calibration.json
 
     @property
     def backbone(self) -> str:

@@ -20,9 +20,19 @@ from safetensors.torch import load_file, save
 from clipreid.backbones.record import load_recorded
 from clipreid.data.layouts import LAYOUTS
 from clipreid.errors import UserError
+from clipreid.hub.calibrated import public_calibration, read_calibration
 from clipreid.hub.card import CURVES, LISTS, make_card
 from clipreid.hub.checks import read_config, read_settings
-from clipreid.hub.files import ADAPTER, METRICS, TEXT_ADAPTER, TEXT_TOWER, WEIGHTS, last_stage, read_metrics
+from clipreid.hub.files import (
+    ADAPTER,
+    CALIBRATION,
+    METRICS,
+    TEXT_ADAPTER,
+    TEXT_TOWER,
+    WEIGHTS,
+    last_stage,
+    read_metrics,
+)
 from clipreid.hub.folder import (
     CONFIG,
     HEADS,
@@ -50,6 +60,7 @@ PUBLISHED = (
     CARD,
     CONFIG,
     METRICS,
+    CALIBRATION,
     ADAPTER_CONFIG,
     WEIGHTS,
     TOWER,
@@ -104,12 +115,16 @@ def package(
         )
     read_settings(run)
     metrics = read_metrics(run)
-    names = DataNames(config, metrics)
+    known = read_calibration(run)
+    names = DataNames(config, {**metrics, **({known.record["data"]: {}} if known else {})})
     images = _crop_images(run, config, metrics) if include_crops else {}
-    known = config if base_model is None else _rebased(config, base_model)
-    public, figures = public_config(known, names, public_backbone(known)), public_metrics(metrics, names)
+    based = config if base_model is None else _rebased(config, base_model)
+    public, figures = public_config(based, names, public_backbone(based)), public_metrics(metrics, names)
+    calibration = public_calibration(known, names(known.record["data"])) if known else None
     model = load(run)
     files: Files = {CONFIG: _json(public), METRICS: _json(figures)} if figures else {CONFIG: _json(public)}
+    if calibration:
+        files[CALIBRATION] = _json(calibration)
     if curves := draw_curves(read_losses(run / LOG), figures, last_stage(config)):
         files[CURVES] = curves
     if model.tuning == "lora":
@@ -141,11 +156,12 @@ def package(
         licence,
         [name for name in (CURVES, LISTS) if name in files],
         include_identities,
+        calibration,
     )
     files = {CARD: make_card(facts).encode(), **files}
     check_paths(files, run, [str(config["backbone"]["name"]), *names.specs])
     identities = load_identities(run)[1] if (run / IDENTITIES).is_file() else []
-    check_names([public, list(figures.values())], identities, run, [facts.backbone, *names.names.values()])
+    check_names([public, list(figures.values()), calibration], identities, run, [facts.backbone, *names.names.values()])
     return files
 
 

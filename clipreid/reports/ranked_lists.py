@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -51,6 +51,7 @@ def ranked_lists(
     top: int = 8,
     seed: int = 0,
     choose: Choice = "changed",
+    chances: Mapping[str, Callable[[float], Any]] | None = None,
 ) -> list[int]:
     """Draw the ranked lists of some queries into an image file; return which queries.
 
@@ -59,6 +60,8 @@ def ranked_lists(
     the left.
     choose: "changed" = the queries whose AP differs most between the first and the last model, for better
     or worse; "hardest" = the lowest AP under the last model; "random"; or the rows of the queries to show.
+    chances: of calibrated models, from a similarity to the probability of the same individual, which is shown above the
+    result.
     Only queries with a valid match are chosen, of different identities as long as there are such; `seed`
     decides between equals.
 
@@ -78,18 +81,21 @@ def ranked_lists(
     for row in chosen:
         asked = query_split.image(row)
         for model, similarity in similarities.items():
-            best = _best(similarity[row], query.rows(row, row + 1), gallery, rules)[:top]
-            right = [bool(gallery["identity"][result] == query["identity"][row]) for result in best]
-            results = [(hit, gallery_split.image(result)) for hit, result in zip(right, best, strict=True)]
+            chance, results = (chances or {}).get(model), []
+            for result in _best(similarity[row], query.rows(row, row + 1), gallery, rules)[:top]:
+                right = bool(gallery["identity"][result] == query["identity"][row])
+                mark = "✓" if right else "✗"
+                if chance is not None:
+                    mark = f"{mark} {100 * float(chance(float(similarity[row][result]))):.0f}%"
+                results.append((right, mark, gallery_split.image(result)))
             drawn.append((f"{model}\nAP {100 * ap[model][row]:.0f}%", asked, results))
-    size = _cell_size([image for _, asked, results in drawn for image in (asked, *(image for _, image in results))])
+    size = _cell_size([image for _, asked, results in drawn for image in (asked, *(image for *_, image in results))])
     figure, axes = _sheet(len(chosen), list(similarities), top, size)
     for cells, (label, asked, results) in zip(axes, drawn, strict=True):
         _image(cells[0], asked, QUERY, "query", size)
         cells[0].set_ylabel(label, rotation=0, ha="right", va="center")
-        for cell, (hit, image) in zip(cells[1:], results, strict=False):
-            colour, mark = (RIGHT, "✓") if hit else (WRONG, "✗")
-            _image(cell, image, colour, mark, size)
+        for cell, (hit, mark, image) in zip(cells[1:], results, strict=False):
+            _image(cell, image, RIGHT if hit else WRONG, mark, size)
     how = CAPTIONS[choose] if isinstance(choose, str) else "queries chosen by hand"
     _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision")
     path_out = Path(path_out)

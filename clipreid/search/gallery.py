@@ -40,6 +40,7 @@ class Hit:
     camera: int | None
     row: int  # of the gallery
     itself: bool = False  # whether it is the query file itself
+    probability: float | None = None  # that it shows the same individual; None without a calibration
 
 
 def mark_itself(hits: Sequence[Hit], query: str | Path) -> list[Hit]:

@@ -92,10 +92,12 @@ def _article(album: Album, name: str, title: str, query: str | Path, hits: list[
 def _result(album: Album, hit: Hit, digits: int) -> str:
     known = {"identity": hit.identity, "camera": hit.camera}
     facts = [f"{name} {escape(str(value))}" for name, value in known.items() if value is not None]
-    said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.{digits}f}"])
+    share = [] if hit.probability is None else [f"{100 * hit.probability:.1f} %"]
+    told = [f"probability {text}" for text in share]
+    said = ", ".join([f"rank {hit.rank}", *facts, f"similarity {hit.similarity:.{digits}f}", *told])
     shown = [f"{name} {name_cell(str(value))}" for name, value in known.items() if value is not None]
     file = f'<span title="{escape(hit.path)}">{_end(hit.path)}</span>'
-    under = "<br>".join([f"{hit.similarity:.{digits}f}", *shown, file])
+    under = "<br>".join([", ".join([f"{hit.similarity:.{digits}f}", *share]), *shown, file])
     image = album.image(hit.path)
     mark = f"{hit.rank}{' · the query itself' if hit.itself else ''}"
     if image is None:
