@@ -134,9 +134,9 @@ def known_calibration(run: str | Path, model: ReIDModel, revision: str | None = 
 
 
 def with_probabilities(hits: Sequence[Hit], known: Known, prior: float | None) -> list[Hit]:
-    """The same hits with their probability."""
+    """The same hits with their probability; the query itself has none."""
     found = known.calibration.probability([hit.similarity for hit in hits], prior)
-    return [replace(hit, probability=float(p)) for hit, p in zip(hits, found, strict=True)]
+    return [hit if hit.itself else replace(hit, probability=float(p)) for hit, p in zip(hits, found, strict=True)]
 
 
 def is_nobody(hits: Sequence[Hit], known: Known) -> bool:

@@ -269,16 +269,17 @@ def _table(hits: Sequence[Hit]) -> str:
     from clipreid.evaluation.tables import format_table, similarity_digits
 
     digits = similarity_digits((hit.similarity for hit in hits), least=4)
+    chances = [None if hit.probability is None else f"{100 * hit.probability:.1f}%" for hit in hits]
     return format_table(
         {
             "rank": hit.rank,
             "similarity": f"{hit.similarity:.{digits}f}",
-            **({} if hit.probability is None else {"probability": f"{100 * hit.probability:.1f}%"}),
+            **({"probability": chance} if any(chances) else {}),
             "path": _short(hit.path) + (" (the query itself)" if hit.itself else ""),
             "identity": hit.identity,
             "camera": hit.camera,
         }
-        for hit in hits
+        for hit, chance in zip(hits, chances, strict=True)
     )
 
 

@@ -77,7 +77,7 @@ def ranked_lists(
         report = evaluate(query=tables[0], gallery=tables[1], protocol=rules, similarity=similarity)
         ap[model] = report.per_query["ap"]
     chosen = _choose(choose, list(ap.values()), query["identity"].numpy(), n_queries, seed)
-    drawn = []  # a line each: label, query image, the best results as (right or wrong, image)
+    drawn = []  # a line each: label, query image, the best results as (right or wrong, mark, image)
     for row in chosen:
         asked = query_split.image(row)
         for model, similarity in similarities.items():
@@ -97,7 +97,8 @@ def ranked_lists(
         for cell, (hit, mark, image) in zip(cells[1:], results, strict=False):
             _image(cell, image, RIGHT if hit else WRONG, mark, size)
     how = CAPTIONS[choose] if isinstance(choose, str) else "queries chosen by hand"
-    _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision")
+    percent = "; percentages: probability of the same individual" if chances else ""
+    _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision{percent}")
     path_out = Path(path_out)
     path_out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path_out, facecolor="white")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipreid import UserError
-from clipreid.evaluation import evaluate, open_set
+from clipreid.evaluation import evaluate, open_set, rates_at
 
 RATES = (0.01, 0.1, 0.25, 0.5)
 
@@ -85,3 +85,17 @@ def test_what_has_no_meaning_is_refused() -> None:
         evaluate(query=table, gallery={"identity": [3, 4]}, similarity=np.eye(2))
     with pytest.raises(UserError, match="no positive pair"):
         open_set(query=table, gallery={"identity": [3, 4]}, similarity=np.eye(2))
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_a_given_threshold_has_the_rates_of_a_count(chunk: int | None) -> None:
+    rng = np.random.default_rng(1)
+    similarity = np.round(rng.standard_normal((20, 30)), 1)  # with ties at the threshold
+    q, g = ({"identity": rng.integers(0, 4, n), "camera": rng.integers(0, 2, n)} for n in (20, 30))
+    same = q["identity"][:, None] == g["identity"]
+    junk = same & (q["camera"][:, None] == g["camera"])
+    false, missed = rates_at(0.3, query=q, gallery=g, similarity=similarity, chunk=chunk)
+    assert false == pytest.approx((similarity[~same] >= 0.3).mean())
+    assert missed == pytest.approx((similarity[same & ~junk] < 0.3).mean())
+    with pytest.raises(UserError, match="there is no negative pair"):
+        rates_at(0.3, query={"identity": [1]}, gallery={"identity": [1, 1]}, similarity=np.ones((1, 2)))
