@@ -15,12 +15,13 @@ from clipreid.errors import UserError
 
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
+    from clipreid.evaluation.calibrated import Calibrated
     from clipreid.evaluation.score import Scored
-    from clipreid.evaluation.trials import Calibrated
     from clipreid.hub.calibrated import Known
     from clipreid.model import ReIDModel
     from clipreid.search import Gallery, Hit
 
+STRANGERS = 0.1  # unless --strangers says another share
 FIGURE, DETAILS = "reliability.png", "calibration.json"
 
 
@@ -40,8 +41,11 @@ class Calibrate(Scoring):
     """Calibrate on the val split of the data instead of its test split"""
     strength: float = 1.0
     """How much of the training takes part: a calibration holds for one strength"""
-    false_match: Annotated[float, arg(metavar="RATE")] = 0.01
-    """The threshold: the least similarity that at most this share of pairs of different identities reach"""
+    strangers: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint=f"(default: {STRANGERS})")] = None
+    """The threshold: the least similarity at which at most this share of the queries would be taken for somebody if the
+    gallery had no image of them"""
+    false_match: Annotated[float | None, arg(metavar="RATE", help_behavior_hint="")] = None
+    """Instead: the least similarity that at most this share of pairs of different identities reach"""
     curve: Literal["logistic", "isotonic"] = "logistic"
     """Which of the two curves gives the probabilities that are shown"""
     by: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="COLUMN", help_behavior_hint="")] = ()
@@ -66,6 +70,8 @@ def calibrate_run(flags: Calibrate) -> None:
     from clipreid.reports.reliability import draw_reliability
     from clipreid.training.harness import set_threads
 
+    if flags.strangers is not None and flags.false_match is not None:
+        raise UserError("--strangers and --false-match both set the threshold: give one of them")
     set_threads(flags.threads)
     folder = find_run(flags.run)
     if snapshot_of(folder) is not None and flags.output is None:
@@ -81,6 +87,7 @@ def calibrate_run(flags: Calibrate) -> None:
     protocol = flags.protocol or data.protocol
     compared = {"query": scored.query.metadata(), "gallery": scored.gallery.metadata(), **scored.compared()}
     how: dict[str, Any] = {"false_match": flags.false_match, "kind": flags.curve, "by": flags.by, "seed": flags.seed}
+    how["strangers"] = STRANGERS if flags.strangers is None else flags.strangers
     found = calibrate(**compared, protocol=protocol, **how)
     print(f"\n{found}\n")
     for rows in found.groups.values():
@@ -158,7 +165,7 @@ def told_at_threshold(name: str, known: Known, scored: Scored, protocol: str) ->
     false, missed = rates_at(known.calibration.threshold, protocol=protocol, **compared)
     return (
         f"{name}: at the threshold {known.calibration.threshold:.4f} of its calibration on {known.record['data']} "
-        f"{100 * false:.2f} % of pairs of different identities match here (there {100 * known.false_match:.2f} %), and "
+        f"{100 * false:.3g} % of pairs of different identities match here (there {100 * known.false_match:.3g} %), and "
         f"{100 * missed:.1f} % of matching pairs are missed"
     )
 
@@ -166,7 +173,7 @@ def told_at_threshold(name: str, known: Known, scored: Scored, protocol: str) ->
 def answer(hits: Sequence[Hit], known: Known, gallery: Gallery, prior: float | None) -> str:
     """One or two lines below the table: somebody or nobody, and what the figures rest on."""
     threshold, rate = known.calibration.threshold, known.false_match
-    chance = f"false match rate {100 * rate:.2g} %, so about {rate * len(gallery):,.0f} of {len(gallery):,} by chance"
+    chance = f"false match rate {100 * rate:.3g} %, so about {rate * len(gallery):,.0f} of {len(gallery):,} by chance"
     first = "nobody: no image reaches" if is_nobody(hits, known) else "somebody: the first images reach"
     share = known.calibration.prior if prior is None else prior
     where = f"as on {known.record['data']}" if prior is None else "--prior"

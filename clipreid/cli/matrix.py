@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from clipreid.errors import UserError
+
 
 @dataclass(frozen=True)
 class Matrix:
@@ -30,6 +32,8 @@ class Matrix:
 
     def __call__(self) -> None:
         if self.folds:
+            if self.csv is not None or self.metric != "mAP":
+                raise UserError("--folds prints all figures: leave out --metric and --csv")
             from clipreid.evaluation.folds import folds_table
 
             print(folds_table(self.runs))

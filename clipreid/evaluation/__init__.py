@@ -2,6 +2,7 @@
 
 from clipreid.evaluation.bootstrap import confidence
 from clipreid.evaluation.breakdown import CameraPairs, by_column, camera_pairs
+from clipreid.evaluation.calibrated import Calibrated
 from clipreid.evaluation.calibration import Calibration
 from clipreid.evaluation.compare import Comparison, compare
 from clipreid.evaluation.extract import extract
@@ -13,7 +14,7 @@ from clipreid.evaluation.report import Report
 from clipreid.evaluation.rerank import rerank, reranked_rows
 from clipreid.evaluation.similarity import cosine_similarity
 from clipreid.evaluation.tables import format_table
-from clipreid.evaluation.trials import Calibrated, calibrate
+from clipreid.evaluation.trials import calibrate
 
 __all__ = [
     "PROTOCOLS",

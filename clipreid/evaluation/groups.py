@@ -37,7 +37,7 @@ class Groups:
         found: list[dict[str, object]] = []
         for name, (negative, reached, positive, below) in zip(self.names, counts.T.tolist(), strict=True):
             if negative or positive:
-                false = f"{100 * reached / negative:.2f}%" if negative else "-"
+                false = f"{100 * reached / negative:.3g}%" if negative else "-"
                 missed = f"{100 * below / positive:.1f}%" if positive else "-"
                 pairs = {"different": negative, "matching": positive}
                 found.append({title: name, "false matches": false, "missed": missed, **pairs})

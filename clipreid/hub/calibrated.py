@@ -34,7 +34,7 @@ RECORD: dict[str, Any] = {
     "fitted": dict[str, float],
     "measured": dict[str, float],
 }
-MEASURED = ("identities", "false_match", "missed")  # of "measured": what is read
+MEASURED = ("identities", "false_match", "missed", "strangers", "gallery")  # of "measured": what is read
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,10 @@ def describe_calibration(record: Mapping[str, Any]) -> str:
     return (
         f"Calibrated on {record['data']}{strength} (`calibration.json`): two images with a similarity of at least "
         f"{record['threshold']:.4f} count as the same individual. On {told['identities']:.0f} identities that the "
-        f"threshold was not fitted to, {100 * told['false_match']:.2f} % of pairs of different identities reach it, "
-        f"and {100 * told['missed']:.1f} % of matching pairs do not. `clipreid search` shows probabilities; they hold "
-        f"where, as there, {100 * record['prior']:.2g} % of pairs match."
+        f"threshold was not fitted to, {100 * told['false_match']:.3g} % of pairs of different identities reach it, "
+        f"and {100 * told['missed']:.1f} % of matching pairs do not; among {told['gallery']:.0f} images "
+        f"{100 * told['strangers']:.1f} % of strangers are taken for somebody. `clipreid search` shows probabilities; "
+        f"they hold where, as there, {100 * record['prior']:.2g} % of pairs match."
     )
 
 

@@ -12,7 +12,7 @@ from clipreid.reports.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from clipreid.evaluation.trials import Calibrated
+    from clipreid.evaluation.calibrated import Calibrated
 
 
 def plot_reliability(found: Calibrated) -> Figure:

@@ -91,7 +91,7 @@ def test_what_is_found_is_printed_kept_and_drawn(there: Path, capsys: Capture) -
     known = read_calibration(there / "run")
     assert known is not None
     for value in details["measured"]["false_match"], known.false_match:
-        assert f"false match rate {100 * value:.2f} %" in said
+        assert f"pairs     {100 * value:.3g} % of different identities reach it (false match rate)" in said
 
 
 def test_search_shows_probabilities_and_may_say_nobody(there: Path, record: dict[str, Any], capsys: Capture) -> None:
@@ -141,12 +141,14 @@ def test_compare_says_what_the_threshold_does_here(calibrated: Known, capsys: Ca
     compare = ("compare", "zero-shot", "run", "--data", "csv:people.csv", "--protocol", "market1501", "--report", "c")
     said = run(capsys, *compare)
     assert f"run: at the threshold {calibrated.calibration.threshold:.4f} of its calibration on csv:" in said
-    assert f"match here (there {100 * calibrated.false_match:.2f} %), and " in said
+    assert f"match here (there {100 * calibrated.false_match:.3g} %), and " in said
 
 
 def test_mistakes_are_named(there: Path, capsys: Capture) -> None:
     assert "0.0001 cannot be fitted to 528 pairs" in refused(capsys, *CALIBRATE[:-1], 0.0001)
     assert "--validate: csv:people.csv has no val split" in refused(capsys, *CALIBRATE, "--validate")
+    both = refused(capsys, *CALIBRATE, "--strangers", 0.1)
+    assert "--strangers and --false-match both set the threshold: give one of them" in both
     Path("others.csv").write_text(Path("people.csv").read_text())
     two = refused(capsys, *CALIBRATE, "--data", "csv:others.csv")
     assert "calibrate takes one data set, and here are csv:people.csv, csv:others.csv: name one" in two

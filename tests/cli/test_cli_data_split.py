@@ -48,7 +48,7 @@ def test_one_split_is_a_table_that_is_fit(crops: str, tmp_path: Path, capsys: Ca
     assert "1 identities with one image are distractors of the gallery" in said
     assert "1 identities seen by one camera are trained on, or distractors where tested" in said
     assert "queries   12 of 12 have a match under protocol market1501" in said
-    assert "expect    3 identities asked for: 95 % intervals " in said
+    assert "expect    3 identities asked for: 95 % intervals about " in said
     main([*ask, str(tmp_path / "again")])
     assert (output / "split.csv").read_text() == (tmp_path / "again" / "split.csv").read_text()
     with pytest.raises(SystemExit) as ended:

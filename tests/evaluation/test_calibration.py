@@ -112,7 +112,7 @@ def known(people: int, seed: int = 0) -> dict[str, Any]:
 
 
 def test_two_normal_classes_have_the_curve_of_theory() -> None:
-    found = calibrate(**known(300))
+    found = calibrate(**known(300), false_match=0.01)
     prior = found.calibration.prior
     assert prior == pytest.approx(1 / 299, rel=0.01)  # one match among the others' images and the other one's
     assert found.calibration.slope == pytest.approx(40, rel=0.1)
@@ -164,9 +164,22 @@ def test_figures_are_what_their_definitions_say() -> None:
     assert rows.keys() == pairs.keys() == {"1, 1", "1, 2", "2, 2"}
     for name, (different, false) in pairs.items():
         assert rows[name]["different"] == different
-        assert float(str(rows[name]["false matches"])[:-1]) == pytest.approx(100 * false / different, abs=0.01)
+        assert float(str(rows[name]["false matches"])[:-1]) == pytest.approx(100 * false / different, rel=0.01)
     assert [row["shift"] for row in found.groups["shift"]] == ["day", "night"]
     assert sum(int(str(row["matching"])) for row in found.groups["shift"]) == counts["matching"]
+
+
+def test_the_threshold_is_the_least_one_for_so_many_strangers() -> None:
+    data = known(60, seed=1)
+    found = calibrate(**data, strangers=0.2)
+    fit, _ = halves(data["query"]["identity"], seed=0)
+    names, s = data["query"]["identity"][fit], data["similarity"][np.ix_(fit, fit)]
+    best = np.where(names[:, None] == names, -1, s).max(1)  # of each query, were it a stranger
+    step = np.ptp(found.fitted.edges) / BINS
+    assert (best >= found.calibration.threshold).mean() <= 0.2
+    assert (best >= found.calibration.threshold - step).mean() > 0.2
+    assert found.strangers == pytest.approx(0.2, abs=0.12)
+    assert "fitted to 20 % of strangers" in str(found)
 
 
 def halves(names: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,12 +214,12 @@ def test_what_cannot_be_calibrated_is_refused() -> None:
     few = known(LEAST - 1)
     with pytest.raises(UserError, match="19 identities have a match, and 20 are needed: half of them fit"):
         calibrate(**few)
-    with pytest.raises(
-        UserError, match=r"false match rate of 0.001 cannot be fitted to 1,520 pairs .* at least 0.0069"
-    ):
+    with pytest.raises(UserError, match=r"false match 0.001 cannot be fitted to 1,520 pairs .* at least 0.0069"):
         calibrate(**known(40), false_match=0.001)
-    with pytest.raises(UserError, match="false match rate 2: it lies between 0 and 1"):
+    with pytest.raises(UserError, match="false match 2: a share lies between 0 and 1"):
         calibrate(**known(30), false_match=2)
+    with pytest.raises(UserError, match=r"strangers 0.01 cannot be fitted to 40 queries: at least 1 .* at least 0.026"):
+        calibrate(**known(40), strangers=0.01)
     with pytest.raises(UserError, match="--by shoes: the queries have camera, identity, path"):
         calibrate(**known(40), by=("shoes",))
     with pytest.raises(UserError, match="all similarities are equal"):

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from clipreid.data import ReIDData, Split
-from clipreid.evaluation.expected import SIZE, Colours, joined
+from clipreid.evaluation import evaluate
+from clipreid.evaluation.expected import SIZE, Colours, expected_width, joined
 from clipreid.evaluation.floor import colour_floor
 
 
@@ -49,3 +50,20 @@ def test_what_cannot_be_decoded_is_left_out_and_counted(images: Split, tmp_path:
     assert np.flatnonzero(colours.bad).tolist() == [3]
     everything = np.ones(32, bool)
     assert colours.score(everything, everything, "no-cameras").counts["gallery"] == 31
+
+
+def test_the_width_to_expect_is_that_of_a_share_of_one_half() -> None:
+    rng = np.random.default_rng(0)
+    people, share = 400, 0.15  # of each identity one query, found or not at all
+    query = {"identity": np.arange(people)}
+    gallery = {"identity": np.concatenate([np.arange(people), np.full(people, -7)])}
+    similarity = np.zeros((people, 2 * people))
+    found = rng.random(people) < share
+    similarity[np.arange(people), np.arange(people)] = np.where(found, 1.0, 0.5)
+    similarity[:, people:] = 0.7  # a distractor image before those that are not found
+    report = evaluate(query=query, gallery=gallery, similarity=similarity, protocol="no-cameras")
+    low, high = report.intervals["rank1"]
+    assert high - low == pytest.approx(3.92 * np.sqrt(share * (1 - share) / people), rel=0.15)
+    assert expected_width(report, "rank1") == pytest.approx(1.96 / np.sqrt(people), rel=0.15)
+    perfect = evaluate(query=query, gallery=query, similarity=np.eye(people), protocol="no-cameras")
+    assert expected_width(perfect, "mAP") == pytest.approx(1.96 / 20)  # nothing is known but the number

@@ -60,3 +60,9 @@ def test_what_is_no_cross_validation_is_refused(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(UserError, match=said):
             folds_table(runs)
+
+
+def test_other_flags_of_matrix_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["matrix", str(tmp_path), "--folds", "--csv", "x.csv"])
+    assert "--folds prints all figures: leave out --metric and --csv" in capsys.readouterr().err

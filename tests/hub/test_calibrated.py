@@ -21,7 +21,7 @@ FOUND: dict[str, Any] = {
     "logistic": {"slope": 20.0, "intercept": -15.0},
     "isotonic": {"similarity": [0.1, 0.6], "probability": [0.001, 0.4]},
     "fitted": {"identities": 30, "positive_pairs": 100, "negative_pairs": 9900, "false_match": 0.01},
-    "measured": {"identities": 31, "false_match": 0.0123, "missed": 0.4, "strangers": 0.2},
+    "measured": {"identities": 31, "false_match": 0.0123, "missed": 0.4, "strangers": 0.2, "gallery": 58.0},
 }
 
 
