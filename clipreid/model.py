@@ -163,7 +163,7 @@ class ReIDModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.image.parameters()).device
+        return next(self.parameters()).device
 
     def features(self, pixels: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Normalised pixels [B, 3, H, W] to the aggregator's features, [B, D] each.
@@ -304,7 +304,10 @@ class ReIDModel(nn.Module):
         (backbone,) = self.source
         if backbone.text is None or backbone.tokenizer is None:
             lacks = "text tower" if backbone.text is None else "tokenizer"
-            raise UserError(f"{backbone.name} has no {lacks}: captions cannot be compared with its images")
+            raise UserError(
+                f"{backbone.name} has no {lacks}: captions cannot be compared with its images; ask with images, or "
+                "take a backbone with text (tiny-clip, open_clip:..., hf:...)"
+            )
         if note := unread(backbone.tokenizer, texts):
             say(note) if say is not None else warnings.warn(note, stacklevel=3)  # behind the wrapper of no_grad
         backbone.text.to(self.device).eval()

@@ -13,8 +13,10 @@ below 0 or above 1 wraps around: less than a quarter of the grey levels come thr
 the middle out of what is left, half of the body. SigLIP2 and DINOv2 get sound pixels there. CLIP's rows near chance in
 that table are what this gives; `tests/recipes/test_zero_shot.py` shows the effect on one and the same tower.
 
-The columns: `feature` is the better of stage 2's concatenation and the projection (for towers without text: their own
-pooling); `parameters` of the image tower; `gflops` multiply-adds per crop; `ms` per crop, see --batch-size, --threads.
+The columns: `protocol` says which images count as junk (each data set has its own; a folder with `test/` alone is
+scored cross-camera; figures under two protocols cannot be compared); `feature` is the better of stage 2's concatenation
+and the projection (for towers without text: their own pooling); `parameters` of the image tower; `gflops` multiply-adds
+per crop; `ms` per crop, see --batch-size, --threads. The backbone `colour` is the floor: stripes of colour, no network.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from clipreid.backbones import ImageTower, load_backbone
+from clipreid.backbones import ImageTower
 from clipreid.config import none_is
 from clipreid.data import ReIDData, load_data, reader_flags
 from clipreid.errors import UserError, print_user_errors
-from clipreid.evaluation import format_table
+from clipreid.evaluation import format_table, get_protocol
 from clipreid.evaluation.cost import gflops, latency, parameters
 from clipreid.evaluation.score import score
 from clipreid.flags import parse_flags
-from clipreid.model import ReIDModel, untrained_model
+from clipreid.hub import load_untrained
+from clipreid.model import ReIDModel
 from clipreid.training.crop import check_whole_patches
 from clipreid.training.harness import check_writable, set_threads
 
@@ -48,7 +51,7 @@ Names = tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]]  # --data A B and
 @dataclass(frozen=True)
 class ZeroShot:
     backbones: Annotated[Names, none_is("tiny-clip")] = ()
-    """tiny-clip | open_clip:MODEL/TAG | hf:NAME | timm:NAME | osnet:x1_0/FILE, one or more"""
+    """tiny-clip | open_clip:MODEL/TAG | hf:NAME | timm:NAME | osnet:x1_0/FILE | colour (the floor), one or more"""
     data: Annotated[Names, none_is("synthetic")] = ()
     """synthetic | market1501:/path | folder:/path | ..., one or more"""
     output: Annotated[Path | None, none_is("the table is only printed")] = None
@@ -62,6 +65,8 @@ class ZeroShot:
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     seed: int = 0
     """Of the noise that the time is taken with; nothing else is random"""
+    protocol: Annotated[str | None, none_is("each data set's own")] = None
+    """market1501 | cross-camera | no-cameras | ..., for all data sets"""
     pattern: Annotated[str | None, none_is("the patterns of docs/own-images.md")] = None
     """Regular expression for file names of folder: data, with the groups identity, camera, view"""
     columns: Annotated[str | None, none_is("the names of docs/data.md")] = None
@@ -84,11 +89,11 @@ def costs(model: ReIDModel, config: ZeroShot) -> dict[str, Any]:
 
 
 def scores(model: ReIDModel, data: ReIDData, config: ZeroShot) -> dict[str, Any]:
-    """The columns that do: the better feature, its mAP and rank-1."""
-    found = score(data, model, skip_bad=config.skip_bad)
-    best = found.best()
-    feature = model.tower.pooling if isinstance(model.tower, ImageTower) else best
-    return {"feature": feature, **{key: found.reports[best].metrics[key] for key in ("mAP", "rank1")}}
+    """The columns that do: the protocol, the better feature, its mAP and rank-1."""
+    found = score(data, model, skip_bad=config.skip_bad, protocol=config.protocol).as_zero_shot()
+    report = found.reports[found.feature]
+    feature = model.tower.pooling if isinstance(model.tower, ImageTower) else found.feature
+    return {"protocol": report.protocol, "feature": feature, **{key: report.metrics[key] for key in ("mAP", "rank1")}}
 
 
 @contextmanager
@@ -106,6 +111,8 @@ def main(config: ZeroShot) -> None:
     set_threads(config.threads)
     if config.output is not None:
         check_writable(config.output, "zero_shot.csv")
+    if config.protocol is not None:
+        get_protocol(config.protocol)
     if config.batch_size < 1:
         raise UserError(f"--batch-size {config.batch_size}: must be at least 1")
     names = [name for given in config.backbones for name in given] or ["tiny-clip"]
@@ -120,14 +127,14 @@ def main(config: ZeroShot) -> None:
         raise UserError("no data is left to test on:\n  " + "\n  ".join(failed))
     for name in names:  # one backbone in memory at a time
         with leave_out_failures(failed, name):
-            backbone = load_backbone(name, image_size=config.image_size)
-            check_whole_patches(config.image_size, None, backbone)
-            model = untrained_model(backbone).to(config.device)
+            model = load_untrained(name, image_size=config.image_size).to(config.device)
+            check_whole_patches(config.image_size, None, model.source[0])
             cost = costs(model, config)
             for data in tests:
                 with leave_out_failures(failed, f"{name} on {data.name}"):
                     table.append({"data": data.name, "backbone": name, **scores(model, data, config), **cost})
-                    print(f"{name} on {data.name}: mAP {table[-1]['mAP']:.1%}", flush=True)
+                    row = table[-1]
+                    print(f"{name} on {data.name} ({row['protocol']}): mAP {row['mAP']:.1%}", flush=True)
     by_data = [row for name in dict.fromkeys(data.name for data in tests) for row in table if row["data"] == name]
     print(f"\n{format_table(by_data)}")
     print(f"\nms: per crop, in batches of {config.batch_size}, {torch.get_num_threads()} threads, {config.device}")

@@ -75,6 +75,12 @@ def load_backbone(
     )
 
 
+def is_backbone(name: str) -> bool:
+    """Whether a name has the form of a backbone's: a tiny one, or SOURCE:REST; `load_backbone` says if there is one."""
+    kind, _, rest = name.partition(":")
+    return name in TINY or (kind in ("open_clip", "hf", *IMAGE_ONLY) and bool(rest))
+
+
 def is_image_only(name: str) -> bool:
     """Whether a backbone's name means an image tower without text: timm's, or OSNet."""
     kind, _, rest = name.partition(":")
@@ -134,12 +140,12 @@ def _read(name: str, revision: str | None = None) -> Source:
         from clipreid.backbones.hf import read_hf
 
         return read_hf(rest, revision)
-    close = _closest(name)
+    close = closest(name)
     hint = f" (did you mean {close}?)" if close else ""
     raise UserError(f"unknown backbone {name!r}{hint}; valid names:\n{VALID_NAMES}")
 
 
-def _closest(name: str) -> str | None:
+def closest(name: str) -> str | None:
     """What may have been meant: a misspelt prefix, a name that lacks one, a misspelt tiny name."""
     kind, colon, rest = name.partition(":")
     if colon:

@@ -11,14 +11,17 @@ from tyro.conf import Positional, arg
 
 from clipreid.cli.calibrate import known_calibration, told_at_threshold
 from clipreid.cli.scoring import (
+    Asked,
     Scoring,
     before_training,
+    centre_on,
     check_cameras,
+    check_extras,
     check_report,
+    floor_on,
     known_offsets,
     read_tests,
     score_on,
-    to_device,
 )
 from clipreid.errors import UserError
 
@@ -39,11 +42,12 @@ class Compare(Scoring):
     """Compare two models on the same queries: difference, its interval, p-value, the queries that changed most.
 
     A model is a run folder or OWNER/NAME[@REVISION] on the Hub, several of them separated by commas (seeds: figures are
-    their means), or zero-shot: the backbone of the other one before training. Nothing is written into the runs.
+    their means); zero-shot: the backbone of the other one before training; or an untrained model by its name, such as
+    tiny-clip, timm:..., colour. Nothing is written into the runs.
     """
 
     run_a: Annotated[Positional[str], arg(metavar="RUN_A")]
-    """Run folder or OWNER/NAME on the Hub, runs/a0,runs/a1,... or zero-shot"""
+    """Run folder or OWNER/NAME on the Hub, runs/a0,runs/a1,..., zero-shot, or an untrained model by its name"""
     run_b: Annotated[Positional[str], arg(metavar="RUN_B")]
     """The same; differences are RUN_B minus RUN_A"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -64,10 +68,10 @@ class Compare(Scoring):
 
 @dataclass(frozen=True)
 class Model:
-    """One of the two: a name for tables, its run folders, and whether it is their backbone before training."""
+    """One of the two: a name for tables, its runs, and whether it is their backbone before training."""
 
     name: str
-    runs: tuple[Path, ...]
+    runs: tuple[Asked, ...]
     zero: bool
 
     def score(self, data: ReIDData, flags: Compare) -> Found:
@@ -76,25 +80,27 @@ class Model:
         Raises UserError where features are to be fused that are not compared by cosine.
         """
         from clipreid.evaluation.score import TEST
-        from clipreid.hub import load, read_config
         from clipreid.metric import needs_cosine
 
         reports, kept, known = [], None, None
         for run in self.runs:
-            config, model = read_config(run), to_device(load(run))
+            model = run.load()
             if not self.zero and (flags.fuse or flags.weight is not None):
                 needs_cosine(model.metric, "--fuse")
+            offsets = None
             if self.zero:
-                scored = score_on(before_training(model, config["backbone"]), data, flags)
+                model = before_training(model, run.config["backbone"])
+                scored = score_on(model, data, flags).as_zero_shot()
             else:
-                scored = score_on(model, data, flags, known_offsets(model, data, flags, config))
-                if len(self.runs) == 1 and scored.feature == TEST:
-                    known = known_calibration(run, model)
-            feature = scored.best() if self.zero else scored.feature
-            reports.append(scored.reports[feature])
-            kept = kept or (scored, feature)
+                offsets = known_offsets(model, data, flags, run.config)
+                scored = run.score(model, data, flags, offsets)
+                alone = len(self.runs) == 1 and run.folder is not None and flags.centre_cameras is None
+                known = known_calibration(run.folder, model) if alone and scored.feature == TEST else None
+            scored = centre_on(scored, model, data, flags, offsets)
+            reports.append(scored.reports[scored.feature])
+            kept = kept or scored
         assert kept is not None  # a model has a run
-        return Found(reports, *kept, known)
+        return Found(reports, kept, kept.feature, known)
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,6 @@ def compare_runs(flags: Compare) -> None:
         UserError: runs, data, protocol, weight or the report folder cannot be used; the models cannot be compared.
     """
     from clipreid.evaluation import compare, format_table, get_protocol
-    from clipreid.hub import read_config, run_name
     from clipreid.hub.files import write_json
     from clipreid.training.harness import set_threads
 
@@ -126,10 +131,12 @@ def compare_runs(flags: Compare) -> None:
     if flags.protocol is not None:
         get_protocol(flags.protocol)
     a, b = _models(flags)
-    run = (b if a.zero else a).runs[0]
-    tests = read_tests(flags, run, read_config(run))
+    sides = (b, a) if a.zero or a.runs[0].folder is None else (a, b)  # an untrained model says no data
+    run = sides[0].runs[0]
+    tests = read_tests(flags, run.name, run.config)
     for each in (*a.runs, *b.runs):
-        check_cameras(flags, each, read_config(each), tests)
+        check_cameras(flags, each.name, each.config, tests)
+    check_extras(flags, tests)
     if flags.fuse and flags.weight is None:  # a weight chosen on a val split serves the data sets that have none
         tests.sort(key=lambda data: "val" not in data.splits)
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
@@ -143,7 +150,7 @@ def compare_runs(flags: Compare) -> None:
         for model, side in zip((a, b), found, strict=True):
             if len(side.reports) > 1:
                 runs = zip(model.runs, side.reports, strict=True)
-                print(format_table({"run": run_name(run), **report.metrics} for run, report in runs), "\n")
+                print(format_table({"run": _short(run), **report.metrics} for run, report in runs), "\n")
         for model, side in zip((a, b), found, strict=True):
             if side.known is not None:
                 protocol = flags.protocol or data.protocol
@@ -151,6 +158,12 @@ def compare_runs(flags: Compare) -> None:
         table = result.changed_table(flags.changed)
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
         entry = result.to_dict()
+        for note in dict.fromkeys(note for side in found for note in side.first.notes):
+            print(f"note      {note}\n", flush=True)
+        if flags.floor:
+            name, floor = list(floor_on(data, flags).items())[-1]
+            entry["floor"] = floor.entry()
+            print(f"{format_table([{'floor': name, **floor.reports[floor.feature].metrics}])}\n", flush=True)
         if flags.fuse or flags.weight is not None:
             chosen = next(((name, each["fusion"]["weight"]) for name, each in everything.items()), None)
             entry["fusion"] = _fuse(flags, data, (a, b), found, chosen)
@@ -167,27 +180,34 @@ def compare_runs(flags: Compare) -> None:
 
 def _models(flags: Compare) -> tuple[Model, Model]:
     """Both models, their run folders checked; says what they are."""
-    from clipreid.hub import read_config, run_name
-
     runs = [_runs(flags.run_a), _runs(flags.run_b)]
     zero = [side is None for side in runs]
     if all(zero):
         raise UserError(f"{ZERO} against {ZERO}: name a run folder on one side, its backbone is the other")
-    labels = [ZERO if side is None else ", ".join(run_name(run) for run in side) for side in runs]
+    labels = [ZERO if side is None else ", ".join(map(_short, side)) for side in runs]
     if labels[0] == labels[1] or max(map(len, labels)) > 24:
         labels = ["A", "B"]
     models = []
     for label, own, other, is_zero in zip(labels, runs, runs[::-1], zero, strict=True):
         folders = own or (other or ())[:1]
         for run in folders:
-            config = read_config(run)
-            if is_zero and "positions" not in config.get("backbone", {}):
-                raise UserError(f"{ZERO}: {run} was imported, and holds no backbone from before its training")
-            about = f"{run}, {config.get('backbone', {}).get('name')}, {_about(config)}"
+            if is_zero and run.folder is None:
+                raise UserError(f"{ZERO} against {run.name}: it is untrained itself; name two different models")
+            if is_zero and "positions" not in run.config.get("backbone", {}):
+                raise UserError(f"{ZERO}: {run.name} was imported, and holds no backbone from before its training")
+            about = f"{run.name}, {run.config.get('backbone', {}).get('name')}, {_about(run.config)}"
+            about = f"{run.name}, untrained" if run.folder is None else about
             print(f"{label}: {'before training, ' if is_zero else ''}{about}")
         models.append(Model(label, folders, is_zero))
     print(flush=True)
     return models[0], models[1]
+
+
+def _short(run: Asked) -> str:
+    """What tables call a run: the name of its folder, OWNER/NAME, or that of an untrained model."""
+    from clipreid.hub import run_name
+
+    return run.name if run.folder is None else run_name(run.folder)
 
 
 def _about(config: dict[str, Any]) -> str:
@@ -196,20 +216,18 @@ def _about(config: dict[str, Any]) -> str:
     return f"method {config.get('method')}" + (f", tuning {tuning}" if tuning else "")
 
 
-def _runs(text: str) -> tuple[Path, ...] | None:
-    """The run folders that a word of the command line names; None for zero-shot."""
+def _runs(text: str) -> tuple[Asked, ...] | None:
+    """The models that a word of the command line names; None for zero-shot."""
     if text == ZERO:
         return None
-    from clipreid.hub import find_run
-
     if Path(text).exists():
-        return (Path(text),)
+        return (Asked.find(text),)
     names = [part.strip() for part in text.split(",") if part.strip()]
     twice = [name for name in names if names.count(name) > 1]
     if twice or not names:
         what = f"names {twice[0]} twice: give every run once" if twice else "names no run folder"
         raise UserError(f"{text!r} {what}")
-    return tuple(find_run(name) for name in names)
+    return tuple(map(Asked.find, names))
 
 
 def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> None:
@@ -287,6 +305,7 @@ def _fusion_weight(
         assert chosen is not None  # data sets with a val split come first
         return chosen[1], f"that of {chosen[0]}"
     val = val_as_test(data)
+    val = replace(val, splits={**data.splits, **val.splits})  # with its train split, for --centre-cameras train
     tried = [replace(model.score(val, flags), feature=f.feature) for model, f in zip(models, found, strict=True)]
     asked, protocol = tried[0].first, flags.protocol or data.protocol
     weight, grid = choose_weight(tried[0].features(), tried[1].features(), asked.query, asked.gallery, protocol)

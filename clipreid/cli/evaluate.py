@@ -10,41 +10,47 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from clipreid.cli.evaluate_report import RANKED_LISTS, draw_lists, report_section, write_page
+from clipreid.cli.evaluate_centred import check_keeping, score_centred
+from clipreid.cli.evaluate_report import RANKED_LISTS, about_model, draw_lists, report_section, write_page
 from clipreid.cli.evaluate_rerank import check_flags, score_reranked
 from clipreid.cli.evaluate_strength import check_strengths, score_strengths
 from clipreid.cli.scoring import (
+    Asked,
     Scoring,
     before_training,
+    centre_on,
+    centred_name,
     check_cameras,
     check_columns,
+    check_extras,
     check_report,
     data_label,
+    explain,
+    floor_on,
     known_offsets,
     read_tests,
     score_on,
     show_details,
-    to_device,
 )
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
-    from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
     from clipreid.reports.html import Section
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Scoring):
-    """Score a trained run: mAP, mINP and rank-1/5/10 on one or several data sets.
+    """Score a model: mAP, mINP and rank-1/5/10 on one or several data sets.
 
     The figures are added to RUN/metrics.json under the name of the run's last stage ("stage2", ...); of a run on the
-    Hub they are only printed.
+    Hub and of an untrained model they are only printed.
     """
 
-    run: Annotated[Positional[Path], arg(metavar="RUN")]
-    """Run folder, such as runs/demo, or OWNER/NAME[@REVISION] on the Hub"""
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Run folder, such as runs/demo, OWNER/NAME[@REVISION] on the Hub, or an untrained model: tiny-clip,
+    open_clip:MODEL/TAG, hf:..., timm:..., osnet:x1_0/FILE, or colour (stripes of colour)"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Write DIR/index.html, one page with figures, ranked lists, attention maps and confused identities. Also its
     figures as PNG, and ranked_lists.png: the first results of zero-shot and of this run, on the first data set"""
@@ -52,6 +58,8 @@ class Evaluate(Scoring):
     """Queries in ranked_lists.png"""
     zero_shot: bool = False
     """Also score the backbone as it was before training, on every data set"""
+    keep_means: bool = False
+    """With --centre-cameras train: keep the means in the run folder, for `clipreid search`; they are never published"""
     rerank: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Also score re-ranked similarities, as "STAGE+NAME": k-reciprocal, kwf or aqe; all look at the whole test set"""
     rerank_options: Annotated[str | None, arg(metavar="OPTION=VALUE,...", help_behavior_hint="")] = None
@@ -76,27 +84,28 @@ def evaluate(flags: Evaluate) -> None:
         UserError: the run, the data, the protocol or the report folder cannot be used.
     """
     from clipreid.evaluation import get_protocol
-    from clipreid.hub import find_run, snapshot_of
+    from clipreid.hub import snapshot_of
     from clipreid.training.harness import set_threads
 
     set_threads(flags.threads)
     if flags.protocol is not None:
         get_protocol(flags.protocol)
-    folder = find_run(flags.run)
-    if snapshot_of(folder) is None:
-        return _evaluate(flags, folder, folder)
-    with TemporaryDirectory() as scratch:  # nothing is written into the cache of the Hub
-        _evaluate(flags, folder, Path(scratch))
+    asked = Asked.find(flags.run)
+    if asked.folder is not None and snapshot_of(asked.folder) is None:
+        return _evaluate(flags, asked, asked.folder)
+    with TemporaryDirectory() as scratch:  # nothing is written into the cache of the Hub; others have no folder
+        _evaluate(flags, asked, Path(scratch))
 
 
-def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
-    """Scores the run in `folder`; its figures go to metrics.json in `record`."""
+def _evaluate(flags: Evaluate, asked: Asked, record: Path) -> None:
+    """Scores the model; its figures go to metrics.json in `record`."""
     from clipreid.evaluation.results import results_table
-    from clipreid.hub import load, read_config
     from clipreid.hub.files import METRICS, read_metrics
     from clipreid.metric import needs_cosine
 
-    config = read_config(folder)
+    config = asked.config
+    if flags.zero_shot and asked.folder is None:
+        raise UserError(f"--zero-shot: {flags.run} is untrained itself: leave the flag out")
     if flags.zero_shot and not _has_backbone(config):
         raise UserError(f"--zero-shot: {flags.run} was imported, and holds no backbone from before its training")
     strengths = _strengths(flags, config)
@@ -108,31 +117,33 @@ def _evaluate(flags: Evaluate, folder: Path, record: Path) -> None:
     )
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
     check_columns(flags.by, tests, flags.protocol)
-    model = to_device(load(folder))
-    if flags.rerank is not None:
-        needs_cosine(model.metric, f"--rerank {flags.rerank}")
-    about = f"{config['backbone']['name']}, method {model.method}, tuning {model.tuning}, {model.device}"
-    print(f"{flags.run}: {about}\n", flush=True)
+    check_extras(flags, tests)
+    check_keeping(flags, flags.keep_means, record if record == asked.folder else None, tests)
+    model = asked.load()
+    for flag, name in ((flags.rerank, "--rerank"), (flags.centre_cameras, "--centre-cameras")):
+        if flag is not None:
+            needs_cosine(model.metric, f"{name} {flag}")
+    print(f"{flags.run}: {about_model(model)}, {model.device}\n", flush=True)
     if strengths:
-        keep = record if record == folder else None
+        keep = record if record == asked.folder else None
         files = score_strengths(flags, config, model, tests, strengths, keep, flags.report)
-        print(_written(flags, files))
+        print(_written(asked, files))
         return
     sections: list[Section] = []
     for data in tests:
-        section = _score_data(flags, config, model, data, record, rerank_options, first=data is tests[0])
+        section = _score_data(flags, asked, model, data, record, rerank_options, first=data is tests[0])
         sections += [section] if section else []
-    files = [record / METRICS] if record == folder else []
+    files = [record / METRICS] if record == asked.folder else []
     if flags.report is not None:
-        write_page(flags.report, sections, flags.run, model)
+        write_page(flags.report, sections, asked, model)
         files.append(flags.report / "index.html")
     names = [data_label(data, flags.protocol) for data in tests]
-    print(f"{results_table(record, names)}\n\n{_written(flags, files)}")
+    print(f"{results_table(record, names)}\n\n{_written(asked, files)}")
 
 
 def _score_data(
     flags: Evaluate,
-    config: dict[str, Any],
+    asked: Asked,
     model: ReIDModel,
     data: ReIDData,
     record: Path,
@@ -146,21 +157,31 @@ def _score_data(
     from clipreid.evaluation import get_protocol
     from clipreid.evaluation.results import add_metrics
     from clipreid.evaluation.score import ZERO_SHOT
-    from clipreid.hub.files import last_stage
 
     print(data.summary(), flush=True)
-    offsets, stage = known_offsets(model, data, flags, config), last_stage(config)
-    found = score_on(model, data, flags, offsets)
-    _explain(found)
+    offsets, stage = known_offsets(model, data, flags, asked.config), asked.stage
     name, protocol = data_label(data, flags.protocol), flags.protocol or data.protocol
+    if flags.floor:
+        for row, floor in floor_on(data, flags).items():
+            add_metrics(record, row, {name: floor.entry()})
+    found = asked.score(model, data, flags, offsets)
+    explain(found)
+    if flags.centre_cameras is not None:
+        add_metrics(record, stage, {name: found.entry()})
+        keep = record if flags.keep_means else None
+        found, stage = score_centred(found, stage, model, data, flags, offsets, keep)
     details = show_details(found, protocol, flags.by, flags.open_set)
     add_metrics(record, stage, {name: found.entry() | details})
     if flags.rerank is not None:
         add_metrics(record, *score_reranked(found, stage, name, flags.rerank, rerank_options))
     before = None
-    if _has_backbone(config) and (flags.zero_shot or (flags.report and first)):
-        before = score_on(before_training(model, config["backbone"]), data, flags)
+    if _has_backbone(asked.config) and (flags.zero_shot or (flags.report and first)):
+        untrained = before_training(model, asked.config["backbone"])
+        before = score_on(untrained, data, flags)
         add_metrics(record, ZERO_SHOT, {name: before.entry(before.best())})
+        before = centre_on(before.as_zero_shot(), untrained, data, flags)
+        if flags.centre_cameras is not None:
+            add_metrics(record, centred_name(ZERO_SHOT, flags), {name: before.entry()})
     if flags.report is None:
         return None
     if first:
@@ -177,23 +198,15 @@ def _strengths(flags: Evaluate, config: dict[str, Any]) -> tuple[float, ...]:
     """The strengths of --strength, () without it. Raises UserError before anything is loaded or scored."""
     if flags.strength is None:
         return ()
+    if not config:
+        raise UserError(f"--strength: {flags.run} is untrained, there is no training to weaken: leave the flag out")
     others = {"--zero-shot": flags.zero_shot, "--rerank": flags.rerank, "--by": flags.by, "--open-set": flags.open_set}
+    others |= {"--centre-cameras": flags.centre_cameras, "--floor": flags.floor}
     return check_strengths(flags.strength, [name for name, given in others.items() if given], flags.run, config)
 
 
-def _written(flags: Evaluate, files: Sequence[Path]) -> str:
+def _written(asked: Asked, files: Sequence[Path]) -> str:
     """The last line: which files were written."""
-    return f"written: {', '.join(map(str, files))}" if files else f"nothing is written: {flags.run} is on the Hub"
-
-
-def _explain(found: Scored) -> None:
-    """Prints the figures of each feature, then counts, protocol and notes of the test feature."""
-    from clipreid.evaluation import format_table
-
-    print(f"\n{format_table({'feature': part, **report.metrics} for part, report in found.reports.items())}\n")
-    print(found.reports[found.feature].explain())
-    if (state := found.health()) is not None:
-        print("\n".join(f"{name:8s}  {text}" for name, text in state.facts()))
-    if found.bad:
-        print(f"note      {found.bad} images could not be decoded and were left out (--skip-bad)")
-    print(flush=True)
+    if files:
+        return f"written: {', '.join(map(str, files))}"
+    return f"nothing is written: {asked.name} is {'untrained' if asked.folder is None else 'on the Hub'}"

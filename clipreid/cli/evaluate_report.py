@@ -10,6 +10,7 @@ import clipreid
 if TYPE_CHECKING:
     import numpy as np
 
+    from clipreid.cli.scoring import Asked
     from clipreid.evaluation.protocols import Protocol
     from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
@@ -51,14 +52,19 @@ def report_section(
     return section_of(name, report, found.query, found.gallery, **how)
 
 
-def write_page(folder: Path, sections: list[Section], run: Path, model: ReIDModel) -> None:
+def about_model(model: ReIDModel) -> str:
+    """Its backbone, and how it was trained."""
+    (backbone,) = model.source
+    return f"{backbone.name}, " + (f"method {model.method}, tuning {model.tuning}" if model.method else "untrained")
+
+
+def write_page(folder: Path, sections: list[Section], asked: Asked, model: ReIDModel) -> None:
     """Writes the page and its figures."""
     from clipreid.names import with_folder
     from clipreid.reports.html import write_report
 
-    (backbone,) = model.source
-    about = f"{backbone.name}, method {model.method}, tuning {model.tuning}, clipreid {clipreid.__version__}"
-    title = with_folder(str(run.resolve())) if run.exists() else str(run)  # OWNER/NAME on the Hub
+    about = f"{about_model(model)}, clipreid {clipreid.__version__}"
+    title = asked.name if asked.folder is None else with_folder(str(Path(asked.name).resolve()))
     write_report(folder, sections, title, about)
 
 

@@ -17,7 +17,7 @@ STRENGTH_FIGURE = "strength.png"
 Curves = dict[str, dict[float, dict[str, Any]]]  # {data: {strength: entry of metrics.json}}
 
 
-def check_strengths(text: str, others: list[str], run: Path, config: dict[str, Any]) -> tuple[float, ...]:
+def check_strengths(text: str, others: list[str], run: str | Path, config: dict[str, Any]) -> tuple[float, ...]:
     """The numbers in `text`, the value of --strength.
 
     others: flags that were given and do not go together with it.

@@ -21,7 +21,8 @@ class Export:
     """
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Run folder, such as runs/demo, or the name of a published run, OWNER/NAME"""
+    """Run folder, such as runs/demo, or the name of a published run, OWNER/NAME; for onnx also an untrained model by
+    its name, such as tiny-clip, timm:..., osnet:x1_0/FILE"""
     format: Literal["merged", "onnx"]
     """merged: safetensors in transformers' layout; onnx: needs pip install "clipreid[onnx]" """
     output: Annotated[Path, arg(metavar="DIR")]
@@ -39,8 +40,10 @@ def export(flags: Export) -> None:
     Raises:
         UserError: the run, the format or the folder cannot be used.
     """
+    from clipreid.backbones.colour import COLOUR
+    from clipreid.cli.scoring import Asked
     from clipreid.export import check_merged, check_onnx, export_merged, export_onnx
-    from clipreid.hub import find_run, load
+    from clipreid.hub import load, load_untrained
     from clipreid.hub.checks import read_settings
     from clipreid.strength import check_strength
 
@@ -49,11 +52,21 @@ def export(flags: Export) -> None:
         raise UserError(f"--output {flags.output} is in use: give a new or an empty folder")
     if flags.format == "onnx":
         check_onnx()
-    folder = find_run(flags.run)
-    record = read_settings(folder).record
-    if flags.format == "merged":
-        check_merged(record)
-    model = load(folder, strength=flags.strength)
+    asked = Asked.find(flags.run)
+    if asked.name == COLOUR and asked.folder is None:
+        raise UserError(f"{COLOUR} has no weights to export: give a run, or a backbone such as tiny-clip")
+    if asked.folder is None:
+        if flags.format == "merged":
+            raise UserError(
+                f"--format merged: {asked.name} is untrained and has no adapter to merge: use its own weights, or take "
+                "--format onnx"
+            )
+        model = load_untrained(asked.name, strength=flags.strength)
+    else:
+        record = read_settings(asked.folder).record
+        if flags.format == "merged":
+            check_merged(record)
+        model = load(asked.folder, strength=flags.strength)
     if model.reads:
         print(f"side information ({' and '.join(model.reads)}): the mean embedding, as for unknown cameras and views")
     width = sum(model.widths.values())

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
@@ -14,6 +14,7 @@ from clipreid.errors import UserError
 
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
+    from clipreid.evaluation.centring import CameraMeans
     from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
 
@@ -46,17 +47,66 @@ class Scoring:
     same_cameras: bool = False
     """The cameras and views of --data are those of training, with the same numbers: what a model learned about them
     applies (otherwise only where the data set is the same, by its name)"""
+    centre_cameras: Annotated[Literal["train", "gallery"] | None, arg(help_behavior_hint="")] = None
+    """Subtract each camera's mean feature; train: the means of the train split of --data (inductive), gallery: those of
+    gallery and queries (transductive)"""
+    floor: bool = False
+    """Also score stripes of colour, which know nothing of individuals: the floor that a model must be above"""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """CPU threads (default: all cores)"""
 
 
-def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDData]:
+@dataclass(frozen=True)
+class Asked:
+    """What RUN stands for: a run, or an untrained model.
+
+    name: as it was typed. folder: of the run; None of an untrained model. config: its config.json; {} of such a model.
+    """
+
+    name: str
+    folder: Path | None
+    config: dict[str, Any]
+
+    @classmethod
+    def find(cls, run: str) -> Asked:
+        """Raises UserError where it stands for nothing."""
+        from clipreid.hub import find_model, read_config
+
+        found = find_model(run)
+        return cls(found, None, {}) if isinstance(found, str) else cls(run, found, read_config(found))
+
+    @property
+    def stage(self) -> str:
+        """What tables and `metrics.json` call the model."""
+        from clipreid.backbones.colour import COLOUR
+        from clipreid.evaluation.score import ZERO_SHOT
+        from clipreid.hub.files import last_stage
+
+        if self.folder is not None:
+            return last_stage(self.config)
+        return COLOUR if self.name == COLOUR else ZERO_SHOT
+
+    def load(self) -> ReIDModel:
+        """The model in eval mode, on the GPU where there is one."""
+        from clipreid.hub import load, load_untrained
+
+        return to_device(load_untrained(self.name) if self.folder is None else load(self.folder))
+
+    def score(self, model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[int, int] | None) -> Scored:
+        """`score_on`; of an untrained model the better of its features counts, as for zero-shot."""
+        found = score_on(model, data, flags, offsets)
+        return found if self.folder is not None else found.as_zero_shot()
+
+
+def read_tests(flags: Scoring, run: str | Path, config: dict[str, Any]) -> list[ReIDData]:
     """The data sets to score, read but not decoded."""
     from clipreid.data import data_place, load_data, reader_flags
 
     trained = config.get("run", {})
     own = [*trained.get("data", []), *trained.get("test", [])]
     specs = list(dict.fromkeys(flags.data or own))
+    if not specs and not config:
+        raise UserError(f"{run} is untrained, so there is no data of its own: name what to test on with --data")
     if not specs:
         raise UserError(f"{run} does not say what it was trained on: name what to test on with --data")
     of_run = reader_flags(own, trained.get("pattern"), trained.get("columns"), trained.get("unknown"))
@@ -74,7 +124,7 @@ def read_tests(flags: Scoring, run: Path, config: dict[str, Any]) -> list[ReIDDa
     return found
 
 
-def check_cameras(flags: Scoring, run: Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
+def check_cameras(flags: Scoring, run: str | Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
     """Raises UserError for --same-cameras where it is unclear which of several training sets has the data's cameras."""
     from clipreid.data import trained_name
 
@@ -143,6 +193,60 @@ def score_on(model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[in
     )
 
 
+def check_extras(flags: Scoring, tests: Sequence[ReIDData]) -> None:
+    """Raises UserError, before anything is scored, where --centre-cameras or --floor cannot work."""
+    from clipreid.evaluation import get_protocol
+    from clipreid.evaluation.centring import check_centring
+
+    for data in tests:
+        if flags.centre_cameras is not None:
+            check_centring(flags.centre_cameras, data, flags.protocol)
+        if flags.floor and get_protocol(flags.protocol or data.protocol).captions:
+            raise UserError(
+                f"--floor: the queries of {data.name} are captions, which stripes of colour cannot answer: leave it out"
+            )
+
+
+def means_on(
+    found: Scored, model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[int, int] | None = None
+) -> CameraMeans:
+    """The camera means that --centre-cameras asks for; `found` is what `score_on` returned."""
+    from clipreid.evaluation.centring import camera_means
+
+    assert flags.centre_cameras is not None
+    progress = _progress if sys.stderr.isatty() else None
+    more: dict[str, Any] = {"skip_bad": flags.skip_bad, "offsets": offsets, "progress": progress}
+    return camera_means(flags.centre_cameras, found, data, model, **more)
+
+
+def centre_on(
+    found: Scored, model: ReIDModel, data: ReIDData, flags: Scoring, offsets: tuple[int, int] | None = None
+) -> Scored:
+    """What `score_on` found, with features centred by camera where --centre-cameras says so."""
+    from clipreid.evaluation.centring import centre
+
+    if flags.centre_cameras is None:
+        return found
+    return centre(found, flags.centre_cameras, means_on(found, model, data, flags, offsets))
+
+
+def centred_name(stage: str, flags: Scoring) -> str:
+    """What tables and `metrics.json` call a model with --centre-cameras."""
+    from clipreid.evaluation.results import CENTRED
+
+    return stage if flags.centre_cameras is None else f"{stage}+{CENTRED}{flags.centre_cameras}"
+
+
+def floor_on(data: ReIDData, flags: Scoring) -> dict[str, Scored]:
+    """Stripes of colour on the same queries and gallery; with --centre-cameras also centred, as the model."""
+    from clipreid.backbones.colour import COLOUR
+
+    asked = Asked(COLOUR, None, {})
+    model = asked.load()
+    found = asked.score(model, data, flags, None)
+    return {COLOUR: found, centred_name(COLOUR, flags): centre_on(found, model, data, flags)}
+
+
 def _progress(split: str, done: int, total: int) -> None:
     end = "\r" if done < total else "\r\033[K"  # the finished line is wiped
     print(f"  {split}: {done:,} of {total:,} images", end=end, file=sys.stderr, flush=True)
@@ -174,6 +278,19 @@ def check_columns(names: Sequence[str], tests: Sequence[ReIDData], protocol: str
             have = [column for column in data.splits["query"].metadata() if column != "path"]
             if name not in have:
                 raise UserError(f"--by {name}: the queries of {data.name} have {', '.join(have)}; or give {PAIRS}")
+
+
+def explain(found: Scored) -> None:
+    """Prints the figures of each feature, then counts, protocol and notes of the test feature."""
+    from clipreid.evaluation import format_table
+
+    print(f"\n{format_table({'feature': part, **report.metrics} for part, report in found.reports.items())}\n")
+    print(found.reports[found.feature].explain())
+    if (state := found.health()) is not None:
+        print("\n".join(f"{name:8s}  {text}" for name, text in state.facts()))
+    if found.bad:
+        print(f"note      {found.bad} images could not be decoded and were left out (--skip-bad)")
+    print(flush=True)
 
 
 def show_details(found: Scored, protocol: str, by: Sequence[str], open_set: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -31,7 +31,8 @@ class Loading:
     """Which model, and how it runs."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Run folder, such as runs/demo, or a published one, owner/name"""
+    """Run folder, such as runs/demo, a published one, owner/name, or an untrained model by its name: tiny-clip,
+    open_clip:MODEL/TAG, hf:..., timm:..., osnet:x1_0/FILE, colour"""
     revision: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None
     """Of owner/name: branch, tag or commit (default: main)"""
     strength: float = 1.0
@@ -111,6 +112,11 @@ class Search(Loading):
     prior: Annotated[float | None, arg(metavar="SHARE", help_behavior_hint="")] = None
     """Of a calibrated run: the share of images that match to expect, 0..1, for the probabilities (default: that of the
     calibration)"""
+    centre_cameras: Annotated[Literal["train", "gallery"] | None, arg(help_behavior_hint="")] = None
+    """Subtract each camera's mean feature before comparing; gallery: the means of this gallery, train: those that
+    `clipreid evaluate --centre-cameras train --keep-means` left in RUN"""
+    query_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
+    """With --centre-cameras: the camera of the query images, one number for all or one for each (default: unknown)"""
     json: bool = False
     """Print JSON instead of tables, and nothing else"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -224,6 +230,7 @@ def search(flags: Search) -> None:
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
         note = f"{len(flags.text)} queries of one word each; one query of several words needs quotes:"
         _note(f'{note} --text "{" ".join(flags.text)}"')
+    _check_centring(flags)
     gallery = Gallery.open(flags.gallery)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
     if idle := gallery.without_effect(flags.not_camera):
@@ -232,8 +239,9 @@ def search(flags: Search) -> None:
         _note(f"--not-camera {names} leaves nothing out: {flags.gallery} has the cameras {have}")
     model = flags.load()
     gallery.check(model)
+    how = _centring(flags, gallery, model)
     features, part = _ask(flags, model)
-    found = gallery.search(features, flags.top, part=part, cameras=flags.camera, not_cameras=flags.not_camera)
+    found = gallery.search(features, flags.top, part=part, cameras=flags.camera, not_cameras=flags.not_camera, **how)
     found = [mark_itself(hits, query) for hits, query in zip(found, flags.image, strict=True)] if flags.image else found
     queries = flags.image or flags.text
     known = known_calibration(flags.run, model, flags.revision) if flags.image else None
@@ -256,6 +264,45 @@ def search(flags: Search) -> None:
 def _note(text: str) -> None:
     """To stderr: stdout may be JSON that another program reads."""
     print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+def _check_centring(flags: Search) -> None:
+    """Raises UserError for --centre-cameras and --query-camera that cannot be, before anything is loaded."""
+    if flags.centre_cameras is not None and flags.text:
+        raise UserError("--centre-cameras: no camera took a sentence: leave it out, or ask with --image")
+    if flags.query_camera and flags.centre_cameras is None:
+        raise UserError("--query-camera says which mean --centre-cameras subtracts: give that flag too")
+    if len(flags.query_camera) not in (0, 1, len(flags.image)):
+        given = f"{len(flags.query_camera)} cameras for {len(flags.image)} images"
+        raise UserError(f"--query-camera: {given}: give one for all, or one for each")
+
+
+def _centring(flags: Search, gallery: Gallery, model: ReIDModel) -> dict[str, Any]:
+    """What `Gallery.search` is told for --centre-cameras; says on stderr where the means come from."""
+    from clipreid.hub import find_model
+    from clipreid.search.means import load_means
+
+    if flags.centre_cameras is None:
+        return {}
+    if flags.centre_cameras == "gallery":
+        means, whence = gallery.camera_means(), "of the gallery (transductive)"
+    else:
+        folder = find_model(flags.run, flags.revision)
+        if isinstance(folder, str):
+            raise UserError(f"--centre-cameras train: {folder} is untrained: take --centre-cameras gallery")
+        means, data = load_means(folder, model)
+        whence = f"of {data}, whose cameras are taken to be those of the gallery"
+    cameras = list(flags.query_camera) * (len(flags.image) if len(flags.query_camera) == 1 else 1)
+    cameras = cameras or [-1] * len(flags.image)
+    said = f"camera centring: means of {len(means.cameras)} cameras, from {means.images:,} images {whence}"
+    for name, numbers in (("queries", cameras), ("images of the gallery", gallery.cameras)):
+        if lone := int((means.rows(numbers) == len(means.cameras)).sum()):
+            said += (
+                f"; {lone:,} of {len(numbers):,} {name} are of an unknown or another camera: the mean over the cameras"
+            )
+            said += " is subtracted from them"
+    print(said, file=sys.stderr, flush=True)
+    return {"means": means, "query_cameras": cameras}
 
 
 def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:

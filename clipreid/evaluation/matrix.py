@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipreid.backbones.colour import COLOUR
 from clipreid.data import data_place, short_names
 from clipreid.data.readers import READ_BY
 from clipreid.errors import UserError
-from clipreid.evaluation.results import evaluate_command
+from clipreid.evaluation.results import CENTRED, evaluate_command
 from clipreid.evaluation.side_by_side import parted, place, remark_of
 from clipreid.evaluation.tables import format_table
 from clipreid.hub import read_config
@@ -47,7 +48,8 @@ class Row:
 
 
 def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """One row for the zero-shot of each backbone (the better, where runs prepared images differently), then the runs.
+    """One row for the zero-shot of each backbone (the better, where runs prepared images differently) and for colour
+    stripes, then the runs.
 
     With a line for each folder that is left out because it is no run, or has no figures yet.
 
@@ -79,8 +81,10 @@ def read_rows(folders: Sequence[Path]) -> tuple[list[Row], list[str]]:
             figures = {_column(test, entry, names, columns): entry for test, entry in scored.items()}
             for test, entry in figures.items():
                 columns.setdefault(test, {})[f"{folder} {model}"] = entry
-            if model == ZERO_SHOT:
-                row = before[backbone]
+            if model.partition("+")[0] in (ZERO_SHOT, COLOUR):
+                known = COLOUR if model.startswith(COLOUR) else backbone
+                key = known if model == ZERO_SHOT else f"{known} {model}"
+                row = before.setdefault(key, Row(folder, model, known, (), {}, config))
                 for test, found in figures.items():
                     row.figures[test] = max(row.figures.get(test, found), found, key=lambda each: each["mAP"])
             else:
@@ -128,7 +132,7 @@ def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
     lines = []
     for row, run in zip(rows, _shortest([row.folder for row in rows]), strict=True):
         names = " + ".join(short[spec] for spec in row.trained) or "?"
-        zero = row.model == ZERO_SHOT
+        zero = row.model.partition("+")[0] in (ZERO_SHOT, COLOUR)
         trained_on = f"nothing ({row.backbone})" if zero else names
         about = {"trained on": trained_on, "model": row.model, "run": "" if zero else run}
         lines.append(about | {short[test]: _cell(row, test, metric) for test in tests})
@@ -141,7 +145,7 @@ def matrix_table(rows: Sequence[Row], metric: str = "mAP") -> str:
 def commands(rows: Sequence[Row]) -> list[str]:
     """The command lines that fill the missing cells; one command for each run, protocol and way to read the data."""
     wanted: dict[tuple[Path, str, tuple[str, ...]], list[str]] = {}
-    zero: set[tuple[Path, str, tuple[str, ...]]] = set()
+    extras: dict[tuple[Path, str, tuple[str, ...]], list[str]] = {}
     for row in rows:
         for test in columns_of(rows):
             spec, remark = parted(test)[0], remark_of(test)
@@ -149,16 +153,22 @@ def commands(rows: Sequence[Row]) -> list[str]:
                 continue
             key = row.folder, remark, _reading(row, spec, rows, _pattern(test, rows))
             wanted.setdefault(key, []).append(spec)
-            if row.model == ZERO_SHOT:
-                zero.add(key)
+            extras.setdefault(key, []).extend(_flags_of(row.model))
     sided = {row.folder for row in rows if "imported" in row.config and _knows_cameras(row.config)}
     lines = []
     for (folder, remark, reading), specs in wanted.items():
         more = [*(["--protocol", remark] if remark else []), *reading]
-        more += ["--zero-shot"] if (folder, remark, reading) in zero else []
+        more += dict.fromkeys(extras[folder, remark, reading])
         comment = "  # and --same-cameras, if it was trained on this data" if folder in sided else ""
         lines.append(evaluate_command(folder, list(dict.fromkeys(specs)), *more) + comment)
     return lines
+
+
+def _flags_of(model: str) -> list[str]:
+    """What `clipreid evaluate` needs to fill the row of this model."""
+    name, *more = model.split("+")
+    flags = {ZERO_SHOT: ["--zero-shot"], COLOUR: ["--floor"]}.get(name, [])
+    return flags + [f"--centre-cameras={part.removeprefix(CENTRED)}" for part in more if part.startswith(CENTRED)]
 
 
 def _pattern(test: str, rows: Sequence[Row]) -> str:

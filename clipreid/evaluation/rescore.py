@@ -40,7 +40,8 @@ def rescore(found: Scored, method: str, **options: Any) -> Report:
         *features, method, query_cameras=found.query.cameras, gallery_cameras=found.gallery.cameras, **options
     )
     report = evaluate(None, None, found.query.metadata(), found.gallery.metadata(), rules, similarity=rows)
-    return replace(report, notes=(f"{reranked_name(method, options)} is {get_method(method).note}", *report.notes))
+    note = f"{reranked_name(method, options)} is {get_method(method).note}"
+    return replace(report, notes=(note, *found.notes, *report.notes))
 
 
 def reranked_name(method: str, options: dict[str, Any]) -> str:

@@ -12,7 +12,9 @@ from clipreid.evaluation.side_by_side import TAG, VAL, parted, place
 from clipreid.evaluation.tables import format_table
 from clipreid.hub.files import METRICS, read_metrics, write_json
 
-__all__ = ["VAL", "add_metrics", "evaluate_command", "results_table"]
+__all__ = ["CENTRED", "VAL", "add_metrics", "evaluate_command", "results_table"]
+
+CENTRED = "centred-"  # and "train" or "gallery": follows the name of a model whose features are centred by camera
 
 
 def add_metrics(folder: Path, model: str, entries: dict[str, dict[str, Any]]) -> dict[str, str]:

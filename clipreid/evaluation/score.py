@@ -19,7 +19,7 @@ from clipreid.evaluation.extract import extract
 from clipreid.evaluation.gaps import caption_queries
 from clipreid.evaluation.health import Health, measure_health
 from clipreid.evaluation.metrics import evaluate
-from clipreid.evaluation.protocols import get_protocol
+from clipreid.evaluation.protocols import Protocol, get_protocol
 from clipreid.evaluation.report import Report
 from clipreid.evaluation.similarity import chunk_size
 from clipreid.metric import Cosine, Metric
@@ -44,16 +44,34 @@ class Scored:
     bad: int  # images left out because they could not be decoded
     metric: Metric = field(default_factory=Cosine)  # of the test feature
     pattern: str = ""  # that read the names of the images
+    notes: tuple[str, ...] = ()  # about the images, and how the features were changed; of every report
+    chosen: str | None = None  # the feature that counts as the test feature, where that is not `concat`
+    count_copies: bool = False  # copies of a query may be found
     _health: dict[str, Health | None] = field(default_factory=dict, repr=False)
 
     @property
     def feature(self) -> str:
-        """The test feature: `concat`, or `projection` where the queries are captions, for text has no other."""
+        """The test feature: `concat`, or `projection` where the queries are captions, for text has no other; of an
+        untrained backbone the better of the two."""
+        if self.chosen is not None:
+            return self.chosen
         return TEST if TEST in self.reports or not self.reports else "projection"
 
     def best(self, usable: Sequence[str] = OF_ZERO_SHOT) -> str:
         """Which of these features has the highest mAP; the first one among equals."""
         return max((u for u in usable if u in self.reports), key=lambda part: self.reports[part].metrics["mAP"])
+
+    def as_zero_shot(self) -> Scored:
+        """The same of an untrained backbone: `best` counts as its test feature."""
+        return replace(self, chosen=self.best())
+
+    def add_reports(self, protocol: str | Protocol) -> None:
+        """Evaluates every kind of feature."""
+        tables = self.query.metadata(), self.gallery.metadata()
+        for part in self.query_features:
+            how = {"protocol": protocol, "count_copies": self.count_copies, **self.compared(part)}
+            found = evaluate(query=tables[0], gallery=tables[1], **how)
+            self.reports[part] = replace(found, notes=(*self.notes, *found.notes))
 
     def compared(self, feature: str | None = None) -> dict[str, Any]:
         """What `evaluate`, `open_set`, `camera_pairs` and the reports compare, by the names of their arguments: the
@@ -158,28 +176,17 @@ def score(
         features["query"] = {"projection": model.embed_text([sentence for _, sentence in asked], say=notes.append)}
         notes += said
     for name, (part, cache) in images.items():
-        found = extract(
-            model.embed_parts,
-            cache.pixels,
-            about=about_images(part.split, offsets if model.reads else None),
-            device=model.device,
-            accelerator=accelerator,
-            progress=partial(progress, name) if progress else None,
+        features[name] = _embed(
+            part.split, cache, model, offsets, accelerator, partial(progress, name) if progress else None
         )
-        assert isinstance(found, dict)
-        features[name] = {kind: x.cpu() for kind, x in found.items()}
         unlike = np.full(len(part.split), -1)
         splits[name] = part.split.with_digests(unlike) if count_copies else part.split
     features.setdefault("gallery", features["query"])  # the same images are embedded once
     splits.setdefault("gallery", splits["query"])
     bad = sum(len(cache.bad) for _, cache in images.values())
-    scored = Scored({}, features["query"], features["gallery"], splits["query"], splits["gallery"], bad, model.metric)
-    scored = replace(scored, pattern=data.pattern)
-    tables = splits["query"].metadata(), splits["gallery"].metadata()
-    for kind in features["query"]:
-        how = {"protocol": rules, "count_copies": count_copies, **scored.compared(kind)}
-        report = evaluate(query=tables[0], gallery=tables[1], **how)
-        scored.reports[kind] = replace(report, notes=(*report.notes, *notes))
+    sides = features["query"], features["gallery"], splits["query"], splits["gallery"]
+    scored = Scored({}, *sides, bad, model.metric, data.pattern, tuple(notes), count_copies=count_copies)
+    scored.add_reports(rules)
     return scored
 
 
@@ -195,6 +202,34 @@ def _open_images(
         cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
         found[name] = opened(data.name, "test", [split], [cache])[0], cache
     return found
+
+
+def embed_split(
+    split: Split,
+    model: ReIDModel,
+    skip_bad: bool = False,
+    offsets: tuple[int, int] | None = None,
+    accelerator: Any = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[dict[str, Tensor], Split, int]:
+    """The features of a split by name, [N, D] each, on the CPU; the N images that could be decoded, and how many could
+    not. Arguments and errors as for `score`."""
+    cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
+    kept = split.select(cache.kept)
+    say = partial(progress, split.name) if progress else None
+    return _embed(kept, cache, model, offsets, accelerator, say), kept, len(cache.bad)
+
+
+def _embed(
+    kept: Split, cache: PixelCache, model: ReIDModel, offsets: tuple[int, int] | None, accelerator: Any,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The features of decoded images by name, [N, D] each, on the CPU."""
+    about = about_images(kept, offsets if model.reads else None)
+    how = {"about": about, "device": model.device, "accelerator": accelerator, "progress": progress}
+    found = extract(model.embed_parts, cache.pixels, **how)
+    assert isinstance(found, dict)
+    return {part: x.cpu() for part, x in found.items()}
 
 
 def about_images(split: Split, offsets: tuple[int, int] | None) -> dict[str, Tensor]:

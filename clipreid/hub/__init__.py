@@ -19,6 +19,7 @@ from clipreid.hub.folder import (
     save_identities,
     save_model,
 )
+from clipreid.hub.untrained import find_model, load_untrained
 
 __all__ = [
     "ADAPTER",
@@ -28,9 +29,11 @@ __all__ = [
     "TOWER",
     "backbone_print",
     "backbone_record",
+    "find_model",
     "find_run",
     "load",
     "load_identities",
+    "load_untrained",
     "read_config",
     "run_name",
     "save_identities",

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from clipreid.backbones.colour import COLOUR
 from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import TINY
 from clipreid.data.layouts import LAYOUTS, WITHDRAWN
 from clipreid.evaluation import PROTOCOLS
+from clipreid.evaluation.results import CENTRED
 from clipreid.evaluation.score import ZERO_SHOT
 from clipreid.evaluation.side_by_side import parted
 from clipreid.evaluation.tables import TITLES
@@ -194,8 +196,11 @@ def _explained(facts: Facts, entries: Sequence[Mapping[str, Any]]) -> str:
         "protocols: they are not to be compared.": len({parted(data)[0] for data in facts.metrics})
         < len(facts.metrics),
         f"Features: {_spread(facts)}.": bool(_spread(facts)),
+        f"`{COLOUR}`: stripes of colour, which know nothing of individuals.": COLOUR in names,
+        "Centred: the mean feature of each camera is subtracted, of training images (train) or of all test images "
+        "(gallery: transductive).": any(CENTRED in name for name in names),
         "Re-ranked: the order takes all queries and the whole gallery into account (transductive), which a search for "
-        "one image cannot.": any("+" in name for name in names),
+        "one image cannot.": any(not part.startswith(CENTRED) for name in names for part in name.split("+")[1:]),
     }
     return " ".join(text for text, holds in texts.items() if holds)
 
@@ -243,10 +248,13 @@ def _zero_shot_feature(facts: Facts) -> str:
 
 def _called(model: str, stage: str) -> str:
     """`stage2@0.5+k-reciprocal` -> `this model, strength 0.5, re-ranked: k-reciprocal`."""
-    head, _, reranking = model.partition("+")
+    head, *more = model.split("+")
     name, _, strength = head.partition("@")
-    text = "this model" if name == stage else name
-    return text + (f", strength {strength}" if strength else "") + (f", re-ranked: {reranking}" if reranking else "")
+    text = ("this model" if name == stage else name) + (f", strength {strength}" if strength else "")
+    for part in more:
+        centred = part.startswith(CENTRED)
+        text += f", centred by camera ({part.removeprefix(CENTRED)})" if centred else f", re-ranked: {part}"
+    return text
 
 
 def _figure(entry: Mapping[str, Any], key: str) -> str:

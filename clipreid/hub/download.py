@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from clipreid.backbones.hf import OPENAI, PICKLED, WANTED_FILES
+from clipreid.backbones.load import is_backbone
 from clipreid.errors import UserError
 from clipreid.hub.checks import read_config
 from clipreid.hub.files import (
@@ -55,7 +56,7 @@ LOG_IN = "log in with `hf auth login`, or put a token that may read it into HF_T
 KEPT = "; files that are complete are not downloaded twice"
 
 
-def find_run(run: str | Path, revision: str | None = None) -> Path:
+def find_run(run: str | Path, revision: str | None = None, also: str = "") -> Path:
     """The folder of a run: a local one, else a repository of the Hub, downloaded or from the cache.
 
     Only the files that `load` needs are downloaded, of the commit that was looked at, and only if the repository lists
@@ -65,10 +66,11 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
     Args:
         run: a run folder; else OWNER/NAME, OWNER/NAME@REVISION or, where a folder OWNER is here too, hub:OWNER/NAME.
         revision: of a repository: a branch, tag or commit; None is its main branch.
+        also: what else could have been given, for the message (`find_model`).
 
     Raises:
-        UserError: neither a folder nor a name; no such repository or revision, or no access to it; a repository that
-            holds no run; no network and nothing in the cache; a download that failed.
+        UserError: neither a folder nor a name; an untrained backbone; no such repository or revision, or no access to
+            it; a repository that holds no run; no network and nothing in the cache; a download that failed.
     """
     text = run.as_posix() if isinstance(run, Path) else run
     folder = Path(text).expanduser()
@@ -80,9 +82,15 @@ def find_run(run: str | Path, revision: str | None = None) -> Path:
             )
         return folder
     name, _, own = text.removeprefix(PREFIX).partition("@")
+    if not also and is_backbone(text):
+        raise UserError(
+            f"{text} is an untrained backbone, and a run is needed here: give a run folder, such as runs/demo "
+            f"(training: recipes/clipreid_stage2.py --backbone {text})"
+        )
     if not NAME.fullmatch(name) or ".." in name:
         raise UserError(
-            f"{text} is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
+            f"{text} is not a folder: give a run folder, such as runs/demo, or the name of a published run, "
+            f"OWNER/NAME{also}"
         )
     if not text.startswith(PREFIX) and folder.parent.is_dir():
         raise UserError(

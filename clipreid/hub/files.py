@@ -26,12 +26,14 @@ ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, wh
 METRICS = "metrics.json"
 TRIAL = "trial"  # a training beside the run's own
 CALIBRATION = "calibration.json"
+CAMERA_MEANS = "camera_means.safetensors"  # where they were asked for: `clipreid.search.means`
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_ADAPTER = Path("text_adapter") / WEIGHTS
 OWNED = (
     CONFIG,
     METRICS,
     CALIBRATION,
+    CAMERA_MEANS,
     HEADS,
     IDENTITIES,
     TOWER,
@@ -52,6 +54,7 @@ LARGEST = {
     TOWER: 16 << 30,
     TEXT_TOWER: 16 << 30,
     WEIGHTS: 4 << 30,
+    CAMERA_MEANS: 1 << 30,
 }  # bytes
 FIGURES = ("mAP", "mINP", "rank1", "rank5", "rank10")
 ENTRY: dict[str, Any] = {  # of metrics.json: what is read of the figures of one model on one data set

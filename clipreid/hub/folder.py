@@ -16,7 +16,7 @@ from clipreid.backbones.imported import ImportedBackbone
 from clipreid.backbones.record import backbone_print, backbone_record, load_recorded
 from clipreid.errors import UserError
 from clipreid.hub.checks import check_finite, read_settings, read_tensors
-from clipreid.hub.download import check_backbone, find_run
+from clipreid.hub.download import check_backbone
 from clipreid.hub.files import (
     ADAPTER,
     CONFIG,
@@ -30,6 +30,7 @@ from clipreid.hub.files import (
     snapshot_of,
 )
 from clipreid.hub.plain import mark_adapter, plain_facts
+from clipreid.hub.untrained import find_model, load_untrained
 from clipreid.methods import build
 from clipreid.model import ReIDModel
 from clipreid.strength import check_strength, set_strength
@@ -108,7 +109,7 @@ def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0) -> ReIDModel:
-    """A trained model from its run folder or from the Hugging Face Hub, ready to `embed`.
+    """A trained model from its run folder or from the Hugging Face Hub, or an untrained one by name, ready to `embed`.
 
     What is downloaded is kept in the Hub's cache, from which it loads without network. Nothing in a run folder or
     repository is executed: JSON and safetensors are read, and checked before they are believed (`checks`).
@@ -117,19 +118,24 @@ def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0)
         >>> model = clipreid.load("runs/demo")
         >>> features = model.embed(["a.jpg", "b.jpg"])  # float32 [2, D], L2-normalised
         >>> model = clipreid.load("owner/name", revision="v1")
+        >>> model = clipreid.load("tiny-clip")  # the backbone before any training
 
     Args:
-        run: a run folder, or the name of a published run: OWNER/NAME (see `find_run`).
+        run: a run folder, the name of a published run: OWNER/NAME (see `find_run`), or of an untrained model, as
+            everywhere on the command line (see `find_model`).
         revision: of a published run: a branch, tag or commit; None is its main branch.
         strength: how much of what training changed takes part, from 0 (zero-shot) to 1 (`set_strength`).
 
     Raises:
-        UserError: neither a run folder nor a repository that can be had; an unfinished run; no such strength;
+        UserError: neither a run folder nor a repository that can be had, nor an untrained model; an unfinished run;
+            no such strength, or one for an untrained model;
             settings that are unknown, missing or absurd; files that are missing, damaged, not safetensors, lead out
             of the folder, or were made for another backbone; missing or unexpected weights.
     """
     check_strength(strength)
-    folder = find_run(run, revision)
+    folder = find_model(run, revision)
+    if isinstance(folder, str):
+        return load_untrained(folder, revision=revision, strength=strength)
     settings = read_settings(folder)
     config = settings.config
     weights = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}[tuning_of(config)]

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from clipreid.errors import UserError
+from clipreid.evaluation.centring import CameraMeans, CameraSums
+from clipreid.evaluation.score import TEST
 from clipreid.evaluation.similarity import unit_rows
 from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
@@ -138,6 +140,16 @@ class Gallery:
                 yield first, torch.frombuffer(self._map, dtype=torch.float32, count=count, offset=at).view(-1, width)
                 self._forget(at, count * 4)
 
+    def camera_means(self) -> CameraMeans:
+        """The mean test feature of each camera, for `nearest(means=...)`; the features are read once.
+
+        Raises `UserError` where no camera is known of enough images.
+        """
+        sums = CameraSums()
+        for start, block in self.blocks():
+            sums.add({TEST: block}, self.cameras[start : start + len(block)])
+        return sums.means()
+
     def nearest(
         self,
         features: Tensor | np.ndarray,
@@ -146,6 +158,8 @@ class Gallery:
         part: str | None = None,
         cameras: Sequence[int] | None = None,
         not_cameras: Sequence[int] | None = None,
+        means: CameraMeans | None = None,
+        query_cameras: Sequence[int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Q features to (cosine similarity float64 [Q, top], rows int64 [Q, top]), the most similar first.
 
@@ -157,8 +171,12 @@ class Gallery:
             top: how many; default `TOP`, or all where the gallery has fewer.
             part: compare with this part of the features only, made unit length again: "projection" for text.
             cameras, not_cameras: only images of these cameras; none of these (unknown cameras stay).
+            means: compare features from which the mean of their camera is subtracted, the queries' too.
+            query_cameras: [Q] then, the queries' own cameras; without them, and for -1, the mean over the cameras is
+                subtracted.
 
         Raises:
+            ValueError: means together with a part, or not one camera for each query.
             UserError: another width than the gallery's; no finite numbers, or nothing but zeros; top under 1 or over G;
                 an unknown part; cameras that the gallery does not have; nothing left.
         """
@@ -169,10 +187,15 @@ class Gallery:
             raise UserError(f"the queries are {list(queries.shape)}, this gallery needs {wanted}")
         allowed = self.allowed(top, cameras, not_cameras)
         top = min(TOP, len(self)) if top is None else top
+        if means is not None:
+            known = [-1] * len(queries) if query_cameras is None else query_cameras
+            if part is not None or len(known) != len(queries):
+                raise ValueError(f"means centre whole features (part={part}), and need {len(queries)} query cameras")
+            queries = means.subtract({TEST: queries}, known)[TEST]
         queries = unit_rows(queries, "the queries")[: len(queries)]
         if empty := (~queries.any(dim=1)).nonzero().flatten().tolist():
             raise UserError(f"query {empty[0]} is all zeros: nothing is similar to it")
-        found = [self._walk(part_of, top, columns, allowed) for part_of in queries.split(QUERIES)]
+        found = [self._walk(part_of, top, columns, allowed, means) for part_of in queries.split(QUERIES)]
         return np.concatenate([similarity for similarity, _ in found]), np.concatenate([rows for _, rows in found])
 
     def search(self, features: Tensor | np.ndarray, top: int | None = None, **how: Any) -> list[list[Hit]]:
@@ -188,8 +211,11 @@ class Gallery:
             for pair in zip(similarity, rows, strict=True)
         ]
 
-    def _walk(self, queries: Tensor, top: int, columns: slice, allowed: np.ndarray | None) -> tuple[Any, Any]:
-        best = Nearest(queries, top, normalise=columns != slice(0, self.about["dimension"]))
+    def _walk(
+        self, queries: Tensor, top: int, columns: slice, allowed: np.ndarray | None, means: CameraMeans | None
+    ) -> tuple[Any, Any]:
+        whole = columns == slice(0, self.about["dimension"])
+        best = Nearest(queries, top, normalise=means is not None or not whole)
         for start, block in self.blocks():
             numbers = np.arange(start, start + len(block))
             if allowed is not None:
@@ -197,8 +223,11 @@ class Gallery:
                 if not len(numbers):
                     continue
                 block = block[torch.from_numpy(numbers - start)]
+            block = block[:, columns]
+            if means is not None:
+                block = block - means.table(TEST)[means.rows(self.cameras[numbers])]
             try:
-                best.add(block[:, columns], numbers)
+                best.add(block, numbers)
             except UserError as error:
                 raise UserError(f"{self.file} is damaged: {error}; embed the images again") from error
         return best.similarity, best.rows

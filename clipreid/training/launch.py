@@ -229,8 +229,8 @@ def doubts(
     """
     if (state := found.health()) is None:
         return [], []
-    size, interpolation = run.backbone.image_size, run.backbone.interpolation
-    entry["floor"] = round(colour_floor(data, size, interpolation, run.flags.skip_bad), 5)
+    floor = colour_floor(data, skip_bad=run.flags.skip_bad)
+    entry["floor"] = round(floor.reports[floor.feature].metrics["mAP"], 5)
     run.log.write("health", 0, data=data.name, **state.to_dict())
     warned = state.warnings()
     for what, figure in (("the untrained backbone", zero_shot.get("mAP")), ("stripes of colour", entry["floor"])):

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from clipreid.backbones.colour import colour_stripes
 from clipreid.evaluation import evaluate
-from clipreid.evaluation.floor import colour_stripes
 from clipreid.evaluation.health import as_float16, as_int8, cosines, effective_dimension, measure_health
 
 NAMES = np.repeat(np.arange(20), 4)

@@ -1,0 +1,50 @@
+"""Camera means that are kept beside a run, for `--centre-cameras train`: written only where they are asked for.
+
+They are means over many images of a camera, and say nothing of single identities. K cameras, D feature width.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from clipreid.errors import UserError
+from clipreid.evaluation.centring import FLAG, CameraMeans
+from clipreid.hub.checks import read_tensors
+from clipreid.hub.files import CAMERA_MEANS, share
+from clipreid.model import ReIDModel
+from clipreid.search.format import model_print
+
+CAMERAS = "cameras"
+
+
+def save_means(folder: Path, means: CameraMeans, model: ReIDModel, data: str) -> Path:
+    """Writes the means of the cameras of `data` (its name) by this model into a run folder; returns the file."""
+    about = {"data": data, "images": str(means.images), "model": model_print(model)}
+    file, scratch = folder / CAMERA_MEANS, folder / f"{CAMERA_MEANS}.writing"
+    save_file({CAMERAS: means.cameras, **{n: x.contiguous() for n, x in means.means.items()}}, scratch, metadata=about)
+    scratch.replace(file)
+    share(file)
+    return file
+
+
+def load_means(folder: Path, model: ReIDModel) -> tuple[CameraMeans, str]:
+    """The means that are kept in a run folder, and the name of the data whose cameras they are of.
+
+    Raises:
+        UserError: there are none, they are damaged, or of another model.
+    """
+    again = f"clipreid evaluate {folder} {FLAG} train --keep-means"
+    if not (folder / CAMERA_MEANS).exists():
+        raise UserError(f"{FLAG} train: {folder} holds no camera means; take {FLAG} gallery, or make them: {again}")
+    tensors = read_tensors(folder / CAMERA_MEANS, folder)
+    with safe_open(folder / CAMERA_MEANS, "pt") as handle:
+        about = handle.metadata() or {}
+    if about.get("model") != model_print(model):
+        raise UserError(f"{folder / CAMERA_MEANS} is of another model or strength: make it again: {again}")
+    cameras, parts = tensors.pop(CAMERAS, None), set(tensors)
+    if cameras is None or parts < {"concat"} or any(len(x) != len(cameras) for x in tensors.values()):
+        raise UserError(f"{folder / CAMERA_MEANS} is damaged: make it again: {again}")
+    return CameraMeans(cameras, tensors, int(about["images"])), about["data"]
