@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipreid.data import ReIDData
+from clipreid.data import ReIDData, Split, pixel_cache
 from clipreid.errors import UserError
 from clipreid.evaluation.protocols import get_protocol
-from clipreid.evaluation.score import Scored, embed_split
+from clipreid.evaluation.score import Scored, embed_decoded
 from clipreid.metric import needs_cosine
 
 if TYPE_CHECKING:
@@ -141,8 +142,7 @@ def camera_means(
     check_centring(how, data, found.reports[found.feature].protocol)
     needs_cosine(found.metric, FLAG)
     if how == "train":
-        features, split, _ = embed_split(data.splits["train"], model, skip_bad, offsets, progress=progress)
-        return CameraMeans.of(features, split.cameras)
+        return _train_means(data.splits["train"], model, skip_bad, offsets, progress)
     features, cameras = found.gallery_features, torch.from_numpy(found.gallery.cameras)
     if found.query is not found.gallery:
         features = {name: torch.cat([x, found.query_features[name]]) for name, x in features.items()}
@@ -167,6 +167,20 @@ def centre(found: Scored, how: Centring, means: CameraMeans) -> Scored:
     )
     centred.add_reports(found.reports[found.feature].protocol)
     return centred
+
+
+def _train_means(
+    split: Split,
+    model: ReIDModel,
+    skip_bad: bool,
+    offsets: tuple[int, int] | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> CameraMeans:
+    """Means over the images of a split that can be decoded."""
+    cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
+    kept = split.select(cache.kept)
+    tell = partial(progress, split.name) if progress else None
+    return CameraMeans.of(embed_decoded(kept, cache, model, offsets, progress=tell), kept.cameras)
 
 
 def _note(how: Centring, means: CameraMeans, found: Scored) -> str:

@@ -48,6 +48,8 @@ class Scored:
     chosen: str | None = None  # the feature that counts as the test feature, where that is not `concat`
     count_copies: bool = False  # copies of a query may be found
     _health: dict[str, Health | None] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()  # how the features were changed after they were computed; in every report
+    chosen: str | None = None  # the feature that counts as the test feature, where that is not `concat`
 
     @property
     def feature(self) -> str:
@@ -176,9 +178,8 @@ def score(
         features["query"] = {"projection": model.embed_text([sentence for _, sentence in asked], say=notes.append)}
         notes += said
     for name, (part, cache) in images.items():
-        features[name] = _embed(
-            part.split, cache, model, offsets, accelerator, partial(progress, name) if progress else None
-        )
+        tell = partial(progress, name) if progress else None
+        features[name] = embed_decoded(part.split, cache, model, offsets, accelerator, tell)
         unlike = np.full(len(part.split), -1)
         splits[name] = part.split.with_digests(unlike) if count_copies else part.split
     features.setdefault("gallery", features["query"])  # the same images are embedded once
@@ -204,27 +205,15 @@ def _open_images(
     return found
 
 
-def embed_split(
-    split: Split,
+def embed_decoded(
+    kept: Split,
+    cache: PixelCache,
     model: ReIDModel,
-    skip_bad: bool = False,
     offsets: tuple[int, int] | None = None,
     accelerator: Any = None,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[dict[str, Tensor], Split, int]:
-    """The features of a split by name, [N, D] each, on the CPU; the N images that could be decoded, and how many could
-    not. Arguments and errors as for `score`."""
-    cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
-    kept = split.select(cache.kept)
-    say = partial(progress, split.name) if progress else None
-    return _embed(kept, cache, model, offsets, accelerator, say), kept, len(cache.bad)
-
-
-def _embed(
-    kept: Split, cache: PixelCache, model: ReIDModel, offsets: tuple[int, int] | None, accelerator: Any,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The features of decoded images by name, [N, D] each, on the CPU."""
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """The features of decoded images by name, [N, D] each, on the CPU; arguments as for `score`."""
     about = about_images(kept, offsets if model.reads else None)
     how = {"about": about, "device": model.device, "accelerator": accelerator, "progress": progress}
     found = extract(model.embed_parts, cache.pixels, **how)

@@ -117,7 +117,7 @@ def test_mistakes_are_one_message_without_traceback(tmp_path: Path) -> None:
     done = command("evaluate", tmp_path / "nowhere")
     assert done.returncode == 2
     said = "is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
-    assert done.stderr.strip() == f"error: {tmp_path / 'nowhere'} {said}"
+    assert done.stderr.strip().startswith(f"error: {tmp_path / 'nowhere'} {said}; or an untrained model by its name:\n")
     assert done.stdout == ""
 
 

@@ -198,3 +198,22 @@ def test_the_table_of_a_run_stays_readable(runs: list[Path]) -> None:
     assert lines[2].startswith("market1501  ")
     assert f"my crops = {CROPS}" in lines
     assert max(map(len, lines[:7])) < 80
+
+
+def test_what_was_not_trained_has_a_row_of_its_own_and_says_how_it_is_filled(tmp_path: Path) -> None:
+    centred = {"stage2+centred-gallery": {MARKET: 0.6}, "zero-shot+centred-gallery": {MARKET: 0.2}}
+    figures = {"stage2": {MARKET: 0.5, MSMT: 0.3}, "zero-shot": {MARKET: 0.1, MSMT: 0.05}, "colour": {MARKET: 0.01}}
+    run = write_run(tmp_path / "run", [MARKET], figures | centred)
+    rows = read_rows([run])[0]
+    assert [(row.model, row.backbone, row.trained) for row in rows] == [
+        ("zero-shot", "tiny-clip", ()),
+        ("colour", "colour", ()),
+        ("zero-shot+centred-gallery", "tiny-clip", ()),
+        ("stage2", "tiny-clip", (MARKET,)),
+        ("stage2+centred-gallery", "tiny-clip", (MARKET,)),
+    ]
+    table = matrix_table(rows)
+    assert "nothing (colour)     colour " in table
+    assert "nothing (tiny-clip)  zero-shot+centred-gallery" in table
+    (line,) = commands(rows)
+    assert line.endswith(f"--data {MSMT} --floor --zero-shot --centre-cameras=gallery")

@@ -25,6 +25,7 @@ from clipreid.data.synthetic import SETS, street
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
 from clipreid.evaluation.cost import gflops, latency, parameters
+from clipreid.evaluation.floor import colour_floor
 from clipreid.evaluation.score import OF_ZERO_SHOT, score
 from clipreid.model import untrained_model
 
@@ -66,11 +67,14 @@ def test_table_and_csv(
     recipe: ModuleType, towers: tuple[str, str], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, file = f"folder:{street}", tmp_path / "new" / "zero.csv"
-    recipe.main(parse(recipe, "--backbones", "tiny-clip", *towers, "--data", data, "--output", file))
+    recipe.main(parse(recipe, "--backbones", "tiny-clip", *towers, "colour", "--data", data, "--output", file))
     output = capsys.readouterr().out
     with file.open() as opened:
         rows = {row["backbone"]: row for row in csv.DictReader(opened)}
-    assert list(rows) == ["tiny-clip", *towers]
+    assert list(rows) == ["tiny-clip", *towers, "colour"]
+    assert f"tiny-clip on {data} (cross-camera): mAP" in output
+    floor = rows.pop("colour")
+    assert (floor["feature"], floor["parameters"], floor["size"]) == ("colour stripes", "0", "128x64")
     assert all(
         name in output for name in (*rows, "mAP", "rank-1", "gflops", "ms: per crop, in batches of 2, 1 threads")
     )
@@ -84,10 +88,30 @@ def test_table_and_csv(
         best = max(found.reports[part].metrics["mAP"] for part in OF_ZERO_SHOT)
         assert float(row["mAP"]) == pytest.approx(best, abs=1e-6)
         assert row["size"] == size
+        assert row["protocol"] == "cross-camera"
         assert row["feature"] == (feature or found.best())
         assert int(row["parameters"]) == parameters(backbone.image)
         assert float(row["gflops"]) == pytest.approx(gflops(backbone.image, backbone.image_size))
         assert float(row["ms"]) > 0
+
+
+def test_one_protocol_for_all_is_named_beside_each_figure(
+    recipe: ModuleType, street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file = f"folder:{street}", tmp_path / "zero.csv"
+    recipe.main(parse(recipe, "--backbones", "colour", "--data", data, "--protocol", "market1501", "--output", file))
+    (row,) = csv.DictReader(file.read_text().splitlines())
+    own = evaluate_colour(data, None)
+    assert row["protocol"] == "market1501"
+    assert float(row["mAP"]) == pytest.approx(evaluate_colour(data, "market1501"), abs=1e-6)
+    assert float(row["mAP"]) < own  # images of the same camera are in the way, which cross-camera leaves out
+    assert "(market1501): mAP" in capsys.readouterr().out
+    with pytest.raises(UserError, match="unknown protocol 'market'"):
+        recipe.main(parse(recipe, "--protocol", "market"))
+
+
+def evaluate_colour(data: str, protocol: str | None) -> float:
+    return colour_floor(load_data(data), protocol=protocol).reports["concat"].metrics["mAP"]
 
 
 def test_flags_take_several_values_and_repeat(recipe: ModuleType) -> None:

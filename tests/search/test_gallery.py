@@ -281,3 +281,34 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 def test_about_is_what_was_written(tmp_path: Path) -> None:
     file = write_gallery(tmp_path / "g.parquet", unit(np.eye(3)))
     assert Gallery.open(file).about == about(3)
+
+
+# Camera centring ------------------------------------------------------------------------------------------------
+
+
+def test_centred_search_is_that_of_centred_features(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    known = [1, 1, 2, 7, 2] * 12 + [9, 9, 9]
+    cameras = np.array([*known, -1])
+    features = unit(rng.standard_normal((len(cameras), 6)) + 2 * (cameras[:, None] == 2))
+    gallery = Gallery.open(write_gallery(tmp_path / "g.parquet", features, [20, 30], [*known, None]))
+    means = gallery.camera_means()
+    assert means.cameras.tolist() == [1, 2, 7]  # of camera 9 there are too few images
+    assert means.images == 60
+    expected = np.stack([features[cameras == camera].mean(0) for camera in (1, 2, 7)])
+    np.testing.assert_allclose(means.means["concat"], expected, atol=1e-6)
+    of = {1: expected[0], 2: expected[1], 7: expected[2]}
+    centred = unit(features - np.stack([of.get(camera, expected.mean(0)) for camera in cameras.tolist()]))
+    queries = unit(rng.standard_normal((3, 6)))
+    for asked in ([7, -1, 5], None):
+        own = np.stack([of.get(camera, expected.mean(0)) for camera in asked or [-1] * 3])
+        similarity, rows = gallery.nearest(queries, top=len(cameras), means=means, query_cameras=asked)
+        truth = unit(queries - own) @ centred.T
+        np.testing.assert_allclose(similarity, -np.sort(-truth, axis=1), atol=1e-5)
+        assert (rows[:, 0] == truth.argmax(1)).all()
+    only = gallery.nearest(queries, top=3, cameras=[7], means=means)[1]
+    assert (cameras[only] == 7).all()
+    with pytest.raises(ValueError, match="means centre whole features"):
+        gallery.nearest(queries[:, :1], part="projection", means=means)
+    with pytest.raises(ValueError, match="need 3 query cameras"):
+        gallery.nearest(queries, means=means, query_cameras=[1])
