@@ -86,6 +86,9 @@ class RunConfig:
     strength: Literal["whole", "auto"] = "whole"
     """auto: how much of what training changed is kept is chosen by a second training that leaves out half of the
     cameras and a third of the identities"""
+    camera_means: bool = False
+    """Keep the mean feature of each training camera in the run folder, for --centre-cameras train of clipreid search;
+    it is never published"""
     track: Literal["none", "wandb"] = "none"
     """Also send the log to a tracker; log.jsonl is always written"""
     push: Annotated[str | None, none_is("nothing is published")] = None
@@ -105,7 +108,7 @@ class Between:
 
 RUN_FLAGS = tuple(field.name for field in fields(RunConfig))
 # of no meaning for others, or for what a run computes: not recorded in config.json
-UNRECORDED = ("output", "threads", "resume", "overwrite", "push", "private", "track")
+UNRECORDED = ("output", "threads", "resume", "overwrite", "camera_means", "push", "private", "track")
 
 # The numbers in settings by name, wherever they stand: (least, most). Rates must be above their least.
 RANGES: dict[str, tuple[float, float]] = {

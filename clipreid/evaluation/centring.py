@@ -142,7 +142,7 @@ def camera_means(
     check_centring(how, data, found.reports[found.feature].protocol)
     needs_cosine(found.metric, FLAG)
     if how == "train":
-        return _train_means(data.splits["train"], model, skip_bad, offsets, progress)
+        return train_means(data.splits["train"], model, skip_bad, offsets, progress)
     features, cameras = found.gallery_features, torch.from_numpy(found.gallery.cameras)
     if found.query is not found.gallery:
         features = {name: torch.cat([x, found.query_features[name]]) for name, x in features.items()}
@@ -169,14 +169,14 @@ def centre(found: Scored, how: Centring, means: CameraMeans) -> Scored:
     return centred
 
 
-def _train_means(
+def train_means(
     split: Split,
     model: ReIDModel,
-    skip_bad: bool,
-    offsets: tuple[int, int] | None,
-    progress: Callable[[str, int, int], None] | None,
+    skip_bad: bool = False,
+    offsets: tuple[int, int] | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> CameraMeans:
-    """Means over the images of a split that can be decoded."""
+    """Means over the images of a split that can be decoded, prepared as for test. Arguments as for `camera_means`."""
     cache = pixel_cache(split, model.image_size, interpolation=model.interpolation, skip_bad=skip_bad)
     kept = split.select(cache.kept)
     tell = partial(progress, split.name) if progress else None

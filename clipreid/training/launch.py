@@ -30,6 +30,7 @@ from clipreid.hub.initial import inherited, load_initial
 from clipreid.methods import build
 from clipreid.model import ReIDModel, untrained_model
 from clipreid.strength import keep_strength, set_strength
+from clipreid.training.camera_means import check_camera_means, keep_camera_means
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
@@ -112,6 +113,7 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
     if until is None:
         measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
     model = build_model(run)
+    check_camera_means(flags, run.data.read, model)
     plan = plan_trial(run, model) if flags.strength == "auto" else None  # refuses before anything is trained
     last: Stage | None = None
     for stage in method.stages(run, model, run.config):
@@ -159,6 +161,7 @@ def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
         kept = load_file(run.folder / IDENTITIES) if (run.folder / IDENTITIES).is_file() else {}
         save_identities(run.folder, kept | identity_state(model), run.data.names)
     measure(run, model, last.name)
+    keep_camera_means(run, model)
     run.note(finished=True)
     forget_trial(run)
     run.log.say(f"\n{results_table(run.folder)}\n")

@@ -83,6 +83,24 @@ def test_figures_on_the_street_are_no_evidence_and_none_are_not_pointed_at(run: 
     assert "Re-ranked" not in card
 
 
+def test_centred_rows_and_the_floor_are_explained(run: Path) -> None:
+    models = ("stage2", "stage2+centred-train", "zero-shot+centred-gallery", "colour", "stage2+centred-train+aqe")
+    (run / METRICS).write_text(json.dumps({"synthetic:large": {name: entry() for name in models[:4]}}))
+    card = content(package(run, "me/demo"), CARD).decode()
+    for words in (
+        "| this model, centred by camera (train) |",
+        "| zero-shot, centred by camera (gallery) |",
+        "`colour`: stripes of colour, which know nothing of individuals.",
+        "Centred: the mean feature of each camera is subtracted",
+    ):
+        assert words in card, words
+    assert "Re-ranked" not in card
+    (run / METRICS).write_text(json.dumps({"synthetic:large": {name: entry() for name in models}}))
+    card = content(package(run, "me/demo"), CARD).decode()
+    assert "| this model, centred by camera (train), re-ranked: aqe |" in card
+    assert "Re-ranked: the order takes all queries" in card
+
+
 def test_the_card_admits_where_training_made_it_worse(run: Path) -> None:
     (run / METRICS).write_text(json.dumps({"synthetic": {"zero-shot": entry(mAP=0.6), "stage2": entry()}}))
     card = content(package(run, "me/demo"), CARD).decode()
