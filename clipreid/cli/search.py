@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +19,7 @@ from clipreid.errors import UserError, print_user_errors
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from clipreid.evaluation.centring import CameraMeans
     from clipreid.hub.calibrated import Known
     from clipreid.model import ReIDModel
     from clipreid.search import Embedded, Gallery, Hit
@@ -83,6 +84,9 @@ class Embed(Loading):
     """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
     batch_size: int = 32
     """Images at a time, at most 256"""
+    centre_cameras: Annotated[Literal["train", "gallery"] | None, arg(help_behavior_hint="")] = None
+    """Write features from which the mean of their camera is subtracted, for other programs; gallery: the means of these
+    images, train: those that --keep-means or --camera-means left in RUN. `clipreid search` can do it by itself later"""
     overwrite: bool = False
     """Replace a gallery made by another model or from other images"""
 
@@ -132,8 +136,8 @@ def embed(flags: Embed) -> None:
     Raises:
         UserError: the run, the images or the output cannot be used.
     """
+    from clipreid.search import Gallery, find_images
     from clipreid.search import embed as work
-    from clipreid.search import find_images
     from clipreid.search.find import is_data
 
     first = os.environ.get("RANK", "0") == "0"
@@ -155,11 +159,16 @@ def embed(flags: Embed) -> None:
         unknown=flags.unknown,
         batch_size=flags.batch_size,
         overwrite=flags.overwrite,
+        centring=flags.centre_cameras,
+        means=_kept_means(flags, model)[0] if flags.centre_cameras == "train" else None,
         threads=flags.threads,
         progress=_progress() if first else None,
     )
     if first:
         print(_summary(done, flags.output, model))
+        if (means := Gallery.open(flags.output).centred) is not None:
+            whence = "of this gallery (transductive)" if flags.centre_cameras == "gallery" else f"kept in {flags.run}"
+            print(_about_means(means, whence, {"images": Gallery.open(flags.output).cameras}))
 
 
 def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
@@ -270,39 +279,55 @@ def _check_centring(flags: Search) -> None:
     """Raises UserError for --centre-cameras and --query-camera that cannot be, before anything is loaded."""
     if flags.centre_cameras is not None and flags.text:
         raise UserError("--centre-cameras: no camera took a sentence: leave it out, or ask with --image")
-    if flags.query_camera and flags.centre_cameras is None:
-        raise UserError("--query-camera says which mean --centre-cameras subtracts: give that flag too")
     if len(flags.query_camera) not in (0, 1, len(flags.image)):
         given = f"{len(flags.query_camera)} cameras for {len(flags.image)} images"
         raise UserError(f"--query-camera: {given}: give one for all, or one for each")
 
 
 def _centring(flags: Search, gallery: Gallery, model: ReIDModel) -> dict[str, Any]:
-    """What `Gallery.search` is told for --centre-cameras; says on stderr where the means come from."""
+    """What `Gallery.search` is told for --centre-cameras, or for a centred gallery; says on stderr what it is."""
+    means, how = gallery.centred, {}
+    if means is not None and (flags.centre_cameras is not None or flags.text):
+        does = "no sentence can be compared with them" if flags.text else "leave --centre-cameras out"
+        raise UserError(f"{flags.gallery} was embedded with --centre-cameras, its features are centred: {does}")
+    if flags.query_camera and means is None and flags.centre_cameras is None:
+        raise UserError("--query-camera says which mean --centre-cameras subtracts: give that flag too")
+    if means is not None:
+        whence = "kept in the gallery"
+    elif flags.centre_cameras == "gallery":
+        means = how["means"] = gallery.camera_means()
+        whence = "of the gallery (transductive)"
+    elif flags.centre_cameras == "train":
+        means, data = _kept_means(flags, model)
+        how, whence = {"means": means}, f"of {data}, whose cameras are taken to be those of the gallery"
+    else:
+        return {}
+    cameras = list(flags.query_camera) * (len(flags.image) if len(flags.query_camera) == 1 else 1)
+    cameras = cameras or [-1] * len(flags.image)
+    counted = {"queries": cameras, "images of the gallery": gallery.cameras}
+    print(_about_means(means, whence, counted), file=sys.stderr, flush=True)
+    return how | {"query_cameras": cameras}
+
+
+def _kept_means(flags: Loading, model: ReIDModel) -> tuple[CameraMeans, str]:
+    """The means that are kept in RUN, and the data whose cameras they are of."""
     from clipreid.hub import find_model
     from clipreid.search.means import load_means
 
-    if flags.centre_cameras is None:
-        return {}
-    if flags.centre_cameras == "gallery":
-        means, whence = gallery.camera_means(), "of the gallery (transductive)"
-    else:
-        folder = find_model(flags.run, flags.revision)
-        if isinstance(folder, str):
-            raise UserError(f"--centre-cameras train: {folder} is untrained: take --centre-cameras gallery")
-        means, data = load_means(folder, model)
-        whence = f"of {data}, whose cameras are taken to be those of the gallery"
-    cameras = list(flags.query_camera) * (len(flags.image) if len(flags.query_camera) == 1 else 1)
-    cameras = cameras or [-1] * len(flags.image)
+    folder = find_model(flags.run, flags.revision)
+    if isinstance(folder, str):
+        raise UserError(f"--centre-cameras train: {folder} is untrained: take --centre-cameras gallery")
+    return load_means(folder, model)
+
+
+def _about_means(means: CameraMeans, whence: str, counted: Mapping[str, Any]) -> str:
+    """Where the means come from, and how many of the counted images ({name: cameras}) have no camera among them."""
     said = f"camera centring: means of {len(means.cameras)} cameras, from {means.images:,} images {whence}"
-    for name, numbers in (("queries", cameras), ("images of the gallery", gallery.cameras)):
-        if lone := int((means.rows(numbers) == len(means.cameras)).sum()):
-            said += (
-                f"; {lone:,} of {len(numbers):,} {name} are of an unknown or another camera: the mean over the cameras"
-            )
-            said += " is subtracted from them"
-    print(said, file=sys.stderr, flush=True)
-    return {"means": means, "query_cameras": cameras}
+    for name, cameras in counted.items():
+        if lone := int((means.rows(cameras) == len(means.cameras)).sum()):
+            said += f"; {lone:,} of {len(cameras):,} {name} are of an unknown or another camera: "
+            said += "the mean over the cameras is subtracted from them"
+    return said
 
 
 def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:

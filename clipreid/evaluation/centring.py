@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,7 +55,7 @@ class CameraMeans:
 
     def rows(self, cameras: Any) -> Tensor:
         """The row of each image's camera, int64 [N]; K where there is none: the camera is unknown, or has no mean."""
-        numbers = torch.as_tensor(cameras).long()
+        numbers = _numbers(cameras)
         found = torch.searchsorted(self.cameras, numbers).clamp_max(len(self.cameras) - 1)
         return torch.where(self.cameras[found] == numbers, found, len(self.cameras))
 
@@ -77,7 +78,7 @@ class CameraSums:
 
     def add(self, features: Mapping[str, Tensor], cameras: Any) -> None:
         """Features [n, D] each, cameras [n]; unknown ones (-1) are left out."""
-        numbers = torch.as_tensor(cameras)
+        numbers = _numbers(cameras)
         for camera in set(numbers.tolist()) - {-1}:
             mine = numbers == camera
             self.counts[camera] = self.counts.get(camera, 0) + int(mine.sum())
@@ -91,14 +92,34 @@ class CameraSums:
         Raises:
             UserError: there is no such camera.
         """
-        kept = sorted(camera for camera, count in self.counts.items() if count >= LEAST)
-        if not kept:
-            raise UserError(f"{FLAG}: no camera is known of {LEAST} images or more: there is no mean to subtract")
+        kept = _usable(self.counts)
         means = {
             name: torch.stack([self.sums[camera][name] / self.counts[camera] for camera in kept]).float()
             for name in self.sums[kept[0]]
         }
         return CameraMeans(torch.tensor(kept), means, sum(self.counts[camera] for camera in kept))
+
+
+def _usable(counts: Mapping[int, int]) -> list[int]:
+    """The cameras with enough images; raises `UserError` where there is none."""
+    kept = sorted(camera for camera, count in counts.items() if camera >= 0 and count >= LEAST)
+    if not kept:
+        raise UserError(
+            f"{FLAG}: no camera is known of {LEAST} images or more, so there is no mean to subtract: name the cameras "
+            "(--pattern, --columns), or leave it out"
+        )
+    return kept
+
+
+def _numbers(cameras: Any) -> Tensor:
+    """int64 [N], of a tensor, an array or a list."""
+    return cameras.long() if isinstance(cameras, Tensor) else torch.from_numpy(np.array(cameras, dtype=np.int64))
+
+
+def check_known(cameras: Any) -> None:
+    """Raises `UserError`, before features are made, where none of these cameras [N] has enough images."""
+    numbers, counts = _numbers(cameras).unique(return_counts=True)
+    _usable(dict(zip(numbers.tolist(), counts.tolist(), strict=True)))
 
 
 def check_centring(how: Centring, data: ReIDData, protocol: str | None) -> None:

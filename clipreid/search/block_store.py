@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from clipreid.data import Split
 from clipreid.data.cache import file_state
 from clipreid.errors import UserError
+from clipreid.evaluation.centring import CameraMeans
+from clipreid.evaluation.score import TEST
 from clipreid.hub.package import shown_size
 from clipreid.search.format import FEATURE, schema_of, writer
 
@@ -134,12 +138,24 @@ class BlockStore:
                 found += [(path, reason) for path, reason in json.loads(pq.read_metadata(file).metadata[BAD.encode()])]
         return found
 
-    def join(self, names: Sequence[str], output: Path, about: Mapping[str, Any]) -> None:
-        """Writes the blocks, in this order, as one gallery, of which `about` is kept; a few of them are in memory."""
+    def features(self, names: Sequence[str]) -> Iterator[tuple[Tensor, np.ndarray]]:
+        """Features [n, D] and cameras [n] (-1 = unknown) of each block that has images."""
+        for table in filter(len, map(self._read, names)):
+            yield _features(table), _cameras(table)
+
+    def join(
+        self, names: Sequence[str], output: Path, about: Mapping[str, Any], means: CameraMeans | None = None
+    ) -> None:
+        """Writes the blocks, in this order, as one gallery, of which `about` is kept; a few of them are in memory.
+
+        means: subtracted from the features, by camera.
+        """
         scratch = self.folder / "joined"
         with writer(scratch, about) as out:
             for start in range(0, len(names), GROUP):
                 table = pa.concat_tables([self._read(name) for name in names[start : start + GROUP]])
+                if len(table) and means is not None:
+                    table = _centred(table, means)
                 if len(table):
                     out.write_table(table.combine_chunks().cast(schema_of(about)))
         scratch.replace(output)
@@ -157,6 +173,22 @@ class BlockStore:
         except (pa.ArrowException, OSError, KeyError, ValueError) as error:
             file.unlink(missing_ok=True)
             raise UserError(f"{file} was damaged ({error}) and is removed: repeat the command") from error
+
+
+def _features(table: pa.Table) -> Tensor:  # [n, D]
+    column = table.column(FEATURE).combine_chunks()
+    return torch.from_numpy(column.flatten().to_numpy().reshape(len(table), -1).copy())
+
+
+def _cameras(table: pa.Table) -> np.ndarray:  # [n]
+    return table.column("camera").fill_null(-1).to_numpy()
+
+
+def _centred(table: pa.Table, means: CameraMeans) -> pa.Table:
+    """The same rows with centred features."""
+    found = means.subtract({TEST: _features(table)}, _cameras(table))[TEST].numpy()
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(found.reshape(-1)), found.shape[1])
+    return table.set_column(table.schema.get_field_index(FEATURE), FEATURE, lists)
 
 
 def check_space(folder: Path, images: int, needed: int) -> None:

@@ -26,11 +26,14 @@ from clipreid.data import Split
 from clipreid.data.cache import decode
 from clipreid.data.parallel import in_blocks
 from clipreid.errors import UserError
+from clipreid.evaluation.centring import CameraMeans, CameraSums, Centring, check_known
+from clipreid.evaluation.score import TEST
 from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 from clipreid.search.block_store import BlockStore, check_space, contents, to_table, writing
 from clipreid.search.find import absolute_entry
-from clipreid.search.format import describe, read_about
+from clipreid.search.format import CENTRED_VERSION, describe, read_about
+from clipreid.search.means import CENTRED, means_print, means_to_json
 
 BLOCK = 256  # images: what a killed process loses at most
 LARGEST = 256  # batch; a block is not embedded across its end
@@ -63,6 +66,8 @@ def embed(
     unknown: Sequence[str] = (),
     batch_size: int = 32,
     overwrite: bool = False,
+    centring: Centring | None = None,
+    means: CameraMeans | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Embedded:
@@ -77,7 +82,10 @@ def embed(
         run: kept in the file, for people.
         sources, pattern, columns, unknown: what `find_images` was given; kept, to find images that are no files again.
         batch_size: images at a time, up to `LARGEST`. An output that is there may have been made with another.
-        overwrite: replace an output made by another model, of other images, or without some that can be decoded now.
+        overwrite: replace an output made by another model, of other images, with other centring, or without some that
+            can be decoded now.
+        centring: write features from which the mean of their camera is subtracted, L2-normalised again; the means stay
+            in the file, for queries. "train": `means`; "gallery": those of these images.
         threads: that decode; default all cores.
         progress: called as progress(images done, N), those of all processes.
 
@@ -85,7 +93,8 @@ def embed(
         In every process the same, but for what it found.
 
     Raises:
-        UserError: a model that compares features by another metric than their cosine; no image can be decoded; an
+        UserError: a model that compares features by another metric than their cosine; centring without a camera of
+            enough images; no image can be decoded; an
             output that is in the way, lacks images that can be decoded by now, or cannot be written; images that keep
             changing.
     """
@@ -97,7 +106,9 @@ def embed(
         raise UserError(f"--output {output} is a folder: name a file")
     about = describe(model, run) | {"sources": [absolute_entry(entry) for entry in sources], "split": images.name}
     about |= {"pattern": pattern, "columns": columns} | ({"unknown": list(unknown)} if unknown else {})
-    job = _Job(model.eval(), images, output, about, batch_size, overwrite, threads, progress)
+    if centring == "gallery":
+        check_known(images.cameras)
+    job = _Job(model.eval(), images, output, about, batch_size, overwrite, centring, means, threads, progress)
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         return job.run()
@@ -113,6 +124,8 @@ class _Job:
     about: dict[str, Any]
     batch_size: int
     overwrite: bool
+    centring: Centring | None
+    means: CameraMeans | None
     threads: int | None
     progress: Progress | None
     names: list[str] = field(default_factory=list)  # of the blocks, in order
@@ -151,8 +164,8 @@ class _Job:
     def _check_output(self) -> None:
         if self.output.exists() and not self.overwrite:
             raise UserError(
-                f"--output {self.output} is there already, made by another model or from other images: "
-                "--overwrite, or another name"
+                f"--output {self.output} is there already, made by another model, from other images or centred "
+                "otherwise: --overwrite, or another name"
             )
 
     def _mended(self) -> bool:
@@ -185,7 +198,8 @@ class _Job:
     def _name_blocks(self) -> None:
         """Names the blocks by number and by a hash of their images as they are now."""
         found = contents(self.images, self.about, BLOCK)
-        self.key = hashlib.sha256("".join(found).encode()).hexdigest()[:24]
+        how = "" if self.centring is None else self.centring + (means_print(self.means) if self.means else "")
+        self.key = hashlib.sha256(("".join(found) + how).encode()).hexdigest()[:24]
         hashes = [hashlib.sha256(f"{each} {self.batch_size}".encode()).hexdigest()[:24] for each in found]
         self.names = [f"{number:07d}-{each}" for number, each in enumerate(hashes)]
 
@@ -218,8 +232,20 @@ class _Job:
             if not usable:
                 raise UserError(f"none of the {len(self.images):,} images can be decoded: see {self.listing}")
             about = self.about | {"key": self.key, "bad": len(bad), "images": usable}
-            self.blocks.join(self.names, self.output, about)
+            means = self._means()
+            if means is not None:
+                about |= {"gallery": CENTRED_VERSION, CENTRED: means_to_json(means) | {"by": self.centring}}
+            self.blocks.join(self.names, self.output, about, means)
             return True
+
+    def _means(self) -> CameraMeans | None:
+        """What is subtracted from the features, where they are centred."""
+        if self.centring is None or self.means is not None:
+            return self.means
+        sums = CameraSums()
+        for features, cameras in self.blocks.features(self.names):
+            sums.add({TEST: features}, cameras)
+        return sums.means()
 
     def _size(self, number: int) -> int:
         return max(0, min(BLOCK, len(self.images) - number * BLOCK))

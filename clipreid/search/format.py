@@ -22,6 +22,7 @@ from clipreid.hub.legacy import METHOD, model_settings, old_name
 from clipreid.model import ReIDModel
 
 KEY, VERSION = b"clipreid", 1  # of the metadata
+CENTRED_VERSION = 2  # of galleries of centred features, which must not be searched by who does not know of that
 FEATURE = "feature"
 COMPRESSION = {"path": "ZSTD", "identity": "ZSTD", "camera": "ZSTD", "feature.list.element": "NONE"}
 
@@ -103,11 +104,12 @@ def read_about(file: Path) -> dict[str, Any]:
     try:
         about = json.loads((schema.metadata or {})[KEY])
         version = about["gallery"]
-        fits = version == VERSION and schema.equals(schema_of(about))
+        fits = version in (VERSION, CENTRED_VERSION) and schema.equals(schema_of(about))
         fits = fits and sum(about["parts"].values()) == about["dimension"] > 0
     except (KeyError, ValueError, TypeError, AttributeError):
         version, fits = None, False
     if not fits:
-        other = "no gallery" if version in (None, VERSION) else f"version {version} of this format, here is {VERSION}"
+        known = version in (None, VERSION, CENTRED_VERSION)
+        other = "no gallery" if known else f"version {version} of this format, here are {VERSION} and {CENTRED_VERSION}"
         raise UserError(f"{file} is parquet, but {other}: make one with `clipreid embed`")
     return about

@@ -23,7 +23,8 @@ from clipreid.evaluation.similarity import unit_rows
 from clipreid.metric import needs_cosine
 from clipreid.model import ReIDModel
 from clipreid.search.exact import Nearest
-from clipreid.search.format import FEATURE, model_print, print_of_0_1_0, read_about
+from clipreid.search.format import CENTRED_VERSION, FEATURE, model_print, print_of_0_1_0, read_about
+from clipreid.search.means import means_of
 
 TOP = 10  # images found for each query, where the gallery has as many
 CHUNK = 2**13  # rows compared at a time; `embed` writes as many into a row group
@@ -108,6 +109,17 @@ class Gallery:
         )
 
     @cached_property
+    def centred(self) -> CameraMeans | None:
+        """The camera means that were subtracted from its features; None: none were. Raises `UserError`: damaged."""
+        try:
+            found = means_of(self.about)
+            if (found is None) == (self.about["gallery"] == CENTRED_VERSION):
+                raise ValueError("there are none")
+            return found
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.file} is damaged (camera means: {error}): embed the images again") from error
+
+    @cached_property
     def cameras(self) -> np.ndarray:
         """int32 [G], -1 = unknown."""
         groups = (self._read(group, ["camera"]).column("camera") for group in range(len(self._offsets)))
@@ -171,12 +183,13 @@ class Gallery:
             top: how many; default `TOP`, or all where the gallery has fewer.
             part: compare with this part of the features only, made unit length again: "projection" for text.
             cameras, not_cameras: only images of these cameras; none of these (unknown cameras stay).
-            means: compare features from which the mean of their camera is subtracted, the queries' too.
-            query_cameras: [Q] then, the queries' own cameras; without them, and for -1, the mean over the cameras is
+            means: compare features from which the mean of their camera is subtracted, the queries' too. A gallery of
+                centred features (`centred`) has its own.
+            query_cameras: [Q], the queries' own cameras then; without them, and for -1, the mean over the cameras is
                 subtracted.
 
         Raises:
-            ValueError: means together with a part, or not one camera for each query.
+            ValueError: means together with a part, or for a centred gallery; not one camera for each query.
             UserError: another width than the gallery's; no finite numbers, or nothing but zeros; top under 1 or over G;
                 an unknown part; cameras that the gallery does not have; nothing left.
         """
@@ -187,11 +200,13 @@ class Gallery:
             raise UserError(f"the queries are {list(queries.shape)}, this gallery needs {wanted}")
         allowed = self.allowed(top, cameras, not_cameras)
         top = min(TOP, len(self)) if top is None else top
-        if means is not None:
+        if means is not None and self.centred is not None:
+            raise ValueError(f"{self.file} holds centred features: leave the means out")
+        if (own := means or self.centred) is not None:
             known = [-1] * len(queries) if query_cameras is None else query_cameras
             if part is not None or len(known) != len(queries):
                 raise ValueError(f"means centre whole features (part={part}), and need {len(queries)} query cameras")
-            queries = means.subtract({TEST: queries}, known)[TEST]
+            queries = own.subtract({TEST: queries}, known)[TEST]
         queries = unit_rows(queries, "the queries")[: len(queries)]
         if empty := (~queries.any(dim=1)).nonzero().flatten().tolist():
             raise UserError(f"query {empty[0]} is all zeros: nothing is similar to it")

@@ -141,6 +141,20 @@ def test_kept_means_serve_search_and_are_those_of_the_training_images(
 
     other = ["search", str(run), "--gallery", gallery, "--image", query, "--centre-cameras", "train", "--strength", "0"]
     assert "was made by another model" in refused(capsys, *other)
+
+    centred = str(tmp_path / "c.parquet")
+    embed = ["embed", str(run), str(crops / "test"), "--output", centred, "--pattern", "market1501"]
+    main([*embed, "--centre-cameras", "train"])
+    assert f"camera centring: means of 4 cameras, from 24 images kept in {run}" in capsys.readouterr().out
+    main([*ask[:3], centred, *ask[4:], "--query-camera", "1"])
+    hits = json.loads(capsys.readouterr().out)["queries"][0]["results"]
+    both = found["train --query-camera 1"][0]
+    assert {Path(hit["path"]).name: hit["similarity"] for hit in hits} == pytest.approx(both, abs=1e-5)
+    again = ["search", str(run), "--gallery", centred]
+    assert "its features are centred: leave --centre-cameras out" in refused(
+        capsys, *again, "--image", query, "--centre-cameras", "gallery"
+    )
+    assert "no sentence can be compared with them" in refused(capsys, *again, "--text", "a red coat")
     (run / CAMERA_MEANS).unlink()
     assert "holds no camera means; take --centre-cameras gallery, or make them: clipreid evaluate" in refused(
         capsys, *ask, "--centre-cameras", "train"
@@ -166,6 +180,11 @@ def test_what_cannot_work_is_refused_by_name(run: Path, crops: Path, tmp_path: P
         (["compare", "colour", "tiny-clip"], "name what to test on with --data"),
         (["export", "tiny-clip", "--format", "merged", *output], "untrained and has no adapter to merge"),
         (["export", "colour", "--format", "onnx", *output], "colour has no weights to export"),
+        (["embed", "colour", crops, *output, "--centre-cameras", "gallery"], "no camera is known of 5 images or more"),
+        (
+            ["embed", "colour", crops, *output, "--centre-cameras", "train"],
+            "colour is untrained: take --centre-cameras",
+        ),
         (["embed", "tiny-clip", crops, *output, "--strength", "0.5"], "strength 0.5: tiny-clip is untrained"),
         (["search", "colour", "--gallery", gallery, "--text", "a red coat"], "colour has no text tower"),
         (

@@ -214,7 +214,7 @@ def test_images_that_changed_between_are_done_again(crops: Path, model: ReIDMode
     embed(model, find_images([str(crops)]), tmp_path / "once.parquet")
     assert output.read_bytes() == (tmp_path / "once.parquet").read_bytes()
     Image.new("RGB", (10, 20), (30, 200, 30)).save(files[3])
-    with pytest.raises(UserError, match="made by another model or from other images: --overwrite"):
+    with pytest.raises(UserError, match="made by another model, from other images or centred otherwise: --overwrite"):
         embed(model, find_images([str(crops)]), output)
     embed(model, find_images([str(crops)]), output, overwrite=True)
     np.testing.assert_allclose(features(Gallery.open(output))[3], model.embed([files[3]])[0].numpy(), atol=1e-6)
@@ -282,7 +282,7 @@ def test_a_gallery_is_for_the_model_that_made_it(
         next(p for n, p in other.named_parameters() if "lora_B" in n).view(-1)[0] += 1e-3
     with pytest.raises(UserError, match=r"\(runs/one; other weights\)"):
         gallery.check(other)
-    with pytest.raises(UserError, match="made by another model or from other images"):
+    with pytest.raises(UserError, match="made by another model, from other images or"):
         embed(other, images, tmp_path / "g.parquet")
     assert not embed(other, images, tmp_path / "g.parquet", overwrite=True).complete
 

@@ -244,7 +244,7 @@ def test_files_that_are_no_gallery_are_refused(tmp_path: Path) -> None:
         Gallery.open(file)
     later = table(unit(np.eye(3))).replace_schema_metadata({KEY: '{"gallery": 99}'})
     pq.write_table(later, file)
-    with pytest.raises(UserError, match="version 99 of this format, here is 1"):
+    with pytest.raises(UserError, match="version 99 of this format, here are 1 and 2"):
         Gallery.open(file)
     pq.write_table(table(unit(np.eye(3))).drop_columns(["camera"]), file)
     with pytest.raises(UserError, match="is parquet, but no gallery"):

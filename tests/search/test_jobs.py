@@ -13,7 +13,7 @@ from clipreid.search import Gallery, embed, find_images
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 Disk = namedtuple("Disk", "total used free")
-COLLIDE = "is there already, made by another model or from other images: --overwrite, or another name"
+COLLIDE = "made by another model, from other images or centred otherwise: --overwrite, or another name"
 
 
 def blocks(output: Path) -> set[str]:
