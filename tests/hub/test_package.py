@@ -21,7 +21,7 @@ from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.hub import ADAPTER, CONFIG, HEADS, IDENTITIES, TOWER, save_identities
 from clipreid.hub.card import CURVES, LISTS
-from clipreid.hub.files import METRICS
+from clipreid.hub.files import CAMERA_MEANS, METRICS
 from clipreid.hub.package import ADAPTER_CONFIG, CARD, Files, package, shown_size
 
 ROOT = "/srv/clients/northgate-mall/crops"
@@ -140,6 +140,12 @@ def test_identities_only_when_asked_for_and_without_their_names(run: Path, tmp_p
         assert set(handle.keys()) == {"prompts", "text_bank"}
         assert json.loads(handle.metadata()["names"]) == ["0", "1", "2"]
     assert "are part of this repository, without their names" in content(files, CARD).decode()
+
+
+def test_camera_means_stay_at_home(run: Path) -> None:
+    before = set(package(run, "me/demo"))
+    save_file({"cameras": torch.tensor([1]), "concat": torch.ones(1, 4)}, run / CAMERA_MEANS, {"data": f"folder:{ROOT}"})
+    assert set(package(run, "me/demo")) == before
 
 
 def test_crops_only_when_asked_for_and_never_those_of_a_public_set(run: Path, tmp_path: Path) -> None:
