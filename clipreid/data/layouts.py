@@ -198,7 +198,7 @@ LAYOUTS: dict[str, Layout] = {
             {"train": "image_train", "query": "image_query", "gallery": "image_test"},
             Pattern(
                 "veri",
-                r"^(?:.*/)?(?P<identity>-1|\d+)_c(?P<camera>\d+)_[^/]*?(?: view (?P<view>\d+))?$",
+                r"^(?:.*/)?(?P<identity>-1|\d+)_c(?P<camera>\d+)(?:s\d+)?_[^/]*?(?: view (?P<view>\d+))?$",
                 "0001_c001_00016450_0.jpg",
             ),
             protocol="veri",

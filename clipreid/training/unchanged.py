@@ -57,7 +57,9 @@ def changed_data(before: Mapping[str, Any], now: Mapping[str, Any], scored: Coll
     ]
     trained = ["train"] if found or not there else []  # names of files alone do not matter
     for data, splits in before.get("fingerprint", {}).items():
-        for split in splits.keys() & {*trained, *(("query", "gallery") if data in scored else ())}:
+        for split in (*trained, *(("query", "gallery") if data in scored else ())):
+            if split not in splits:
+                continue
             old, new = splits[split], now["fingerprint"].get(data, {}).get(split)
             if new not in (None, old):
                 counts = [f"{key} {old[key]} there, {new[key]} now" for key in COUNTED if old[key] != new[key]]
