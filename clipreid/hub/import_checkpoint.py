@@ -201,12 +201,15 @@ def _sides(
 
 
 def _ask_side(rows: int, checkpoint: Path) -> str:
-    """What may be in so many rows, as flags to paste."""
+    """What may be in so many rows, as flags to paste, those of released checkpoints first."""
     readings = {"--sie camera": f"{rows} cameras", "--sie view": f"{rows} views"}
     for views in (n for n in range(2, rows // 2 + 1) if rows % n == 0):
         readings[f"--sie camera+view --views {views}"] = f"{rows // views} cameras x {views} views"
     known = {flags: f", as those of {whose}" for flags, whose in SIDES.get(rows, ())}
-    lines = [f"  {flags:33s}{what}{known.get(flags, '')}" for flags, what in readings.items()]
+    lines = [
+        f"  {flags:33s}{what}{known.get(flags, '')}"
+        for flags, what in sorted(readings.items(), key=lambda each: each[0] not in known)
+    ]
     head = (
         f"import of {checkpoint}: it has side information (cv_embed) of {rows} rows, which do not say whether they are "
         "cameras, views or pairs of both; read wrongly, the features are wrong. Give what it was trained with:"

@@ -311,8 +311,8 @@ CHANGES: dict[str, tuple[Callable[[State], Any], dict[str, Any], str]] = {
     "side unknown, cameras and views": (
         lambda s: s.update(cv_embed=torch.zeros(160, WIDTH)),
         {},
-        r"(?s)\(cv_embed\) of 160 rows, .*--sie camera  .*--sie view .*"
-        r"--sie camera\+view --views 8 +20 cameras x 8 views, as those of VeRi",
+        r"(?s)\(cv_embed\) of 160 rows, .*--sie camera\+view --views 8 +20 cameras x 8 views, as those of VeRi\n"
+        r"  --sie camera +160 cameras\n  --sie view +160 views\n  --sie camera\+view --views 2 +80 cameras x 2 views",
     ),
     "side unknown, views alone": (
         lambda s: s.update(cv_embed=torch.zeros(8, WIDTH)),
