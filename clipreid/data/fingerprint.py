@@ -10,6 +10,8 @@ from typing import Any
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.readers import data_place
 
+LABELS = ("identity", "camera", "view", "clothes", "tracklet", "session")  # of `Split.metadata`
+
 
 def fingerprint(split: Split) -> dict[str, Any]:
     """Counts of a split, and a hash of who is where: {"images", "identities", "cameras", "hash"}.
@@ -34,9 +36,17 @@ def fingerprint(split: Split) -> dict[str, Any]:
 
 
 def pair_fingerprint(query: Split, gallery: Split) -> str:
-    """One hash, 16 hex digits, of a query and a gallery split: equal where the same images have the same labels."""
-    parts = [fingerprint(query), fingerprint(gallery)]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    """One hash, 16 hex digits, of a query and a gallery split: equal where the same images have the same labels.
+
+    As `fingerprint`, with everything that a protocol may look at: clothes, tracklets and sessions too.
+    """
+    digest = hashlib.sha256()
+    for split in (query, gallery):
+        table = split.metadata()
+        names = [PurePath(path).name for path in split.paths.tolist()]
+        rows = sorted(map(repr, zip(names, *(table[label].tolist() for label in LABELS), strict=True)))
+        digest.update("\n".join(rows).encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def fingerprints(trained: Sequence[ReIDData], tested: Sequence[ReIDData]) -> dict[str, dict[str, Any]]:

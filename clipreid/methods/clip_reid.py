@@ -11,7 +11,7 @@ P identities x K images make the global batch G, of which this process has B; E 
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -241,6 +241,8 @@ def learned_bank(run: Run, model: ReIDModel, config: Config) -> Generator[Stage,
     drawn = torch.Generator().manual_seed(seed_for(run.seed, 0, 0, 0))
     nouns = run.data.mixture.nouns(run.data.names)
     prompts = IdentityPrompts(run.backbone, len(nouns), nouns, config.prompt_tokens, drawn).to(run.device)
+    if "stage1" in run.record["stages"]:  # by an earlier command, whose output is gone
+        doubt_texts(run, run.record.get("separability", {}))
     yield prompt_stage(run, model, prompts, config)
     return prompts.bank()
 
@@ -269,6 +271,17 @@ def prompt_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: float | No
         return {"i2t_loss": supcon_loss(logits, labels, labels), "t2i_loss": supcon_loss(logits.T, labels, labels)}
 
 
+def doubt_texts(run: Run, found: Mapping[str, float]) -> None:
+    """Warns where the learned texts say little; found: as `separability` gives it."""
+    if found.get("text_to_image", 1.0) < FOUND:
+        run.log.warn(
+            f"most texts do not find an image of their own identity ({found['text_to_image']:.0%} do): stage 2 is pulled "
+            "to texts that say little; raise --prompt-epochs or --prompt-rate, say with --noun what the individuals are, "
+            "or train without texts (--prompts none)",
+            "stage1",
+        )
+
+
 def prompt_stage(run: Run, model: ReIDModel, prompts: IdentityPrompts, config: Config) -> Stage:
     """Adam on the prompts alone; the images' features are computed once, without augmentation."""
     labels, scale, epochs = run.data.labels.to(run.device), text_scale(run.backbone), config.prompt_epochs
@@ -283,13 +296,7 @@ def prompt_stage(run: Run, model: ReIDModel, prompts: IdentityPrompts, config: C
             f"stage1  text finds its own images {found['text_to_image']:.1%}, "
             f"image finds its own text {found['image_to_text']:.1%}"
         )
-        if found["text_to_image"] < FOUND:
-            run.log.warn(
-                f"most texts do not find an image of their own identity ({found['text_to_image']:.0%} do): stage 2 "
-                "is pulled to texts that say little; raise --prompt-epochs or --prompt-rate, say with --noun what the "
-                "individuals are, or train without texts (--prompts none)",
-                "stage1",
-            )
+        doubt_texts(run, found)
         run.note(separability=found)
 
     optimiser = torch.optim.Adam([prompts.context], lr=config.prompt_rate, weight_decay=1e-4)

@@ -141,6 +141,10 @@ def test_a_fingerprint_is_that_of_images_and_labels_wherever_they_lie() -> None:
         (split("/a", 1, "abc"), split("/a", 2)),
     ]
     assert same not in [pair_fingerprint(*pair) for pair in others]
+    dressed = Split.from_columns(
+        "test", [{"path": "/a/a.png"}, {"path": "/a/b.png"}], ["a", "b"], [1, 1], clothes=["x", ""]
+    )
+    assert pair_fingerprint(dressed, split("/a", 2)) != same
 
 
 def test_similarities_in_a_cone_are_told_apart() -> None:

@@ -118,3 +118,6 @@ def test_texts_that_do_not_find_their_images_are_doubted(
     said = capsys.readouterr().out
     assert "text finds its own images" in said
     assert ("most texts do not find an image of their own identity" in said) == warned
+    run.record["stages"], run.log.warned = ["stage1"], []  # as the recipe of stage 2 finds it
+    next(iter(clip_reid.stages(run, build_model(run), run.config)))
+    assert any("--prompts none" in text for text in run.log.warned) == warned
