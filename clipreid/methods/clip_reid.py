@@ -275,9 +275,9 @@ def doubt_texts(run: Run, found: Mapping[str, float]) -> None:
     """Warns where the learned texts say little; found: as `separability` gives it."""
     if found.get("text_to_image", 1.0) < FOUND:
         run.log.warn(
-            f"most texts do not find an image of their own identity ({found['text_to_image']:.0%} do): stage 2 is pulled "
-            "to texts that say little; raise --prompt-epochs or --prompt-rate, say with --noun what the individuals are, "
-            "or train without texts (--prompts none)",
+            f"most texts do not find an image of their own identity ({found['text_to_image']:.0%} do): stage 2 is "
+            "pulled to texts that say little; raise --prompt-epochs or --prompt-rate, say with --noun what the "
+            "individuals are, or train without texts (--prompts none)",
             "stage1",
         )
 
