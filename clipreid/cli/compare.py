@@ -94,8 +94,8 @@ class Model:
             else:
                 offsets = known_offsets(model, data, flags, run.config)
                 scored = run.score(model, data, flags, offsets)
-                alone = len(self.runs) == 1 and run.folder is not None and flags.centre_cameras is None
-                known = known_calibration(run.folder, model) if alone and scored.feature == TEST else None
+                alone = len(self.runs) == 1 and flags.centre_cameras is None and scored.feature == TEST
+                known = known_calibration(run.folder, model) if alone and run.folder is not None else None
             scored = centre_on(scored, model, data, flags, offsets)
             reports.append(scored.reports[scored.feature])
             kept = kept or scored

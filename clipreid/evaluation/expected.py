@@ -1,6 +1,6 @@
 """How wide the intervals of a test set will be, before anything is trained for it.
 
-Stripes of colour (`floor.colour_stripes`) are scored on the test set itself, and their 95 % interval comes from a
+Stripes of colour (`backbones.colour`) are scored on the test set itself, and their 95 % interval comes from a
 bootstrap over its identities (`bootstrap`). Its width w is decided by how many identities there are, how unlike they
 are, and how many queries each has, which another feature meets as well; and by the figure m itself, for figures near 0
 and 1 vary less. So w is scaled to a figure of one half, where intervals are widest,
@@ -19,13 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clipreid.backbones.colour import SIZE, colour_stripes
 from clipreid.data import Split, pixel_cache
 from clipreid.evaluation.bootstrap import METRICS, figures_of
-from clipreid.evaluation.floor import colour_stripes
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.report import Report
-
-SIZE = (128, 64)  # of the crops that stripes are taken of
 
 
 @dataclass(frozen=True, eq=False)

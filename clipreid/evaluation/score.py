@@ -48,8 +48,6 @@ class Scored:
     chosen: str | None = None  # the feature that counts as the test feature, where that is not `concat`
     count_copies: bool = False  # copies of a query may be found
     _health: dict[str, Health | None] = field(default_factory=dict, repr=False)
-    notes: tuple[str, ...] = ()  # how the features were changed after they were computed; in every report
-    chosen: str | None = None  # the feature that counts as the test feature, where that is not `concat`
 
     @property
     def feature(self) -> str:
