@@ -20,11 +20,12 @@ from clipreid.data.boxes import upright_size
 from clipreid.data.columns import Columns, find_columns, parse_columns, plain
 from clipreid.data.crops import ReIDData
 from clipreid.data.custom import custom_data
-from clipreid.data.folders import describe_folder, list_images
+from clipreid.data.folders import describe_folder
 from clipreid.data.mapping import split_of, to_splits
 from clipreid.data.problems import tolerate
 from clipreid.data.tables import Line, TextTable, find_image, merged
 from clipreid.data.values import is_unknown
+from clipreid.data.walk import list_images
 from clipreid.errors import UserError
 
 SEQUENCE = ("videoid", "video", "sequence", "sequenceid", "seq", "seqid")

@@ -1,46 +1,31 @@
 """Data without a publication: your own folders of images; protocol, noun and notes of all such data."""
 
-import os
+import shlex
 from collections.abc import Mapping
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from clipreid.data.crops import ReIDData, Split
-from clipreid.data.folders import describe_folder, find_places, read_splits
 from clipreid.data.nouns import guess_noun, noun_note
-from clipreid.data.patterns import PATTERNS, choose_pattern
+from clipreid.data.patterns import APART
+from clipreid.data.problems import collecting
 from clipreid.errors import UserError
 
-SPLITS = ("train", "val", "query", "gallery", "test")
 OVERLAP, UNTESTED = (  # notes that `clipreid data check` replaces by findings of its own
     "identities are in train and in the test set",
-    "no test images: there is nothing to evaluate on",
+    "no test images: there is nothing to evaluate on (`clipreid data split` makes a test of some identities)",
 )
 
 
-def read_folder(root: Path, spec: str, pattern: str | None = None, noun: str | None = None) -> ReIDData:
-    """Your own images: ROOT/train and ROOT/test, or ROOT/query and ROOT/gallery; ROOT/val if you like.
+def custom_data(
+    spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str], pattern: str = "PATTERN"
+) -> ReIDData:
+    """Protocol, noun and notes of data without a publication. pattern: the one that read the paths, for advice.
 
-    test/ alone is query and gallery at once. Identity and camera come from folder levels or file names, by
-    the one pattern that fits all images. Raises `UserError` explaining the layout when it is another one.
+    Raises `UserError` for identities in train and in the test set (`overlap_notes`).
     """
-    folders, ignored = _split_folders(root, spec)
-    places = find_places(root, folders)
-    chosen = choose_pattern(list(dict.fromkeys(place for group in places.values() for place in group)), pattern)
-    splits, notes = read_splits(root, folders, places, chosen)
-    how = f"read by the pattern {chosen.name!r}: {_example(root, next(iter(splits.values())))}"
-    if ignored:
-        notes.append(f"not read: {', '.join(f'{folder}/' for folder in ignored)}")
-    doubled = "query" in folders and folders["query"] == folders["gallery"]
-    return replace(custom_data(spec, splits, doubled, noun, [how, *notes]), pattern=chosen.name)
-
-
-def custom_data(spec: str, splits: dict[str, Split], doubled: bool, noun: str | None, notes: list[str]) -> ReIDData:
-    """Protocol, noun and notes of data without a publication."""
     protocol, about_cameras = custom_protocol(splits, doubled)
-    notes = [*notes, *about_cameras, *overlap_notes(splits)]
+    notes = [*notes, *about_cameras, *overlap_notes(splits, pattern)]
     if "gallery" not in splits:
         notes.append(UNTESTED)
     if noun is None:
@@ -66,64 +51,39 @@ def custom_protocol(splits: Mapping[str, Split], doubled: bool) -> tuple[str, li
         return "no-cameras", [f"{unknown:,d} of {len(cameras):,d} test images have no camera: {off}"]
     if len(names) == 1:
         return "no-cameras", [f"all test images come from camera {names[0]}: {off}"]
+    seen: dict[str, set[int]] = {}
+    for split in (splits[name] for name in (("query", "gallery") if tested else splits) if name in splits):
+        for who, camera in zip(split.identities.tolist(), split.cameras.tolist(), strict=True):
+            seen.setdefault(who, set()).add(camera)
+    if all(len(each) == 1 for each in seen.values()):
+        return "no-cameras", [f"no identity is seen by two cameras, so no query would have a match: {off}"]
     if not doubled:
         return "market1501", []
     return "cross-camera", ["every test image is query and gallery, compared with the images of the other cameras"]
 
 
-def overlap_notes(splits: Mapping[str, Split]) -> list[str]:
-    """A note when identities of train are also tested on: such figures flatter, unless numbering restarts."""
+def overlap_notes(splits: Mapping[str, Split], pattern: str = "PATTERN") -> list[str]:
+    """Raises `UserError` for identities that are trained and tested on: figures would flatter, or names mean two.
+
+    Inside `clipreid.data.problems.collected` it is a note instead. Identities of train in val are a note as well.
+    """
     named = {part: set(split.identities.tolist()) for part, split in splits.items()}
-    tested = named.get("query", set()) | named.get("gallery", set())
-    shared = sorted(named.get("train", set()) & tested)
-    example = f"(such as {shared[0]!r})" if shared else ""
-    return [f"{len(shared):,d} {OVERLAP} {example}"] if shared else []
-
-
-def _split_folders(root: Path, spec: str) -> tuple[dict[str, str], list[str]]:
-    """split -> folder below root, and the folders that are none."""
-    present = _subfolders(root)
-    if "bounding_box_train" in present:
-        raise UserError(f"{root} has the layout of Market-1501: read it with market1501:{root}")
-    folders: dict[str, str] = {name: present[name] for name in SPLITS[:4] if name in present}
-    if "test" in present:
-        if "query" in folders or "gallery" in folders:
-            raise UserError(f"{spec}: {root} has test/ beside query/ or gallery/; keep one or the other")
-        inside = _subfolders(root / present["test"])
-        nested = "query" in inside and "gallery" in inside
-        for name in ("query", "gallery"):
-            folders[name] = f"{present['test']}/{inside[name]}" if nested else present["test"]
-    if ("query" in folders) != ("gallery" in folders):
-        there, lacking = ("query", "gallery") if "query" in folders else ("gallery", "query")
-        raise UserError(f"{spec}: {root} has {there}/ but no {lacking}/: give both, or a test/ folder instead")
-    if not folders:
-        raise UserError(_explain_layout(root, spec))
-    return folders, [name for lower, name in present.items() if lower not in SPLITS]
-
-
-def _subfolders(folder: Path) -> dict[str, str]:
-    """Lower-case name -> name."""
-    try:
-        found = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and path.name[0] != "."]
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be read ({error.strerror})") from error
-    return {name.lower(): name for name in found}
-
-
-def _explain_layout(root: Path, spec: str) -> str:
-    examples = "\n".join(f"  train/{pattern.example:28s}(pattern {pattern.name!r})" for pattern in PATTERNS)
-    inside = [path.name for path in sorted(root.iterdir()) if (path / "train").is_dir()]
-    hint = f" Do you mean {spec.rstrip('/')}/{inside[0]}?" if inside else ""
-    return (
-        f"{spec}: {root} holds no train/, test/, or query/ and gallery/. "
-        f"Found: {describe_folder(root)}.{hint}\n"
-        f"Put the images to learn from below train/, those to test on below test/ (or query/ and gallery/)"
-        f" in one of these ways:\n{examples}\nor in any other way that a --pattern describes."
-    )
-
-
-def _example(root: Path, split: Split) -> str:
-    """How the first image was read, for the user to see whether that is right."""
-    camera = f"camera {split.cameras[0]}" if split.cameras[0] >= 0 else "camera unknown"
-    path = os.path.relpath(split.path(0), root)
-    return f"{path} is identity {str(split.identities[0])!r}, {camera}"
+    trained = named.get("train", set())
+    shared = sorted(trained & (named.get("query", set()) | named.get("gallery", set())))
+    notes = []
+    if shared:
+        said = f"{len(shared):,d} {OVERLAP} (such as {shared[0]!r})"
+        if not collecting():
+            raise UserError(
+                f"{said}, so figures would flatter.\n"
+                "  If they are the same individuals: `clipreid data split` sets some aside that are not trained on"
+                "\n  If both sets are numbered from the start and one name means two individuals: "
+                f"--pattern {shlex.quote(APART + pattern)} keeps them apart (folder:), or rename those of train, such "
+                "as train-0001 (csv:, hub:)\n"
+                "  If the names are no identities, the data was misread: give another --pattern or --columns"
+            )
+        notes.append(said)
+    both = sorted(trained & named.get("val", set()))
+    if both:
+        notes.append(f"{len(both):,d} identities are in train and in val (such as {both[0]!r}): --validate flatters")
+    return notes

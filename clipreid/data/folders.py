@@ -1,7 +1,7 @@
 """Reads declared data sets: which folders are which splits, and what the paths of the images say."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,8 @@ from clipreid.data.crops import ReIDData, Split
 from clipreid.data.images import SUFFIXES
 from clipreid.data.listings import Listing
 from clipreid.data.patterns import Crop, Pattern, Place, fitting, read_paths
-from clipreid.data.problems import notice, tolerate
+from clipreid.data.values import is_unknown
+from clipreid.data.walk import find_files, not_read
 from clipreid.errors import UserError
 
 Counts = tuple[int | None, int | None, int | None]  # images, identities, cameras; None = nowhere published
@@ -59,7 +60,8 @@ def read_layout(layout: Layout, root: Path, spec: str, known: Iterable[Layout] =
     """
     root, notes = _descend(layout, root, spec, known)
     if layout.listing is None:
-        places = find_places(root, layout.folders)
+        places, others = find_places(root, layout.folders)
+        notes += others
     else:
         places = layout.listing.read(root, layout.folders)
     splits, more = read_splits(root, layout.folders, places, layout.pattern, layout.adjust)
@@ -92,13 +94,16 @@ def _say(counts: Counts) -> str:
     return ", ".join(f"{number:,d} {what}" for number, what in named if number is not None)
 
 
-def find_places(root: Path, folders: Mapping[str, str]) -> dict[str, list[Place]]:
-    """All images by split; folders: split -> folder below root, where query and gallery may share one."""
-    found = {
-        folder: [Place(folder, path) for path in list_images(root / folder)]
-        for folder in dict.fromkeys(folders.values())
-    }
-    return {split: found[folder] for split, folder in folders.items()}
+def find_places(root: Path, folders: Mapping[str, str]) -> tuple[dict[str, list[Place]], list[str]]:
+    """All images by split, and a note that counts other files.
+
+    folders: split -> folder below root, where query and gallery may share one.
+    """
+    found = {folder: find_files(root / folder) for folder in dict.fromkeys(folders.values())}
+    places = {folder: [Place(folder, path) for path in files.images] for folder, files in found.items()}
+    others = [path for files in found.values() for path in files.others]
+    notes = not_read(others, sum(map(len, places.values())))
+    return {split: places[folder] for split, folder in folders.items()}, notes
 
 
 def read_splits(
@@ -107,16 +112,22 @@ def read_splits(
     places: Mapping[str, Sequence[Place]],
     pattern: Pattern,
     adjust: Adjust | None = None,
+    unknown: Collection[str] | None = None,
 ) -> tuple[dict[str, Split], list[str]]:
     """Reads what the paths say, with one pattern for all splits; returns the splits and notes.
 
-    Junk is dropped everywhere, distractors from the query. Raises `UserError` for paths that do not fit.
+    Junk is dropped everywhere, distractors from the query. unknown: in own data identities that nobody knows are junk,
+    by `clipreid.data.values` and these words; None = no word has a special meaning. Raises `UserError` for paths that
+    do not fit.
     """
-    splits, notes = {}, []
+    fit = {name: fitting(pattern, places[name]) for name in folders}
+    crops, notes = read_paths(pattern, [place for name in folders for place in fit[name]], unknown or ())
+    splits, start = {}, 0
     for name, folder in folders.items():
-        unwanted = pattern.junk | pattern.distractors if name == "query" else pattern.junk
-        fit = fitting(pattern, places[name])
-        pairs = list(zip(fit, read_paths(pattern, fit), strict=True))
+        read, start = crops[start : start + len(fit[name])], start + len(fit[name])
+        junk = pattern.junk | {crop.identity for crop in read if unknown is not None and _nobody(crop, unknown)}
+        unwanted = junk | pattern.distractors if name == "query" else junk
+        pairs = list(zip(fit[name], read, strict=True))
         kept = [(place, crop) for place, crop in pairs if crop.identity not in unwanted]
         if not kept:
             raise UserError(f"{root / folder} holds only images that the pattern {pattern.name!r} leaves out")
@@ -124,52 +135,16 @@ def read_splits(
             kept = [(place, adjust(name, crop)) for place, crop in kept]
         splits[name] = _split(name, root, kept)
         if len(kept) < len(pairs):
-            left_out = "junk and distractors" if name == "query" else "junk"
-            notes.append(f"{name}: {len(pairs) - len(kept):,d} images left out ({left_out})")
+            why = "junk and distractors" if name == "query" and pattern.distractors else "junk"
+            if unknown is not None:
+                said = sorted({crop.identity for crop in read if crop.identity in junk})
+                why = f"the identity is {', '.join(map(repr, said))}, which means unknown"
+            notes.append(f"{name}: {len(pairs) - len(kept):,d} images left out ({why})")
     return splits, notes
 
 
-def list_images(folder: Path) -> list[str]:
-    """Paths of all images below a folder, relative to it, with forward slashes, sorted.
-
-    Hidden files are passed over, links to folders followed (not in circles). Raises `UserError` for a folder
-    that cannot be read or holds no image.
-    """
-    found: list[str] = []
-    others: list[str] = []
-
-    def walk(here: Path, below: str, above: tuple[str, ...]) -> None:
-        real = os.path.realpath(here)
-        if real in above:
-            notice("symlink loop", [str(here)])
-            return
-        try:
-            entries = sorted(os.scandir(here), key=lambda entry: entry.name)
-        except OSError as error:
-            refusal = UserError(f"the folder {here} cannot be read ({error.strerror})")
-            return tolerate(refusal, f"unreadable folder ({error.strerror})", [str(here)])
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                walk(here / entry.name, f"{below}{entry.name}/", (*above, real))
-            else:
-                is_image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
-                (found if is_image else others).append(f"{below}{entry.name}")
-
-    walk(folder, "", ())
-    if not found:
-        instead = f"; other files there: {', '.join(others[:5])}" if others else ""
-        raise UserError(f"no images below {folder} ({', '.join(sorted(SUFFIXES))}){instead}")
-    return sorted(found)
-
-
-def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        notice("symlink loop", [entry.path])
-        return False
+def _nobody(crop: Crop, unknown: Collection[str]) -> bool:
+    return is_unknown(crop.identity, unknown)
 
 
 def _split(name: str, root: Path, pairs: Sequence[tuple[Place, Crop]]) -> Split:
@@ -182,6 +157,8 @@ def _split(name: str, root: Path, pairs: Sequence[tuple[Place, Crop]]) -> Split:
         view=[crop.view for _, crop in pairs],
         caption=[place.caption for place, _ in pairs],
         clothes=[crop.clothes for _, crop in pairs],
+        tracklet=[crop.tracklet for _, crop in pairs],
+        session=[crop.session for _, crop in pairs],
     )
 
 

@@ -23,9 +23,10 @@ from clipreid.data.columns import Columns, find_columns
 from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.custom import custom_data
 from clipreid.data.encoded import HubTable, Tables
-from clipreid.data.folders import describe_folder, list_images
+from clipreid.data.folders import describe_folder
 from clipreid.data.mapping import split_of, to_splits
 from clipreid.data.tables import Line, csv_table, json_table, merged
+from clipreid.data.walk import list_images
 from clipreid.errors import UserError
 
 RECORD = "clipreid.json"  # of a converted set: protocol, noun, notes, and the files with their sizes

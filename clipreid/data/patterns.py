@@ -1,33 +1,39 @@
-"""File-name patterns: what a path below a split's folder says about identity, camera, view and clothes.
+"""File-name patterns: what a path below a split's folder says about identity, camera, view, clothes, tracklet, session.
 
-A pattern is a regular expression with the named groups identity, camera, view and clothes (all but the first
-optional); it is searched for in the path below the split's folder, written with forward slashes, or in the line
-of a list that names the image. Cameras and views are whole numbers or single letters, A = 1.
+A pattern is a regular expression with the named groups of `GROUPS` (all but identity optional); it is searched for in
+the path below the split's folder, written with forward slashes, or in the line of a list that names the image. What
+the values mean is said by `clipreid.data.values`; which pattern fits a folder is weighed in `clipreid.data.readings`.
 """
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from clipreid.data.problems import tolerate
+from clipreid.data.values import is_unknown, number_all, text_of
 from clipreid.errors import UserError
 
-GROUPS = ("identity", "camera", "view", "clothes")
+GROUPS = ("identity", "camera", "view", "clothes", "tracklet", "session")
 MISFIT = "wrong file name"
 SHOWN = 10  # how many offending files an error lists
+APART = "apart:"  # in front of a pattern: the same name in train and in the test set is another individual
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """A named way to read paths. Junk identities are dropped; distractors stay in the gallery, but are no queries."""
+    """A named way to read paths. Junk identities are dropped; distractors stay in the gallery, but are no queries.
+
+    apart: train and test are both numbered from the start: identities of train are called train-NAME.
+    """
 
     name: str
     regex: str
     example: str
     junk: frozenset[str] = field(default_factory=frozenset)
     distractors: frozenset[str] = field(default_factory=frozenset)
+    apart: bool = False
 
 
 class Place(NamedTuple):
@@ -47,12 +53,14 @@ class Place(NamedTuple):
 
 
 class Crop(NamedTuple):
-    """What one path says: -1 is an unknown camera or view, "" unknown clothes."""
+    """What one path says: -1 is an unknown camera or view, "" unknown clothes, tracklet, session."""
 
     identity: str
     camera: int = -1
     view: int = -1
     clothes: str = ""
+    tracklet: str = ""
+    session: str = ""
 
 
 MARKET = Pattern(
@@ -62,51 +70,67 @@ MARKET = Pattern(
     junk=frozenset({"-1"}),
     distractors=frozenset({"0", "0000"}),
 )
+OWN_MARKET = replace(  # in own data no number has a special meaning, and what is no number may say something else
+    MARKET,
+    regex=r"^(?:.*/)?(?P<identity>-1|\d+)_c(?P<camera>\d+)(?:s(?P<session>\d+)_[^/]*|(?:_f?\d+)+(?:\.\w+)*)$",
+    distractors=frozenset(),
+)
 CLASS_CAM = Pattern(
     "class-cam",
-    r"^(?:.*/)?(?P<identity>(?:[A-Za-z][A-Za-z-]*_)*\d+)_cam(?P<camera>\d+)(?:_[^/]*)?\.\w+$",
+    r"^(?:.*/)?(?P<identity>(?:[A-Za-z][A-Za-z-]*_)*\d+)_cam(?P<camera>\d+)(?:_\d+)?(?:\.\w+)?$",
     "car_0001_cam2.jpg",
+)
+MARS = Pattern(  # Zheng et al., "MARS: A Video Benchmark", ECCV 2016
+    "mars",
+    r"^(?:.*/)?(?P<identity>\d{4}|00-1)C(?P<camera>\d)(?P<tracklet>T\d{4})F\d+(?:\.\w+)?$",
+    "0001/0001C1T0001F001.jpg",
+    junk=frozenset({"00-1"}),
+)
+MSMT = Pattern(
+    "msmt",
+    r"^(?:.*/)?(?P<identity>\d{4,})_\d{3,}_(?P<camera>\d\d)_(?P<session>\d{4}[a-z]+)_\d+(?:_\d+)*(?:\.\w+)?$",
+    "0000_000_01_0303morning_0015_0.jpg",
+)
+MOT = Pattern(  # tracks are numbered in each sequence, by its one camera
+    "mot",
+    r"^(?P<identity>(?P<camera>MOT\d+-\d+[^/]*)/(?P<tracklet>\d+))/[^/]+$",
+    "MOT17-02/0001/000001.jpg",
 )
 FOLDER_CAMERA = Pattern(
     "identity/camera/",
-    r"^(?P<identity>[^/]+)/(?i:c|cam|camera)?[-_ ]?(?P<camera>\d+)/[^/]+$",
+    r"^(?P<identity>[^/]+)/(?i:camera|cam|c)[-_ ]?(?P<camera>\d+|[A-Za-z])/[^/]+$",
     "anna/cam2/0001.jpg",
+)
+CAMERA_FOLDER = Pattern(
+    "camera/identity/",
+    r"^(?i:camera|cam|c)[-_ ]?(?P<camera>\d+|[A-Za-z])/(?P<identity>[^/]+)/[^/]+$",
+    "cam2/anna/0001.jpg",
 )
 FOLDER_NAME_CAMERA = Pattern(
     "identity/cam",
     r"^(?P<identity>[^/]+)/(?:[^/]*[-_ ])?(?i:c|cam|camera)[-_ ]?(?P<camera>\d+)"
-    r"(?:s\d+)?(?:[-_ ][^/]*)?\.\w+$",
+    r"(?:s\d+)?(?:[-_ ][^/]*)?(?:\.\w+)?$",
     "anna/0001_cam2.jpg",
+)
+FOLDER_DATE = Pattern(
+    "identity/session/",
+    r"^(?P<identity>[^/]+)/(?P<session>[^/]+)/[^/]+$",
+    "whale3/2011-01-03/DSC001.jpg",
 )
 FOLDER = Pattern("identity/", r"^(?P<identity>[^/]+)/[^/]+$", "anna/0001.jpg")
 NUMBER = Pattern("number_", r"^(?P<identity>\d+)[-_][^/]*$", "0002_17.jpg")
 
-# patterns that read more are tried first
-PATTERNS = (MARKET, CLASS_CAM, FOLDER_CAMERA, FOLDER_NAME_CAMERA, FOLDER, NUMBER)
-
-
-def choose_pattern(places: Sequence[Place], wanted: str | None = None) -> Pattern:
-    """The pattern asked for, by name or as a regular expression, else the first built-in one that fits all.
-
-    places: the images of all splits. Raises `UserError` for a regular expression that cannot be used, when
-    no built-in pattern fits every path (naming those the best one leaves out), and when file names and
-    folders give different identities.
-    """
-    if wanted is not None:
-        return named_pattern(wanted)
-    misfits = {pattern.name: unmatched(pattern, places) for pattern in PATTERNS}
-    chosen = min(PATTERNS, key=lambda pattern: len(misfits[pattern.name]))  # the first one that fits all
-    if 2 * len(misfits[chosen.name]) > len(places):
-        raise UserError(_explain_misfit(places))
-    if misfits[chosen.name]:
-        tolerate(UserError(_explain_misfit(places)), MISFIT, list(map(str, misfits[chosen.name])))
-    elif chosen.name in (MARKET.name, CLASS_CAM.name) and not misfits[FOLDER.name]:
-        _refuse_ambiguity(chosen, places)
-    return chosen
+SIGNATURES = (OWN_MARKET, MARS, MSMT, MOT, CLASS_CAM)  # names that nothing else looks like
+PATTERNS = (*SIGNATURES, FOLDER_CAMERA, CAMERA_FOLDER, FOLDER_NAME_CAMERA, FOLDER_DATE, FOLDER, NUMBER)
 
 
 def named_pattern(text: str) -> Pattern:
-    """The built-in pattern of that name, else a regular expression. Raises `UserError` where that cannot be used."""
+    """The built-in pattern of that name, else a regular expression; `apart:` may stand in front.
+
+    Raises `UserError` where that cannot be used.
+    """
+    if text.startswith(APART):
+        return replace(named_pattern(text[len(APART) :]), name=text, apart=True)
     named = [pattern for pattern in PATTERNS if pattern.name == text]
     return named[0] if named else _from_regex(text)
 
@@ -123,7 +147,7 @@ def fitting(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
     if misfits:
         refusal = UserError(
             f"{len(misfits):,d} of {len(places):,d} images do not fit the pattern {pattern.name!r} "
-            f"(such as {pattern.example}):\n{_listing(misfits)}\nRename or move them. With folder:ROOT "
+            f"(such as {pattern.example}):\n{listing(misfits)}\nRename or move them. With folder:ROOT "
             f"there is --pattern, a regular expression with a group (?P<identity>...) or one of {_names()}"
         )
         tolerate(refusal, MISFIT, list(map(str, misfits)))
@@ -131,31 +155,48 @@ def fitting(pattern: Pattern, places: Sequence[Place]) -> list[Place]:
     return [place for place in places if place not in left_out]
 
 
-def read_paths(pattern: Pattern, places: Sequence[Place]) -> list[Crop]:
-    """Identity, camera, ... of images that the pattern fits."""
+def read_paths(
+    pattern: Pattern, places: Sequence[Place], unknown: Collection[str] = ()
+) -> tuple[list[Crop], list[str]]:
+    """Identity, camera, ... of images that the pattern fits, and notes for the user.
+
+    places: of all splits together, for what `cam1` and `entrance` mean depends on the others. unknown: further words
+    for "nobody knows". A tracklet is one of one identity and camera; where numbers restart it is called
+    IDENTITY/CAMERA/NUMBER. Raises `UserError` for an empty identity.
+    """
     regex = re.compile(pattern.regex)
-    return [_crop(pattern, place, regex) for place in places]
+    found = [_groups(pattern, place, regex) for place in places]
+    numbers, notes = {}, []
+    for group in ("camera", "view"):
+        numbers[group], about = number_all(group, [said.get(group) for said in found], unknown)
+        notes += about
+    texts = {
+        group: ["" if is_unknown(said.get(group), unknown) else text_of(said.get(group)) for said in found]
+        for group in ("clothes", "tracklet", "session")
+    }
+    crops = [
+        Crop(said["identity"] or "", *row)
+        for said, row in zip(found, zip(*numbers.values(), *texts.values(), strict=True), strict=True)
+    ]
+    return _unique_tracklets(crops), notes
 
 
-def _crop(pattern: Pattern, place: Place, regex: re.Pattern[str]) -> Crop:
+def _groups(pattern: Pattern, place: Place, regex: re.Pattern[str]) -> Mapping[str, str | None]:
     match = regex.search(place.text or place.path)
     found: Mapping[str, str | None] = match.groupdict() if match else {}
     if not found.get("identity"):
         raise UserError(f"pattern {pattern.name!r} reads an empty identity from {place}")
-    camera, view = (_number(group, found.get(group), place) for group in ("camera", "view"))
-    return Crop(str(found["identity"]), camera, view, found.get("clothes") or "")
+    return found
 
 
-def _number(group: str, text: str | None, place: Place) -> int:
-    if not text:
-        return -1
-    if len(text) == 1 and text.isascii() and text.isalpha():
-        return ord(text.upper()) - ord("A") + 1
-    if not text.isdecimal():
-        raise UserError(f"the pattern reads {group} {text!r} from {place}: it must be a whole number or one letter")
-    if len(text) > 9:  # kept in 32 bits
-        raise UserError(f"the pattern reads {group} {text} from {place}: it must have 9 digits at most")
-    return int(text)
+def _unique_tracklets(crops: list[Crop]) -> list[Crop]:
+    home: dict[str, tuple[str, int]] = {}
+    if all(home.setdefault(crop.tracklet, crop[:2]) == crop[:2] for crop in crops if crop.tracklet):
+        return crops
+    return [
+        crop._replace(tracklet=f"{crop.identity}/{crop.camera}/{crop.tracklet}") if crop.tracklet else crop
+        for crop in crops
+    ]
 
 
 def _from_regex(text: str) -> Pattern:
@@ -174,45 +215,8 @@ def _from_regex(text: str) -> Pattern:
     return Pattern(text, text, "your own regular expression")
 
 
-def _refuse_ambiguity(chosen: Pattern, places: Sequence[Place]) -> None:
-    """anna/0001_cam1.jpg, anna/0002_cam1.jpg: are the identities 0001 and 0002, or is it anna twice?
-
-    Folders and names that group alike are fine, and so are folders of a class (car/car_0001_cam1.jpg).
-    """
-    named: dict[str, str] = {}  # folder -> identity of its first image
-    homes: dict[str, str] = {}  # identity -> folder of its first image
-    for place, crop in zip(places, read_paths(chosen, places), strict=True):
-        folder = place.path.split("/")[0]
-        alike = named.setdefault(folder, crop.identity) == crop.identity
-        alike &= homes.setdefault(crop.identity, folder) == folder
-        if not alike and not crop.identity.startswith(folder):
-            raise UserError(
-                f"the identity of {place} is ambiguous: by the file name {crop.identity!r} (pattern {chosen.name!r}), "
-                f"by the folder {folder!r} (pattern {FOLDER.name!r}), and the two group the images differently. "
-                f"Choose with --pattern {chosen.name!r} or --pattern {FOLDER.name!r}"
-            )
-
-
-def _explain_misfit(places: Sequence[Place]) -> str:
-    misfits = {pattern.name: unmatched(pattern, places) for pattern in PATTERNS}
-    best = min(PATTERNS, key=lambda pattern: len(misfits[pattern.name]))
-    fits = "\n".join(
-        f"  {pattern.name:18s}such as {pattern.example:26s}fits {len(places) - len(misfits[pattern.name]):,d}"
-        for pattern in PATTERNS
-    )
-    nearest = (
-        f"The nearest is {best.name!r}; these do not fit it:\n{_listing(misfits[best.name])}"
-        if len(misfits[best.name]) < len(places)
-        else f"For example:\n{_listing(places)}"
-    )
-    return (
-        f"no built-in naming pattern fits all {len(places):,d} images:\n{fits}\n{nearest}\n"
-        "Rename or move those files, or give --pattern with a regular expression such as "
-        r"'(?P<identity>\w+?)_(?P<camera>\d+)_' for the path below the split's folder"
-    )
-
-
-def _listing(places: Sequence[Place]) -> str:
+def listing(places: Sequence[Place]) -> str:
+    """The first of them, a line each, and how many more there are."""
     more = [f"  ... and {len(places) - SHOWN:,d} more"] if len(places) > SHOWN else []
     return "\n".join([*(f"  {place}" for place in places[:SHOWN]), *more])
 

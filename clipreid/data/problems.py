@@ -41,6 +41,11 @@ def tolerate(error: UserError, kind: str, files: Sequence[str]) -> None:
     found.append(Problem(kind, tuple(files)))
 
 
+def collecting() -> bool:
+    """Whether errors are noted at present, not raised."""
+    return _collection.get() is not None
+
+
 def notice(kind: str, files: Sequence[str]) -> None:
     """Records something that is no error but that `clipreid data check` reports: a link that leads in a circle."""
     found = _collection.get()

@@ -10,12 +10,12 @@ from typing import Any
 from clipreid.data.annotations import read_coco, read_yolo
 from clipreid.data.columns import Columns, parse_columns
 from clipreid.data.crops import ReIDData
-from clipreid.data.custom import read_folder
 from clipreid.data.folders import read_layout
 from clipreid.data.hub import check_place, read_hub
 from clipreid.data.layouts import LAYOUTS, plain_names, variants
 from clipreid.data.patterns import named_pattern
 from clipreid.data.tables import read_csv
+from clipreid.data.trees import read_folder
 from clipreid.data.values import split_values
 from clipreid.errors import UserError
 
@@ -27,7 +27,7 @@ VALID = (
 READ_BY = {  # which readers a flag is for
     "pattern": ("folder",),
     "columns": ("csv", "hub", "coco"),
-    "unknown": ("csv", "hub", "coco", "yolo"),
+    "unknown": ("folder", "csv", "hub", "coco", "yolo"),
 }
 
 
@@ -43,7 +43,7 @@ def load_data(
     pattern: for `folder:` only, a built-in pattern's name or a regular expression with the groups identity,
     camera, view, clothes (`clipreid.data.patterns`). noun: what an individual is called in prompts; None = the data
     set's own. columns: for tables (`csv:`, `hub:`, `coco:`), `identity=pid,camera=camid` or a dict
-    (`clipreid.data.columns`). unknown: for tables and `yolo:`, identities that mean "unknown" beside those of
+    (`clipreid.data.columns`). unknown: for `folder:`, tables and `yolo:`, identities that mean "unknown" beside those of
     `clipreid.data.values`: values, each of which may hold several separated by commas. Nothing is decoded, but images
     that boxes are cut out of. Raises `UserError` for an unknown name, a missing root, no images, and wrong contents.
     """
@@ -57,7 +57,7 @@ def load_data(
     elif name in LAYOUTS:
         data = read_layout(LAYOUTS[name], _root(spec, place), spec, [LAYOUTS[known] for known in plain_names()])
     elif name == "folder":
-        data = read_folder(_root(spec, place), spec, pattern, noun)
+        data = read_folder(_root(spec, place), spec, pattern, noun, words)
     elif name == "csv":
         data = read_csv(_file(spec, place), spec, noun, columns, words)
     elif name == "coco":

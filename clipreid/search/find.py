@@ -11,10 +11,10 @@ from typing import Any
 import datasets
 
 from clipreid.data import Split, load_data
-from clipreid.data.folders import list_images
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.patterns import Crop, Place, fitting, named_pattern, read_paths
 from clipreid.data.readers import READ_BY, VALID, reads
+from clipreid.data.walk import list_images
 from clipreid.errors import UserError
 
 READERS = frozenset({*(name.partition(":")[0] for name in VALID), *LAYOUTS})
@@ -131,7 +131,7 @@ def _split(places: dict[str, Place], pattern: str | None) -> Split:
     crops = [Crop("")] * len(places)
     if pattern is not None:
         chosen = named_pattern(pattern)
-        crops = read_paths(chosen, fitting(chosen, list(places.values())))
+        crops, _ = read_paths(chosen, fitting(chosen, list(places.values())))
     return Split.from_columns(
         "images",
         image=[{"path": path} for path in places],
