@@ -27,7 +27,8 @@ DATED = re.compile(r"(?:19|20)\d\d([-_.]?)(?:0\d|1[0-2])\1[0-3]\d(?:[-_. T]?[0-2
 YEAR = re.compile(r"19[5-9]\d|20[0-4]\d")
 DAYTIME = re.compile(r"\d{2,4}(?:morning|noon|afternoon|evening|night)")
 CAMERA_LEVEL = re.compile(r"(?i)(?:cam|camera)[-_ ]?(?:\d{1,4}|[a-z])|c\d{1,3}")
-CAMERA_INSIDE = re.compile(r"(?i)(?<![a-z])(?:cam|camera)[-_ ]?\d")
+CAMERA_INSIDE = re.compile(r"(?i)(?<![a-z])(?:cam|camera)(?:[-_ ]?\d|[-_ ][a-z](?![a-z]))")
+DATE_INSIDE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])(?!\d)")
 LETTER_INSIDE = re.compile(r"(?i)(?<![^\W_])c\d{1,4}(?![^\W_])")
 
 
@@ -62,8 +63,11 @@ class Level(NamedTuple):
 def take_apart(paths: Sequence[str]) -> list[Level]:
     """The levels of paths of equal depth, without endings."""
     rows = [stem_of(path).split("/") for path in paths]
-    depth = len(rows[0])
-    return [_level(number, [row[number] for row in rows], number == depth - 1) for number in range(depth)]
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    levels = [_level(number, texts, number == len(columns) - 1) for number, texts in enumerate(columns)]
+    if any(part.kind == "camera" for level in levels for part in level.parts):  # then T0001 is a tracklet
+        levels = [_level(number, texts, number == len(columns) - 1, True) for number, texts in enumerate(columns)]
+    return levels
 
 
 def stem_of(path: str) -> str:
@@ -78,6 +82,11 @@ def marks_inside(texts: Sequence[str]) -> int:
     return max(words, letters if 2 * letters >= len(texts) else 0)
 
 
+def dates_inside(texts: Sequence[str]) -> int:
+    """How many of them hold a date."""
+    return sum(DATE_INSIDE.search(text) is not None for text in texts)
+
+
 def edges(texts: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     """(the first token, the rest), and (the last token, the rest) of names that are not built alike."""
     rows = [TOKEN.findall(text) or [text] for text in texts]
@@ -88,7 +97,7 @@ def edges(texts: Sequence[str]) -> list[tuple[list[str], list[str]]]:
     return [(tokens, [" ".join(row[1:] if at == 0 else row[:-1]) for row in rows]) for tokens, at in ends]
 
 
-def _level(number: int, texts: list[str], is_name: bool) -> Level:
+def _level(number: int, texts: list[str], is_name: bool, cameras: bool = False) -> Level:
     whole = Part(number, None, _kind_of_folder(texts), tuple(texts), "{[^/]+}")
     if not is_name and whole.kind in ("constant", "session", "frame"):
         return Level([whole], ["", ""])
@@ -100,7 +109,7 @@ def _level(number: int, texts: list[str], is_name: bool) -> Level:
     tokens = _tokens(texts)
     if tokens is None:
         return Level([whole], ["", ""], built_alike=False)
-    parts, gaps = _columns(number, tokens)
+    parts, gaps = _columns(number, tokens, cameras)
     labelled = [part for part in parts if part.kind in ("camera", "tracklet", "session")]
     if not is_name and (not labelled or len(labelled) == len(parts)):
         return Level([replace(whole, kind="plain")], ["", ""])  # person_001: a name; its tokens are given by `inner`
@@ -170,8 +179,11 @@ def _gap(column: Sequence[str]) -> str:
     return re.escape(column[0]).replace(r"\-", "-").replace(r"\ ", " ") if len(found) == 1 else r"[\W_]*"
 
 
-def _columns(level: int, tokens: Tokens) -> tuple[list[Part], list[str]]:
-    """Each token's kind; a word such as `cam` in front of a number says what that is."""
+def _columns(level: int, tokens: Tokens, cameras: bool = False) -> tuple[list[Part], list[str]]:
+    """Each token's kind; a word such as `cam` in front of a number says what that is.
+
+    cameras: whether they are known, so that single letters may be taken for tracklets, sessions, frames (C1T0001F001).
+    """
     parts: list[Part] = []
     for spot, values in enumerate(zip(*tokens.rows, strict=True)):
         part = _column(level, spot, values, tokens.inside)
@@ -179,11 +191,11 @@ def _columns(level: int, tokens: Tokens) -> tuple[list[Part], list[str]]:
         kind = KIND.get(before, "") if len(before) > 1 else ""
         if part.kind == "plain" and kind and all(re.fullmatch(r"\d+|[A-Za-z]", value) for value in values):
             part = replace(part, kind=kind)
-        if part.kind == "plain" and parts and parts[-1].kind == "session" and _times(values):
+        if part.kind == "plain" and parts and DATE.fullmatch(parts[-1].values[0]) and _times(values):
             part = replace(part, kind="time")
         parts.append(part)
     letters = {"t", "f", "s"}
-    if not any(part.kind == "camera" for part in parts):  # a single letter says little by itself
+    if not cameras and not any(part.kind == "camera" for part in parts):  # a single letter says little by itself
         parts = [replace(part, kind="plain") if part.weak and _word(part) in letters else part for part in parts]
     return _merge_dates(parts, tokens.gaps)
 
@@ -214,7 +226,7 @@ def _mostly(test: Callable[[str], object], values: Sequence[str]) -> bool:
 
 
 def _times(values: Sequence[str]) -> bool:
-    return all(re.fullmatch(r"[0-2]\d[0-5]\d(?:[0-6]\d)?(?:\d{3})?", value) for value in values)
+    return all(re.fullmatch(r"[0-2]\d[0-5]\d[0-6]\d(?:\d{3})?", value) for value in values)
 
 
 def _merge_dates(parts: list[Part], gaps: list[str]) -> tuple[list[Part], list[str]]:

@@ -72,12 +72,13 @@ MARKET = Pattern(
 )
 OWN_MARKET = replace(  # in own data no number has a special meaning, and what is no number may say something else
     MARKET,
-    regex=r"^(?:.*/)?(?P<identity>-1|\d+)_c(?P<camera>\d+)(?:s(?P<session>\d+)_[^/]*|(?:_f?\d+)+(?:\.\w+)*)$",
+    regex=r"^(?:.*/)?(?P<identity>-1|\d+)_c(?P<camera>\d+)(?:s(?P<session>\d+)_[^/]*|(?:_(?!(?:19|20)\d{6}(?!\d))f?\d+)+(?:\.\w+)*)$",
     distractors=frozenset(),
 )
 CLASS_CAM = Pattern(
     "class-cam",
-    r"^(?:.*/)?(?P<identity>(?:[A-Za-z][A-Za-z-]*_)*\d+)_cam(?P<camera>\d+)(?:_\d+)?(?:\.\w+)?$",
+    r"^(?:.*/)?(?P<identity>(?P<word>(?:[A-Za-z][A-Za-z-]*_)+)?\d+)_cam(?P<camera>\d+)"
+    r"(?(word)(?:_(?!(?:19|20)\d{6}\b)\d+)?)(?:\.\w+)?$",  # behind a bare number a second one may be the identity
     "car_0001_cam2.jpg",
 )
 MARS = Pattern(  # Zheng et al., "MARS: A Video Benchmark", ECCV 2016
@@ -168,12 +169,17 @@ def read_paths(
     found = [_groups(pattern, place, regex) for place in places]
     numbers, notes = {}, []
     for group in ("camera", "view"):
-        numbers[group], about = number_all(group, [said.get(group) for said in found], unknown)
+        values = [said.get(group) for said in found]
+        once = list(dict.fromkeys(values))
+        number, about = number_all(group, once, unknown)
+        known = dict(zip(once, number, strict=True))
+        numbers[group] = [known[value] for value in values]
         notes += about
-    texts = {
-        group: ["" if is_unknown(said.get(group), unknown) else text_of(said.get(group)) for said in found]
-        for group in ("clothes", "tracklet", "session")
-    }
+    texts = {}
+    for group in ("clothes", "tracklet", "session"):
+        values = [said.get(group) for said in found]
+        clean = {value: "" if is_unknown(value, unknown) else text_of(value) for value in set(values)}
+        texts[group] = [clean[value] for value in values]
     crops = [
         Crop(said["identity"] or "", *row)
         for said, row in zip(found, zip(*numbers.values(), *texts.values(), strict=True), strict=True)

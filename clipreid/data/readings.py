@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from clipreid.data.offers import as_pattern, explain
-from clipreid.data.parts import DATE, KIND, YEAR, Level, Part, edges, inner, marks_inside, take_apart
+from clipreid.data.parts import DATE, KIND, YEAR, Level, Part, dates_inside, edges, inner, marks_inside, take_apart
 from clipreid.data.patterns import (
     CLASS_CAM,
     FOLDER,
@@ -80,9 +80,9 @@ def choose_pattern(
     return chosen
 
 
-def weigh(images: Images, unknown: Collection[str] = ()) -> tuple[Pattern | None, list[str]]:
+def weigh(everything: Images, unknown: Collection[str] = ()) -> tuple[Pattern | None, list[str]]:
     """The pattern that the paths speak for, and what remains in doubt; None where nothing speaks for any."""
-    pattern, _ = _most(images)
+    pattern, images = _most(everything)
     known = Weighing(images, unknown)
     chosen, doubts = known.by_signature(pattern) if pattern else (None, [])
     if chosen is None and not doubts:
@@ -103,12 +103,11 @@ def _most(images: Images) -> tuple[Pattern | None, Images]:
 
 def _known_name(chosen: Pattern, images: Images) -> Pattern:
     """The built-in pattern that reads the same, where there is one: its name is shorter."""
-    for pattern in PATTERNS:
-        if not unmatched(pattern, images.places):
-            ours, theirs = read_paths(chosen, images.places)[0], read_paths(pattern, images.places)[0]
-            if [crop[:2] + crop[4:] for crop in ours] == [crop[:2] + crop[4:] for crop in theirs]:
-                return pattern
-    return chosen
+    if chosen in PATTERNS:
+        return chosen
+    ours = read_paths(chosen, images.places)[0]
+    fit = (pattern for pattern in PATTERNS if not unmatched(pattern, images.places))
+    return next((pattern for pattern in fit if read_paths(pattern, images.places)[0] == ours), chosen)
 
 
 class Weighing:
@@ -127,7 +126,7 @@ class Weighing:
         None: there is one part only, so nothing can be said.
         """
         parts: dict[str, set[str]] = {}
-        for value, home in zip(values, self.images.homes, strict=True):
+        for value, home in set(zip(values, self.images.homes, strict=True)):
             if not is_unknown(value, self.unknown):
                 parts.setdefault(home, set()).add(value)
         held = parts.get("test") or parts.get("val")
@@ -137,8 +136,8 @@ class Weighing:
 
     def could_be_identities(self, values: Sequence[str]) -> bool:
         """At least two values, some of them of several images."""
-        counts = Counter(value for value in values if not is_unknown(value, self.unknown))
-        return len(counts) > 1 and 4 * counts.total() >= 5 * len(counts)
+        counts = [number for value, number in Counter(values).items() if not is_unknown(value, self.unknown)]
+        return len(counts) > 1 and 4 * sum(counts) >= 5 * len(counts)
 
     def recurs(self, values: Sequence[str]) -> bool:
         """Whether they could be cameras or days: several values, some of them of several images."""
@@ -154,7 +153,7 @@ class Weighing:
         theirs, ours = self.shared(rival), self.shared(chosen)
         if theirs is None or ours is None:
             return by_form
-        if ours == 0:
+        if ours == 0 or theirs < SHARED:
             return theirs >= SHARED
         return theirs >= ours if "test" in self.images.homes else by_form  # in test, both are refused later
 
@@ -165,7 +164,11 @@ class Weighing:
 
         Neither a pattern nor doubts: the folders say who it is.
         """
+        if any(part.kind in ("session", "tracklet") for level in self.levels[:-1] for part in level.parts):
+            return None, []  # more than the name says
         who = [crop.identity for crop in read_paths(pattern, self.images.places, self.unknown)[0]]
+        if any(KIND.get(name.partition("_")[0].lower()) for name in set(who)):
+            return None, []  # img_1_cam1_0007
         doubts = []
         for folder in (part for level in self.levels[:-1] for part in level.parts if part.kind == "plain"):
             pairs = list(zip(folder.values, who, strict=True))
@@ -249,6 +252,9 @@ class Weighing:
                     continue
             if marked:
                 doubts.append(f"{marked:,d} of {len(texts):,d} names say a camera, such as {_marked(texts)!r}")
+            plain = level is not self.levels[-1] and level.parts[0].kind == "plain" and len(level.parts) == 1
+            if plain and dates_inside(texts):
+                doubts.append(f"there are dates in the names of folders, such as {texts[0]!r}")
         return doubts
 
     def _fits_name_camera(self) -> bool:
@@ -258,7 +264,7 @@ class Weighing:
         """Doubts about an identity folder: what else may be the identity, and what may be a camera."""
         name, doubts = self.levels[-1], []
         few = len(set(who.values)) <= FEW
-        by_form = not few or any(part.level < name.parts[0].level for part in cameras)
+        by_form = not few or any(who.level < part.level < name.parts[0].level for part in cameras)  # anna/cam2/0001
         left = self._plain_in_name()
         known = [who, *cameras]  # written again in the name
         left = [part for part in left if not any(same_groups(part.values, other.values) for other in known)]
@@ -314,7 +320,7 @@ class Weighing:
 
     def _says_nothing_more(self, piece: Sequence[str], whole: Sequence[str]) -> bool:
         """Whether several folders that share a piece of their name are not one individual."""
-        if 2 * len(set(whole)) < 3 * len(set(piece)) or len(set(piece)) == 1:
+        if 5 * len(set(whole)) < 6 * len(set(piece)) or len(set(piece)) == 1:
             return True
         return self.shared(whole) == 0 and (self.shared(piece) or 0) >= SHARED
 
@@ -324,8 +330,8 @@ class Weighing:
             return True
         kinds = {part.kind for part in name.parts}
         others = [part for part in name.parts if part.kind == "plain" and part not in left]  # repeat the folder
-        others += [part for part in name.parts if part.kind == "constant" and part.values[0].isdecimal()]
-        if len(left) > 1 or kinds & {"frame", "time"} or any(part.values[0].isdecimal() for part in others):
+        numbered = any(part.kind == "constant" and re.search(r"\d", part.values[0]) for part in name.parts)
+        if len(left) > 1 or kinds & {"frame", "time"} or numbered:
             return False
         if cameras:
             return True
@@ -370,6 +376,8 @@ class Weighing:
         The same numbers in train and test, each once for an identity and a camera; while identities are apart.
         """
         if not cameras or part is not self.levels[-1].parts[-1] or self.shared(who.values) != 0:
+            return False
+        if not all(value.isdecimal() for value in part.values):
             return False
         rows = set(zip(who.values, cameras[0].values, part.values, strict=True))
         few = len(set(part.values)) <= len(set(who.values))
