@@ -36,7 +36,7 @@ class Check:
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For csv:, hub: and coco: data whose columns have other names, such as identity=name,camera=place"""
     unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
-    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
+    """For folder:, tables and yolo: a further identity that means "unknown"; repeatable, or several with commas"""
     sheet: Annotated[Path | None, arg(metavar="FILE.png", help_behavior_hint="")] = None
     """Draw some individuals of every split, one in each row, one image for each camera"""
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
@@ -61,7 +61,7 @@ class Convert:
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For csv:, hub: and coco: data whose columns have other names, such as identity=name,camera=place"""
     unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
-    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
+    """For folder:, tables and yolo: a further identity that means "unknown"; repeatable, or several with commas"""
     noun: Annotated[str | None, arg(metavar="WORD", help_behavior_hint="")] = None
     """What the individuals are (default: from the data)"""
     overwrite: bool = False

@@ -40,7 +40,7 @@ class Scoring:
     """For csv:, hub: and coco: data whose columns have other names: identity=name,camera=place (default: as
     --pattern)"""
     unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
-    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas
+    """For folder:, tables and yolo: a further identity that means "unknown"; repeatable, or several with commas
     (default: as --pattern)"""
     count_copies: bool = False
     """Let queries find their own copies in the gallery; they are left out as junk otherwise"""

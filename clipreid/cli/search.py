@@ -81,7 +81,7 @@ class Embed(Loading):
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
     """For csv:, hub: and coco: data whose columns have other names: identity=name,camera=place"""
     unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
-    """For tables and yolo: data: a further identity that means "unknown"; repeatable, or several with commas"""
+    """For folder:, tables and yolo: a further identity that means "unknown"; repeatable, or several with commas"""
     batch_size: int = 32
     """Images at a time, at most 256"""
     centre_cameras: Annotated[Literal["train", "gallery"] | None, arg(help_behavior_hint="")] = None

@@ -32,7 +32,7 @@ DIM = 64  # of 255: what no image of 16 bits reaches where only 14 of them are u
 TESTED = ("query", "gallery")
 HARMLESS = {"symlink loop": "a link to itself or to a folder above it; it was not followed"}
 ADVICE = {
-    "wrong file name": "it does not fit the pattern, so its identity is unknown; rename or move it",
+    "wrong file name": "its identity is unknown: give a --pattern that fits all images (folder:), or rename or move it",
     "listed, but not there": "a list of the data set names it; unpack the whole data set",
     "unusable line": "fix the table",
     CONFLICT: "one of the two is wrong: correct the table",
@@ -170,7 +170,8 @@ def _from_files(seen: Scan) -> list[Finding]:
 def _from_labels(data: ReIDData, seen: Scan) -> list[Finding]:
     findings = []
     if not data.splits.keys() & set(TESTED):
-        why = "no query and no gallery, so no protocol was checked; to train on it, name other data with --test"
+        why = "no query and no gallery, so no protocol was checked; `clipreid data split` makes a test of some of the "
+        why += "identities, or name other data with --test"
         findings.append(Finding("fault", "nothing to test on", why))
     files = {name: _first_files(split, seen.index[name], seen) for name, split in data.splits.items()}
     tested = {who: file for name in reversed(TESTED) if name in files for who, file in files[name].items()}

@@ -58,7 +58,7 @@ def explain(images: "Images", doubts: Sequence[str], unknown: Collection[str], o
     total = len(images.places)
     lines = [f"it is not clear how the paths of {total:,d} images name identities and cameras"]
     lines[0] += f", such as {images.places[0]}:" if not others else ":"
-    lines += [f"  {doubt}" for doubt in doubts]
+    lines += [f"  {doubt}{':' if others else ''}" for doubt in doubts]
     if others:
         lines.append(listing(others))
     offers = make_offers(images, unknown)

@@ -17,8 +17,6 @@ WORDS = {  # before a number
 }
 KIND = {word: kind for kind, words in WORDS.items() for word in words}
 TOKEN = re.compile(r"(?<![^\W_])-1(?![^\W_])|[^\W_]+")
-BROAD = "_-. "  # separators
-HIDDEN = re.compile(r"\d.*[\W_]|[\W_].*\d")  # more than a name of several words: north side, but not day 1
 GLUED = re.compile(r"(?i)\d*(?:(?:camera|cam|c|tracklet|track|t|frame|f|s)\d+)+")  # 0001C1T0001F001, c1s1
 PIECE = re.compile(r"(?i)^\d+|[a-z]+\d+")
 NUMBERED = re.compile(r"([^\W\d_]+)(\d+)")
@@ -141,30 +139,25 @@ class Tokens(NamedTuple):
 
     rows: list[tuple[str, ...]]
     gaps: list[str]
-    inside: str  # a regex for one character of a token
 
 
 def _tokens(texts: Sequence[str]) -> Tokens | None:
     """None where texts differ in their number of tokens.
 
-    Tokens are runs of letters and digits, taken apart further where all are glued (c1s1); else what lies between
-    underscores only (big-truck_0001, car_0001), or another single separator.
+    Tokens are runs of letters and digits, taken apart further where that is possible for all texts (c1s1).
     """
-    for token, glued in ((TOKEN, True), (TOKEN, False), *((re.compile(f"[^{one}]+"), True) for one in BROAD)):
-        rows = [_split(text, token, glued) for text in texts]
-        if len({len(row[0]) for row in rows}) == 1 and len(rows[0][0]) >= (1 if token is TOKEN else 2):
+    for glued in (True, False):
+        rows = [_split(text, glued) for text in texts]
+        if len({len(row[0]) for row in rows}) == 1 and rows[0][0]:
             gaps = list(zip(*(row[1] for row in rows), strict=True))
-            if token is not TOKEN and any(HIDDEN.search(text) for row in rows for text in row[0]):
-                continue
             if all(len({bool(gap) for gap in column}) == 1 for column in gaps[1:-1]):
-                inside = r"[^\W_]" if token is TOKEN else token.pattern.replace("[^", "[^/")[:-1]
-                return Tokens([row[0] for row in rows], [_gap(column) for column in gaps], inside)
+                return Tokens([row[0] for row in rows], [_gap(column) for column in gaps])
     return None
 
 
-def _split(text: str, token: re.Pattern[str], glued: bool) -> tuple[tuple[str, ...], list[str]]:
+def _split(text: str, glued: bool) -> tuple[tuple[str, ...], list[str]]:
     tokens, gaps, at = [], [], 0
-    for match in token.finditer(text):
+    for match in TOKEN.finditer(text):
         apart = glued and GLUED.fullmatch(match[0])
         for piece in PIECE.finditer(match[0]) if apart else [match]:
             start = piece.start() + (match.start() if apart else 0)
@@ -186,7 +179,7 @@ def _columns(level: int, tokens: Tokens, cameras: bool = False) -> tuple[list[Pa
     """
     parts: list[Part] = []
     for spot, values in enumerate(zip(*tokens.rows, strict=True)):
-        part = _column(level, spot, values, tokens.inside)
+        part = _column(level, spot, values)
         before = parts[-1].values[0].lower() if parts and parts[-1].kind == "constant" else ""
         kind = KIND.get(before, "") if len(before) > 1 else ""
         if part.kind == "plain" and kind and all(re.fullmatch(r"\d+|[A-Za-z]", value) for value in values):
@@ -200,7 +193,7 @@ def _columns(level: int, tokens: Tokens, cameras: bool = False) -> tuple[list[Pa
     return _merge_dates(parts, tokens.gaps)
 
 
-def _column(level: int, spot: int, values: tuple[str, ...], inside: str) -> Part:
+def _column(level: int, spot: int, values: tuple[str, ...]) -> Part:
     if len(set(values)) == 1 and not NUMBERED.fullmatch(values[0]) and not values[0].isdecimal():
         return Part(level, spot, "constant", values, re.escape(values[0]))
     matches = [NUMBERED.fullmatch(value) for value in values]
@@ -212,7 +205,7 @@ def _column(level: int, spot: int, values: tuple[str, ...], inside: str) -> Part
     kind = "session" if _mostly(DATE.fullmatch, values) or all(map(DAYTIME.fullmatch, values)) else "plain"
     if len(set(values)) == 1 and kind == "plain":
         kind = "constant"
-    regex = r"\d+" if digits else f"{inside}+"
+    regex = r"\d+" if digits else r"[^\W_]+"
     return Part(level, spot, kind, values, f"{{{regex}}}")
 
 

@@ -110,7 +110,7 @@ CAMERA_FOLDER = Pattern(
 FOLDER_NAME_CAMERA = Pattern(
     "identity/cam",
     r"^(?P<identity>[^/]+)/(?:[^/]*[-_ ])?(?i:c|cam|camera)[-_ ]?(?P<camera>\d+)"
-    r"(?:s\d+)?(?:[-_ ][^/]*)?(?:\.\w+)?$",
+    r"(?:s(?P<session>\d+))?(?:[-_ ][^/]*)?(?:\.\w+)?$",
     "anna/0001_cam2.jpg",
 )
 FOLDER_DATE = Pattern(

@@ -20,6 +20,7 @@ from clipreid.data.patterns import (
     FOLDER_NAME_CAMERA,
     MISFIT,
     MOT,
+    OWN_MARKET,
     PATTERNS,
     SIGNATURES,
     Pattern,
@@ -166,7 +167,8 @@ class Weighing:
         """
         if any(part.kind in ("session", "tracklet") for level in self.levels[:-1] for part in level.parts):
             return None, []  # more than the name says
-        who = [crop.identity for crop in read_paths(pattern, self.images.places, self.unknown)[0]]
+        crops = read_paths(pattern, self.images.places, self.unknown)[0]
+        who = [crop.identity for crop in crops]
         if any(KIND.get(name.partition("_")[0].lower()) for name in set(who)):
             return None, []  # img_1_cam1_0007
         doubts = []
@@ -187,6 +189,13 @@ class Weighing:
                     f"the identity may be {name!r} (by the file name, pattern {pattern.name!r}) or {above!r} (by the "
                     f"folder, pattern {FOLDER.name!r}), and the two group the images differently"
                 )
+        one = [part.values[0] for level in self.levels[:-1] for part in level.parts if part.kind == "constant"]
+        one = [folder for folder in one if not CLASSES.fullmatch(folder)]
+        if len(one) == 1 and pattern is CLASS_CAM and not self.could_be_identities(who):
+            doubts.append(f"the identity may be {who[0]!r}, with one image of most of them, or {one[0]!r}, the folder")
+        if pattern is OWN_MARKET and self.levels and not any(crop.session for crop in crops):
+            later = [part for part in self._plain_in_name() if not same_groups(part.values, who)]
+            doubts += [self._rival(part) for part in later if not self.ruled_out(part.values, who, by_form=True)]
         if all(YEAR.fullmatch(name) or DATE.fullmatch(name) for name in who):
             doubts.append(f"the identity would be {who[0]!r}, which looks like a date")
         if (self.shared(who) or 0) >= SHARED and self.levels and self.levels[-1].built_alike:

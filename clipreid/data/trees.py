@@ -69,9 +69,7 @@ def _zero(splits: Mapping[str, Split], pattern: Pattern) -> list[str]:
     zero = sorted(name for name in names if name and not name.strip("0"))
     if not zero or pattern.name.removeprefix(APART) not in ("market1501", "mars"):
         return []
-    return [
-        f"{zero[0]} is an individual like any other here (market1501: takes it for distractors; --unknown {zero[0]})"
-    ]
+    return [f"{zero[0]} is an individual like any other here (market1501: takes it for distractors)"]
 
 
 # Splits ---------------------------------------------------------------------------------------------------

@@ -36,13 +36,13 @@ def draw(*paths: Path) -> None:
 
 @pytest.fixture
 def crops(tmp_path: Path) -> Path:
-    """Two people, the same file names in every folder; one image that is none."""
+    """Two people for training, two for testing, the same file names in every folder; one image that is none."""
     root = tmp_path / "crops"
     draw(
         *(
             root / part / who / f"x{n}_cam{n}.jpg"
-            for part in ("train", "test")
-            for who in ("cara", "ben")
+            for part, people in (("train", ("cara", "ben")), ("test", ("dan", "eve")))
+            for who in people
             for n in (1, 2)
         )
     )
@@ -80,10 +80,10 @@ def test_a_folder_comes_back(crops: Path, tmp_path: Path) -> None:
     draw_again = tmp_path / "crops"
     assert (back.protocol, back.noun) == ("cross-camera", "wombat")
     assert back.splits["query"].paths.tolist() == [
-        "test/ben/x1_cam1.jpg",
-        "test/ben/x2_cam2.jpg",
-        "test/cara/x1_cam1.jpg",
-        "test/cara/x2_cam2.jpg",
+        "test/dan/x1_cam1.jpg",
+        "test/dan/x2_cam2.jpg",
+        "test/eve/x1_cam1.jpg",
+        "test/eve/x2_cam2.jpg",
     ]
     assert back.splits["gallery"].paths.tolist() == back.splits["query"].paths.tolist()
     assert str(draw_again) not in (tmp_path / "out" / "clipreid.json").read_text()
@@ -153,7 +153,7 @@ def test_anybody_can_load_it(crops: Path, tmp_path: Path) -> None:
     plain = datasets.load_dataset(str(tmp_path / "out"))
     assert set(plain) == {"train", "query", "gallery"}
     assert plain["query"].features == SCHEMA
-    assert plain["query"][0]["identity"] == "ben"
+    assert plain["query"][0]["identity"] == "dan"
 
 
 def test_an_older_set_without_a_column_is_read(crops: Path, tmp_path: Path) -> None:
@@ -195,9 +195,9 @@ def test_what_is_there_is_not_overwritten(crops: Path, tmp_path: Path) -> None:
 def test_missing_images_leave_the_old_set_alone(crops: Path, tmp_path: Path) -> None:
     data, out = load_data(f"folder:{crops}"), tmp_path / "out"
     convert(data, out, progress=False)
-    (crops / "test" / "ben" / "x1_cam1.jpg").unlink()
+    (crops / "test" / "dan" / "x1_cam1.jpg").unlink()
     said = refused(data, out, overwrite=True)
-    assert f"{crops}/test/ben/x1_cam1.jpg cannot be read (No such file or directory)" in said
+    assert f"{crops}/test/dan/x1_cam1.jpg cannot be read (No such file or directory)" in said
     assert len(load_data(f"hub:{out}").splits) == 3
 
 

@@ -247,12 +247,14 @@ def test_metadata_csv_keeps_leading_zeros_and_finds_splits_in_paths(tmp_path: Pa
     draw(tmp_path, *names)
     with open(tmp_path / "metadata.csv", "w", newline="") as handle:
         writer = csv.writer(handle)
-        writer.writerows([("file_name", "pid", "camera", "text"), *((n, "0007", i, "x") for i, n in enumerate(names))])
+        writer.writerows(
+            [("file_name", "pid", "camera", "text"), *((n, f"000{7 + (i > 0)}", i, "x") for i, n in enumerate(names))]
+        )
     data = load_data(f"hub:{tmp_path}", columns="identity=pid,caption=text")
     assert {name: rows(split) for name, split in data.splits.items()} == {
         "train": [("0007", 0)],
-        "query": [("0007", 1)],
-        "gallery": [("0007", 2)],
+        "query": [("0008", 1)],
+        "gallery": [("0008", 2)],
     }
     assert data.splits["train"].path(0) == str(tmp_path / "train/a.jpg")
     assert data.splits["train"].captions.tolist() == ["x"]
@@ -262,11 +264,11 @@ def test_metadata_csv_keeps_leading_zeros_and_finds_splits_in_paths(tmp_path: Pa
 def test_metadata_jsonl_in_the_folders_of_the_splits(tmp_path: Path) -> None:
     for part in ("train", "test"):
         draw(tmp_path / part, "x/1.jpg", "x/2.jpg")
-        lines = [{"file_name": f"x/{n}.jpg", "identity": n, "camera": n, "view": None} for n in (1, 2)]
+        lines = [{"file_name": f"x/{n}.jpg", "identity": f"{part} {n}", "camera": n, "view": None} for n in (1, 2)]
         (tmp_path / part / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     data = load_data(f"hub:{tmp_path}")
     assert list(data.splits) == ["train", "query", "gallery"]
-    assert rows(data.splits["query"]) == [("1", 1), ("2", 2)]
+    assert rows(data.splits["query"]) == [("test 1", 1), ("test 2", 2)]
     assert data.splits["query"].views.tolist() == [-1, -1]
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clipreid.data import Split, load_data
+from clipreid.data.trees import read_folder
 from clipreid.errors import UserError
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "vehicles-2cam"
@@ -40,22 +41,24 @@ def test_folder_class_cam_is_query_and_gallery_across_cameras(tmp_path: Path) ->
     assert rows(data.splits["query"]) == rows(data.splits["gallery"]) == [("big-truck_0002", 1), ("big-truck_0002", 2)]
     assert (data.protocol, data.noun) == ("cross-camera", "vehicle")
     notes = " ".join(data.notes)
-    assert "'class-cam': train/car_0001_cam1.jpg is identity 'car_0001', camera 1" in notes
+    assert "read by the pattern 'class-cam':\n    train/car_0001_cam1.jpg is identity 'car_0001', camera 1\n" in notes
+    assert "\n    test/big-truck_0002_cam2.jpg is identity 'big-truck_0002', camera 2" in notes
     assert "prompts say 'vehicle' (guessed from the identities" in notes
     assert "every test image is query and gallery" in notes
     assert data.splits["query"].path(0) == str(tmp_path / "test" / "big-truck_0002_cam1.jpg")
     assert data.splits["query"].table[0]["split"] == "query"
 
 
-def test_folder_market_names_drop_junk_and_never_ask_for_distractors(tmp_path: Path) -> None:
+def test_folder_market_names_drop_junk_and_0000_is_an_individual(tmp_path: Path) -> None:
     draw(tmp_path / "train" / "0007_c3s2_000001_01.jpg")
     for name in ("0002_c1s1_000451_03", "0002_c6s1_000001_00", "-1_c1s1_000401_03", "0000_c2s1_000001_00"):
         draw(tmp_path / "test" / f"{name}.jpg")
     data = load_data(f"folder:{tmp_path}")
-    assert rows(data.splits["gallery"]) == [("0000", 2), ("0002", 1), ("0002", 6)]
-    assert rows(data.splits["query"]) == [("0002", 1), ("0002", 6)]
-    assert "gallery: 1 images left out (junk)" in data.notes
+    assert rows(data.splits["gallery"]) == rows(data.splits["query"]) == [("0000", 2), ("0002", 1), ("0002", 6)]
+    assert "gallery: 1 images left out (the identity is '-1', which means unknown)" in data.notes
+    assert "0000 is an individual like any other here (market1501: takes it for distractors)" in data.notes
     assert data.noun == "person"
+    assert data.splits["gallery"].sessions.tolist() == ["1", "1", "1"]  # c6s1 is the first sequence of camera 6
 
 
 @pytest.mark.parametrize(
@@ -65,14 +68,15 @@ def test_folder_market_names_drop_junk_and_never_ask_for_distractors(tmp_path: P
         ("anna/deep/x_1.jpg", None, None, None),
         ("anna/cam3/0001.png", "identity/camera/", "anna", 3),
         ("anna/Camera_12/0001.png", "identity/camera/", "anna", 12),
-        ("anna/4/0001.jpeg", "identity/camera/", "anna", 4),
+        ("anna/4/0001.jpeg", None, None, None),  # a camera, a day, a tracklet?
+        ("cam2/anna/0001.jpeg", "camera/identity/", "anna", 2),
         ("anna/x_cam2.jpg", "identity/cam", "anna", 2),
         ("anna/C5s2_000_x.JPG", "identity/cam", "anna", 5),
         ("0002/0002_c1s1_000451_03.jpg", "market1501", "0002", 1),
         ("0001_c002_00016450_0.jpg", "market1501", "0001", 2),
         ("truck/truck_0001_cam2_0033.jpg", "class-cam", "truck_0001", 2),
         ("0031_cam2.jpg", "class-cam", "0031", 2),
-        ("0002_17.jpg", "number_", "0002", -1),
+        ("0002_17.jpg", None, None, None),  # an image, or a camera?
         ("photo.jpg", None, None, None),
     ],
 )
@@ -81,11 +85,16 @@ def test_built_in_patterns(
 ) -> None:
     draw(tmp_path / "train" / name)
     if pattern is None:
-        assert "no built-in naming pattern fits all 1 images" in fails(f"folder:{tmp_path}")
+        assert "it is not clear how the paths of 1 images name identities" in fails(f"folder:{tmp_path}")
         return
     data = load_data(f"folder:{tmp_path}")
     assert rows(data.splits["train"]) == [(identity, camera)]
     assert f"pattern {pattern!r}" in data.notes[0]
+
+
+def test_a_number_pattern_is_there_by_name(tmp_path: Path) -> None:
+    draw(tmp_path / "train" / "0002_17.jpg", tmp_path / "train" / "0003_17.jpg")
+    assert rows(load_data(f"folder:{tmp_path}", pattern="number_").splits["train"]) == [("0002", -1), ("0003", -1)]
 
 
 def test_folder_without_cameras(tmp_path: Path) -> None:
@@ -102,7 +111,8 @@ def test_folder_without_cameras(tmp_path: Path) -> None:
 
 
 def test_folder_with_one_test_camera_cannot_use_the_junk_rule(tmp_path: Path) -> None:
-    draw(*(tmp_path / "test" / f"{who}/{n}-cam1.jpg" for who in "ab" for n in (1, 2)))
+    draw(*(tmp_path / "test" / f"{who}/{n}-cam1.jpg" for who in ("anna", "ben") for n in (1, 2)))
+    draw(*(tmp_path / "train" / f"{who}/{n}-cam1.jpg" for who in ("cora", "dan") for n in (1, 2)))
     data = load_data(f"folder:{tmp_path}")
     assert data.protocol == "no-cameras"
     assert any("all test images come from camera 1" in note for note in data.notes)
@@ -133,11 +143,44 @@ def test_folder_query_and_gallery_without_cameras_has_no_junk_rule(tmp_path: Pat
     assert any("junk rule" in note and "is off" in note for note in data.notes)
 
 
-def test_folder_only_train_and_shared_identities_are_noted(tmp_path: Path) -> None:
+def test_folder_with_nothing_to_test_on(tmp_path: Path) -> None:
     draw(tmp_path / "train" / "anna" / "1.jpg")
-    assert "no test images: there is nothing to evaluate on" in load_data(f"folder:{tmp_path}").notes
-    draw(tmp_path / "test" / "anna" / "2.jpg")
-    assert "1 identities are in train and in the test set (such as 'anna')" in load_data(f"folder:{tmp_path}").notes
+    note = "no test images: there is nothing to evaluate on (`clipreid data split` makes a test of some identities)"
+    assert note in load_data(f"folder:{tmp_path}").notes
+    draw(tmp_path / "val" / "ben" / "1.jpg")
+    data = load_data(f"folder:{tmp_path}")
+    assert list(data.splits) == ["train", "val"]
+    assert note in data.notes
+    draw(*(tmp_path / "train" / f"{who}" / "1.jpg" for who in "abcdefghi"), tmp_path / "val" / "anna" / "2.jpg")
+    assert "1 identities are in train and in val (such as 'anna'): --validate flatters" in "\n".join(
+        load_data(f"folder:{tmp_path}").notes
+    )
+
+
+def test_identities_in_train_and_test_are_refused(tmp_path: Path) -> None:
+    draw(*(tmp_path / part / f"{who}_c{c}s1_0_0.jpg" for part in ("train", "test") for who in (0, 1) for c in (1, 2)))
+    message = fails(f"folder:{tmp_path}")
+    assert "2 identities are in train and in the test set (such as '0'), so figures would flatter" in message
+    assert "`clipreid data split` sets some aside" in message
+    assert "one name means two individuals: --pattern apart:market1501 keeps them apart" in message
+    data = load_data(f"folder:{tmp_path}", pattern="apart:market1501")
+    assert rows(data.splits["train"]) == [("train-0", 1), ("train-0", 2), ("train-1", 1), ("train-1", 2)]
+    assert set(data.splits["query"].identities.tolist()) == {"0", "1"}
+    assert data.splits["train"].sessions.tolist() == ["1"] * 4
+    assert "Did you mean 'market1501'?" in fails(f"folder:{tmp_path}", pattern="apart:market")
+
+
+def test_unknown_individuals_are_left_out_and_counted(tmp_path: Path) -> None:
+    draw(
+        *(tmp_path / part / who / f"{n}.jpg" for part in ("train", "test") for who in ("-1", "Unknown") for n in (1, 2))
+    )
+    draw(*(tmp_path / "train" / who / f"{n}.jpg" for who in ("anna", "ben", "nobody") for n in (1, 2)))
+    draw(*(tmp_path / "test" / who / f"{n}.jpg" for who in ("cora", "dan") for n in (1, 2)))
+    data = load_data(f"folder:{tmp_path}")
+    assert sorted(set(data.splits["train"].identities.tolist())) == ["anna", "ben", "nobody"]
+    assert "train: 4 images left out (the identity is '-1', 'Unknown', which means unknown)" in data.notes
+    fewer = read_folder(tmp_path, f"folder:{tmp_path}", unknown=("nobody",))
+    assert sorted(set(fewer.splits["train"].identities.tolist())) == ["anna", "ben"]
 
 
 def test_noun(tmp_path: Path) -> None:
@@ -149,12 +192,12 @@ def test_noun(tmp_path: Path) -> None:
     assert "the noun is empty" in fails(f"folder:{tmp_path}", noun=" ")
 
 
-def test_numbers_too_long_to_be_cameras(tmp_path: Path) -> None:
-    """Such as a time that a pattern takes for one."""
-    draw(tmp_path / "train" / "anna" / "20260101120000.jpg")
-    message = fails(f"folder:{tmp_path}", pattern=r"(?P<identity>[a-z]+)/(?P<camera>\d+)")
-    assert "reads camera 20260101120000 from" in message
-    assert "9 digits at most" in message
+def test_what_is_no_number_is_numbered_as_everywhere(tmp_path: Path) -> None:
+    """Such as a time that a pattern takes for a camera: it is said."""
+    draw(tmp_path / "train" / "anna" / "20260101120000.jpg", tmp_path / "train" / "anna" / "gate.jpg")
+    data = load_data(f"folder:{tmp_path}", pattern=r"(?P<identity>[a-z]+)/(?P<camera>\w+)")
+    assert rows(data.splits["train"]) == [("anna", 0), ("anna", 1)]
+    assert "cameras are numbered: '20260101120000' is 0, 'gate' is 1" in data.notes
 
 
 def test_user_pattern(tmp_path: Path) -> None:
@@ -173,12 +216,15 @@ def test_user_pattern(tmp_path: Path) -> None:
     assert "1 of 2 images do not fit" in misfit
     assert "train/shop/ben--front1.jpg" in misfit
     assert "anna-2" not in misfit
-    message = fails(spec, pattern=r"(?P<identity>[a-z]+)-(?P<camera>[^/]+)")
-    assert "reads camera '2-front9.jpg' from train/shop/anna-2-front9.jpg: it must be a whole number" in message
+    tracks = load_data(spec, pattern=r"(?P<identity>[a-z]+)-(?P<session>\d*)-(?P<tracklet>[a-z]+)").splits["train"]
+    assert tracks.sessions.tolist() == ["2", ""]
+    assert tracks.tracklets.tolist() == ["anna/-1/front", "ben/-1/front"]  # one of one individual
     assert "is not a regular expression" in fails(spec, pattern="(?P<identity>")
     assert "Did you mean 'market1501'?" in fails(spec, pattern="market")
     assert "has no group (?P<identity>...)" in fails(spec, pattern=r"\d+")
-    assert "known groups are identity, camera, view, clothes" in fails(spec, pattern=r"(?P<identity>\w)(?P<cam>\d)")
+    assert "known groups are identity, camera, view, clothes, tracklet, session" in fails(
+        spec, pattern=r"(?P<identity>\w)(?P<cam>\d)"
+    )
     assert "reads an empty identity from train/shop" in fails(spec, pattern=r"(?P<identity>\d*)")
     assert "works with folder:ROOT only" in fails("synthetic", pattern="identity/")
 
@@ -187,12 +233,9 @@ def test_pattern_must_fit_every_image(tmp_path: Path) -> None:
     draw(*(tmp_path / "train" / f"car_{n:04d}_cam1.jpg" for n in range(20)))
     draw(*(tmp_path / "test" / f"stray{n:02d}.jpg" for n in range(12)))
     message = fails(f"folder:{tmp_path}")
-    assert "no built-in naming pattern fits all 32 images" in message
-    assert "class-cam" in message
-    assert "fits 20" in message
-    assert "The nearest is 'class-cam'; these do not fit it:\n  test/stray00.jpg" in message
+    assert "12 of them are not named as the others are:\n  test/stray00.jpg" in message
     assert "... and 2 more" in message
-    assert "--pattern" in message
+    assert "Rename or move the files, or give --pattern" in message
 
 
 def test_names_and_folders_that_disagree_are_refused(tmp_path: Path) -> None:
@@ -201,13 +244,12 @@ def test_names_and_folders_that_disagree_are_refused(tmp_path: Path) -> None:
         tmp_path / "one" / "train" / "ben" / "0001_c1_7.jpg",
     )
     message = fails(f"folder:{tmp_path}/one")
-    assert "the identity of train/ben/0001_c1_7.jpg is ambiguous" in message
-    assert "by the file name '0001' (pattern 'market1501'), by the folder 'ben'" in message
-    assert "--pattern 'market1501' or --pattern 'identity/'" in message
+    assert "the identity may be '0001' (by the file name, pattern 'market1501') or 'anna' (by the folder" in message
+    assert "\n  --pattern identity/cam\n" in message
     by_folder = load_data(f"folder:{tmp_path}/one", pattern="identity/")
     assert by_folder.splits["train"].identities.tolist() == ["anna", "ben"]
     draw(*(tmp_path / "two" / "train" / "anna" / f"{frame}_cam1.jpg" for frame in (1, 2)))
-    assert "the identity of train/anna/2_cam1.jpg is ambiguous" in fails(f"folder:{tmp_path}/two")
+    assert "or 'anna', the folder" in fails(f"folder:{tmp_path}/two")
 
 
 def test_names_and_folders_that_agree_are_fine(tmp_path: Path) -> None:
@@ -261,7 +303,7 @@ def test_unreadable_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             raise PermissionError(13, "Permission denied")
         return plain(path)
 
-    monkeypatch.setattr("clipreid.data.folders.os.scandir", scandir)
+    monkeypatch.setattr("clipreid.data.walk.os.scandir", scandir)
     assert f"the folder {tmp_path}/train/anna cannot be read (Permission denied)" in fails(f"folder:{tmp_path}")
 
 

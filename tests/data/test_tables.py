@@ -412,7 +412,7 @@ def test_unknown_individuals(tmp_path: Path) -> None:
     assert "left out: 5 of an unknown identity: -1 (1), empty (1), NaN (1), none (1), Unknown (1)" in data.notes[0]
     assert load_data(spec, unknown="nobody, 99").splits["train"].identities.tolist() == words[7:]
     assert load_data(spec, unknown=("nobody,99", "0")).splits["train"].identities.tolist() == words[8:]
-    assert "--unknown names unknown identities and works with csv:, hub:, coco: and yolo: only" in fails(
+    assert "--unknown names unknown identities and works with folder:, csv:, hub:, coco: and yolo: only" in fails(
         "synthetic", unknown="x"
     )
 

@@ -68,6 +68,6 @@ def test_unknown_individuals_of_a_run_are_those_of_its_evaluation(tables: tuple[
     asked = Evaluate(run=tmp_path, data=(other,), columns="identity=who", unknown=("21",))
     assert set(read_tests(asked, tmp_path, config)[0].splits["query"].identities) == {"20"}
     with pytest.raises(
-        UserError, match="--unknown names unknown identities and works with csv:, hub:, coco: and yolo:"
+        UserError, match="--unknown names unknown identities and works with folder:, csv:, hub:, coco: and yolo:"
     ):
         read_sets(RunConfig(data=("synthetic",), unknown=("0",)))
