@@ -224,6 +224,7 @@ def check_trainable(data: ReIDData, P: int, K: int) -> None:
         )
     if len(names) < P:
         raise UserError(
-            f"the train split of {data.name} has {len(names)} identities, fewer than the P={P} of a batch: "
-            f"choose a P of at most {len(names)} (-P / --identities-per-batch)"
+            f"the train split of {data.name} has {len(names)} identities ({', '.join(names[:3])}, ...), fewer than the "
+            f"P={P} of a batch. If there should be more, they were misread: give a --pattern or --columns."
+            + (f" If not, choose a P of at most {len(names)} (-P / --identities-per-batch)" if len(names) > 2 else "")
         )

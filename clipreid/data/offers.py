@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clipreid.data.readings import Images
 
 MOST = 8  # patterns that are offered
+SAMPLE = 3000  # images that they are ranked on
 
 
 class Offer(NamedTuple):
@@ -77,17 +78,27 @@ def explain(images: "Images", doubts: Sequence[str], unknown: Collection[str], o
 
 
 def make_offers(images: "Images", unknown: Collection[str] = ()) -> list[Offer]:
-    """Patterns that fit, the likeliest first, each reading the images in another way."""
-    seen: dict[tuple[Crop, ...], Offer] = {}
+    """Patterns that fit, the likeliest first, each reading the images in another way.
+
+    They are ranked on every so many-th image, and what the first ones give is then counted on all.
+    """
+    step = -(-len(images.places) // SAMPLE)
+    some = type(images)(images.places[::step], images.homes[::step])
     builtin = [pattern for pattern in PATTERNS if pattern not in (FOLDER_DATE, NUMBER)]  # fit anything
-    for pattern in [*builtin, *_combined(images)]:
+    ranked = _offers([*builtin, *_combined(some)], some, unknown)
+    return ranked if step == 1 else _offers([offer.pattern for offer in ranked], images, unknown)
+
+
+def _offers(patterns: Sequence[Pattern], images: "Images", unknown: Collection[str]) -> list[Offer]:
+    seen: dict[tuple[Crop, ...], Offer] = {}
+    for pattern in patterns:
         if unmatched(pattern, images.places):
             continue
         try:
             crops = read_paths(pattern, images.places, unknown)[0]
         except UserError:
             continue
-        key = tuple(crop[:2] + crop[4:] for crop in crops)
+        key = tuple(crops)
         if key not in seen and len({crop.identity for crop in crops}) > 1:
             seen[key] = Offer(pattern, *_judge(crops, images.homes, unknown))
     return sorted(seen.values(), key=lambda offer: -offer.score)[:MOST]

@@ -95,10 +95,10 @@ def test_a_data_set_brings_its_own(there: Path, tmp_path: Path) -> None:
     for split in ("query", "gallery"):
         folder = tmp_path / "data" / split / "anna"
         folder.mkdir(parents=True)
-        Image.open(there / "crops/person0/cam1_0.png").save(folder / f"{split}_cam7.png")
+        Image.open(there / "crops/person0/cam1_0.png").save(folder / "photo_cam7.png")
     run("embed", "run", f"folder:{tmp_path / 'data'}", "--split", "query", "--output", tmp_path / "g.parquet")
     (row,) = Gallery.open(tmp_path / "g.parquet").rows([0])
-    assert row == {"path": str(tmp_path / "data/query/anna/query_cam7.png"), "identity": "anna", "camera": 7}
+    assert row == {"path": str(tmp_path / "data/query/anna/photo_cam7.png"), "identity": "anna", "camera": 7}
 
 
 def test_what_embed_was_told_is_kept(there: Path, tmp_path: Path) -> None:

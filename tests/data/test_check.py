@@ -279,7 +279,8 @@ def test_nothing_to_test_on(tmp_path: Path) -> None:
     assert found(report)["nothing to test on"] == Finding(
         "fault",
         "nothing to test on",
-        "no query and no gallery, so no protocol was checked; to train on it, name other data with --test",
+        "no query and no gallery, so no protocol was checked; `clipreid data split` makes a test of some of the "
+        "identities, or name other data with --test",
     )
     assert str(report).endswith("NOT fit for protocol market1501: 1 kinds of faults, 2 of notes")
 

@@ -90,9 +90,11 @@ def test_check_trainable() -> None:
     data = ReIDData("mine", {"train": small()}, "no-cameras")
     check_trainable(data, P=3, K=2)
     with pytest.raises(
-        UserError, match=r"mine has 3 identities, fewer than the P=4 of a batch: choose a P of at most 3 \(-P / --id"
+        UserError, match=r"has 3 identities \(p0, p1, p2, ...\), fewer .* If not, choose a P of at most 3 \(-P / --id"
     ):
         check_trainable(data, P=4, K=2)
+    with pytest.raises(UserError, match=r"they were misread: give a --pattern or --columns.$"):  # never -P 2
+        check_trainable(ReIDData("mine", {"train": small(4)}, "no-cameras"), P=4, K=2)
     with pytest.raises(UserError, match=r"has one identity only \('p0'\): nothing to tell apart"):
         check_trainable(ReIDData("mine", {"train": small(2)}, "no-cameras"), P=1, K=2)
     with pytest.raises(UserError, match="mine has no train split, only query: nothing to train on"):

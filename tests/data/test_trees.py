@@ -3,7 +3,7 @@
 import random
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from clipreid.data.offers import make_offers
-from clipreid.data.patterns import Crop, Place, read_paths, unmatched
+from clipreid.data.patterns import Crop, Place, named_pattern, read_paths, unmatched
 from clipreid.data.readings import Images, choose_pattern, weigh
 from clipreid.errors import UserError
 
@@ -237,3 +237,95 @@ def test_many_trees_are_read_and_the_right_pattern_is_offered_for_most_others() 
 
 def _unmarked(said: dict[str, str]) -> dict[str, str]:
     return said | {"identity": said["identity"].removeprefix("another ")}
+
+
+# ---- trees that people have ---------------------------------------------------------------------------------
+
+TRAIN, TEST = range(6), range(20, 24)
+KNOWN = {  # path of image number n of individual i at camera c, the pattern, what one image means
+    "identity/cam": (lambda i, c, n: f"p{i}/{n + 1:04d}_cam{c}.jpg", ("p3", 2, "", "")),
+    "camera/identity/": (lambda i, c, n: f"cam{c}/{i:04d}/{n + 1:04d}.jpg", ("0003", 2, "", "")),  # SYSU-MM01
+    "mars": (lambda i, c, n: f"{i:04d}/{i:04d}C{c}T0001F{n + 1:03d}.jpg", ("0003", 2, "0003/2/T0001", "")),
+    "msmt": (lambda i, c, n: f"{i:04d}_{n:03d}_{c:02d}_0303noon_{n:04d}_0.jpg", ("0003", 2, "", "0303noon")),
+    "mot": (lambda i, c, n: f"MOT17-0{c}/{i:04d}/{n:06d}.jpg", ("MOT17-02/0003", 1, "MOT17-02/0003/1/0003", "")),
+    "identity/session/": (
+        lambda i, c, n: f"whale{i}/201{c}-0{n + 1}-03/DSC{n}{i}{c}.JPG",
+        ("whale3", -1, "", "2012-01-03"),
+    ),
+    "identity/": (lambda i, c, n: f"zebra{i}/{c}{n}.jpg", ("zebra3", -1, "", "")),
+    "market1501": (lambda i, c, n: f"{i:04d}_c{c}s1_{n:06d}_00.jpg", ("0003", 2, "", "1")),
+    "class-cam": (lambda i, c, n: f"car_{i:04d}_cam{c}.jpg", ("car_0003", 2, "", "")),
+    "identity/camera/": (lambda i, c, n: f"p{i}/cam{c}/{n}.jpg", ("p3", 2, "", "")),
+    r"^[^/\d]*(?P<camera>\d+)/(?P<identity>[^\W_]+)": (
+        lambda i, c, n: f"cam{c:02d}/person{i:02d}_cam{c:02d}_frame{n:03d}.jpg",
+        ("person03", 2, "", ""),
+    ),
+    r"^[^/]*(?P<camera>[^\W_])/(?P<identity>\d+)": (  # VIPeR
+        lambda i, c, n: f"cam_{'ab'[c - 1]}/{i:03d}_{45 * n}.bmp",
+        ("003", 2, "", ""),
+    ),
+    r"^(?i:c)(?P<camera>\d+)_(?P<identity>\d+)": (lambda i, c, n: f"c{c}_{i:03d}_{n}.png", ("003", 2, "", "")),
+}
+DOUBTFUL = {  # path, what must be among the offers
+    "id/tracklet/frame": (lambda i, c, n: f"{i:04d}/{c:04d}/{n:04d}.jpg", r"^(?P<identity>[^/]+)/(?P<tracklet>[^/]+)/"),
+    "01_3.png": (lambda i, c, n: f"{i:04d}/{n:02d}_{c}.png", r"^(?P<identity>[^/]+)/\d+_(?P<camera>\d+)"),
+    "two numbers": (lambda i, c, n: f"person_{i:03d}_{c:03d}.jpg", r"^person_(?P<identity>\d+)_(?P<camera>\d+)"),
+    "folders a and b": (lambda i, c, n: f"{'ab'[c - 1]}/{i:03d}.png", r"^(?P<camera>[^/]+)/(?P<identity>\d+)"),
+    "no identity": (lambda i, c, n: f"person/im{i}{c}{n}.jpg", "csv:FILE.csv"),
+    "dates only": (lambda i, c, n: f"2024010{i % 10}_12{c}{n}00_crop.jpg", "csv:FILE.csv"),
+}
+
+
+def built(path: Callable[[int, int, int], str]) -> dict[str, list[Place]]:
+    return {
+        split: [Place(split, path(i, c, n)) for i in people for c in (1, 2) for n in range(2)]
+        for split, people in (("train", TRAIN), ("test", TEST))
+    }
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_trees_that_are_read(name: str) -> None:
+    path, meant = KNOWN[name]
+    places = built(path)
+    pattern = choose_pattern(places)
+    assert pattern.name == name
+    crops = read_paths(pattern, Images.of(places).places)[0]
+    identity, camera, tracklet, session = meant
+    assert Crop(identity, camera, -1, "", tracklet, session) in crops
+    assert read_paths(named_pattern(pattern.name), Images.of(places).places)[0] == crops  # what is shown can be given
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_trees_that_are_asked_for(name: str) -> None:
+    path, offer = DOUBTFUL[name]
+    with pytest.raises(UserError) as caught:
+        choose_pattern(built(path))
+    message = str(caught.value)
+    assert "it is not clear how the paths of " in message
+    if offer.startswith("^"):
+        (shown,) = (line for line in message.splitlines() if line == f"  --pattern {shlex.quote(offer)}")
+        gives = message.splitlines()[message.splitlines().index(shown) + 1]
+        assert "6 + 4 identities (train + test)" in gives
+        assert message.index("Choose what is meant") < message.index(offer)
+    else:
+        assert offer in message
+
+
+def test_an_offer_says_what_it_would_give() -> None:
+    path = DOUBTFUL["folders a and b"][0]
+    with pytest.raises(UserError, match="2 identities are in train and test") as caught:
+        choose_pattern(built(path))
+    lines = str(caught.value).splitlines()
+    first = lines.index("Choose what is meant, the likeliest first:") + 1
+    assert lines[first : first + 2] == [
+        "  --pattern '^(?P<camera>[^/]+)/(?P<identity>\\d+)'",
+        "      6 + 4 identities (train + test), 2 cameras, 20 images",
+    ]
+
+
+def test_large_trees_take_little_time() -> None:
+    """30,000 paths; decided on all of them, offers are ranked on some of them."""
+    many = {"train": [Place("train", f"p{i}/{n:04d}_{c}.jpg") for i in range(1500) for c in range(4) for n in range(5)]}
+    with pytest.raises(UserError, match=r"\(\?P<camera>") as caught:
+        choose_pattern(many)
+    assert "1500 identities (train), 4 cameras, 30,000 images" in str(caught.value)
