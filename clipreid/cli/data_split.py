@@ -27,7 +27,7 @@ HOW = (
 
 @dataclass(frozen=True)
 class Split:
-    """Share out the identities into train, val and test, as a table that csv: reads; no image is copied.
+    """Share out the identities into train, val and test, as a table that csv: reads; image files stay where they are.
 
     An identity is in one part only. Those with one image, and those seen by one camera where cameras are known, cannot
     be found again: in the test set they are distractors of the gallery. The same data, seed and shares give the same
