@@ -45,7 +45,9 @@ def load_data(
     set's own. columns: for tables (`csv:`, `hub:`, `coco:`), `identity=pid,camera=camid` or a dict
     (`clipreid.data.columns`). unknown: for `folder:`, tables and `yolo:`, identities that mean "unknown" beside those
     of `clipreid.data.values`: values, each of which may hold several separated by commas. Nothing is decoded, but
-    images that boxes are cut out of. Raises `UserError` for an unknown name, a missing root, no images, and wrong contents.
+    images that boxes are cut out of.
+
+    Raises `UserError` for an unknown name, a missing root, no images, and wrong contents.
     """
     check_request(spec, pattern, noun, columns, unknown)
     name, _, place = spec.partition(":")

@@ -31,7 +31,7 @@ class Viewpoints:
         views: dict[str, str] = {}
         for file in reversed(self._found(root)):  # where both name an image, the first one counts
             views |= read_views(file)
-        found = find_places(root, folders)
+        found, _ = find_places(root, folders)
         return {split: [_with_view(place, views.get(_name(place.path))) for place in found[split]] for split in found}
 
     def notes(self, root: Path, splits: Mapping[str, Split]) -> list[str]:

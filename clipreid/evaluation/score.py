@@ -102,7 +102,8 @@ class Scored:
     def test_set(self) -> dict[str, str]:
         """What `metrics.json` keeps of the images that were scored, so that only like figures are compared."""
         pattern = {"pattern": self.pattern} if self.pattern else {}
-        return {"fingerprint": pair_fingerprint(self.query, self.gallery), **pattern}
+        copies = "counted" if self.count_copies else "junk"
+        return {"fingerprint": pair_fingerprint(self.query, self.gallery), "copies": copies, **pattern}
 
     def health(self, feature: str | None = None) -> Health | None:
         """How the features are spread, and what storing them in few bits costs; computed once for each feature.

@@ -49,6 +49,7 @@ def _identity(entry: Entry) -> dict[str, Any]:
         "fingerprint": entry.get("fingerprint"),
         "queries": counts.get("queries"),
         "gallery": counts.get("gallery"),
+        "copies": entry.get("copies"),
     }
 
 

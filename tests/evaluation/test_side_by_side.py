@@ -153,3 +153,10 @@ def test_similarities_in_a_cone_are_told_apart() -> None:
     assert similarity_digits([1.0, 1.0]) == 2
     assert similarity_digits([]) == 2
     assert similarity_digits([1.0, 1.0 - 1e-9], least=4) == 6
+
+
+def test_figures_with_copies_counted_are_others() -> None:
+    junk, counted = entry(0.5, copies="junk"), entry(0.9, copies="counted")
+    assert alike(junk, entry(0.6, copies="junk")) and alike(junk, entry(0.6))
+    assert not alike(junk, counted)
+    assert place(SPEC, counted, {SPEC: {"zero-shot": junk}}) != SPEC
