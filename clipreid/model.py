@@ -204,8 +204,8 @@ class ReIDModel(nn.Module):
 
     def normalise(self, crops: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] to pixels with this model's mean and std, on the device and of the type of its weights."""
-        weight = next(self.image.parameters())
-        return normalise(crops.to(weight.device), self.mean, self.std).to(weight.dtype)
+        kind = next((weight.dtype for weight in self.image.parameters()), torch.float32)  # stripes of colour have none
+        return normalise(crops.to(self.device), self.mean, self.std).to(kind)
 
     @torch.no_grad()
     def embed_parts(self, crops: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

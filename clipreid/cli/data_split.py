@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import Positional, UseAppendAction, arg
 
 from clipreid.errors import UserError
 
@@ -51,7 +51,9 @@ class Split:
     pattern: Annotated[str | None, arg(metavar="REGEX", help_behavior_hint="")] = None
     """For file names of folder data: groups identity, camera, view"""
     columns: Annotated[str | None, arg(metavar="FIELD=COLUMN,...", help_behavior_hint="")] = None
-    """For hub: data whose columns have other names, such as identity=pid,camera=camid"""
+    """For csv:, hub: and coco: data whose columns have other names, such as identity=name,camera=place"""
+    unknown: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="VALUE", help_behavior_hint="")] = ()
+    """For folder:, tables and yolo: a further identity that means "unknown"; repeatable, or several with commas"""
     overwrite: bool = False
     """Replace tables that are there"""
 
@@ -66,11 +68,13 @@ def split(flags: Split) -> None:
         UserError: data, shares or the output cannot be used.
     """
     from clipreid.data import load_data
+    from clipreid.data.problems import pooled
     from clipreid.data.split import find_queries, image_files, pool_images, split_folds, split_once, write_table
 
     if flags.cross_validate is not None and flags.test is not None:
         raise UserError("--cross-validate N tests on one of N parts at a time: leave out --test")
-    data = load_data(flags.data, pattern=flags.pattern, columns=flags.columns)
+    with pooled():
+        data = load_data(flags.data, pattern=flags.pattern, columns=flags.columns, unknown=flags.unknown)
     print(f"{data.summary()}\n", flush=True)
     pool = pool_images(data)
     if flags.cross_validate is None:

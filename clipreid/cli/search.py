@@ -253,11 +253,14 @@ def search(flags: Search) -> None:
     found = gallery.search(features, flags.top, part=part, cameras=flags.camera, not_cameras=flags.not_camera, **how)
     found = [mark_itself(hits, query) for hits, query in zip(found, flags.image, strict=True)] if flags.image else found
     queries = flags.image or flags.text
-    known = known_calibration(flags.run, model, flags.revision) if flags.image else None
+    plain = flags.image and flags.centre_cameras is None  # a calibration is one of images and features as they are
+    known = known_calibration(flags.run, model, flags.revision) if plain else None
     if known is not None:
         found = [with_probabilities(hits, known, flags.prior) for hits in found]
     elif flags.prior is not None:
-        raise UserError("--prior is for image queries of a calibrated run: make one with clipreid calibrate")
+        raise UserError(
+            "--prior is for image queries of a calibrated run without --centre-cameras: clipreid calibrate makes one"
+        )
     page = write_page(flags.report, gallery, queries, found) if flags.report is not None else None
     if flags.json:
         print(_as_json(flags, gallery, found, known))

@@ -8,7 +8,7 @@ import numpy as np
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.nouns import guess_noun, noun_note
 from clipreid.data.patterns import APART
-from clipreid.data.problems import collecting
+from clipreid.data.problems import collecting, pooling
 from clipreid.errors import UserError
 
 OVERLAP, UNTESTED = (  # notes that `clipreid data check` replaces by findings of its own
@@ -67,6 +67,8 @@ def overlap_notes(splits: Mapping[str, Split], pattern: str = "PATTERN") -> list
 
     Inside `clipreid.data.problems.collected` it is a note instead. Identities of train in val are a note as well.
     """
+    if pooling():
+        return []
     named = {part: set(split.identities.tolist()) for part, split in splits.items()}
     trained = named.get("train", set())
     shared = sorted(trained & (named.get("query", set()) | named.get("gallery", set())))

@@ -151,7 +151,7 @@ def _split(name: str, root: Path, pairs: Sequence[tuple[Place, Crop]]) -> Split:
     base = os.path.abspath(root)
     return Split.from_columns(
         name,
-        image=[{"path": os.path.join(base, *f"{place.folder}/{place.path}".split("/"))} for place, _ in pairs],
+        image=[{"path": os.path.normpath(os.path.join(base, place.folder, place.path))} for place, _ in pairs],
         identity=[crop.identity for _, crop in pairs],
         camera=[crop.camera for _, crop in pairs],
         view=[crop.view for _, crop in pairs],

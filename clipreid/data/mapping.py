@@ -108,7 +108,8 @@ def to_splits(
     for field in ("camera", "view"):
         full[field] = pa.array(_numbers(field, cells[field], found, spec, notes), pa.int32())
     if not names_stand:
-        notes += _repeated(rows, images, identities, [parts, *(list(map(str, each)) for each in cells.values())])
+        others = [list(map(str, each)) for field, each in cells.items() if field != "split"]
+        notes += _repeated(rows, images, identities, [parts, *others])
     splits = _splits(full, np.array(parts), rows.kept, silent)
     if len(splits.keys() & {"query", "gallery"}) == 1 and not anonymous:
         raise UserError(f"{spec}: all images of query or of gallery are left out. {' '.join(rows.note())}")
@@ -252,7 +253,7 @@ def _repeated(
 ) -> list[str]:
     """Drops rows that are there twice; refuses one image under two identities; a note on images in several rows.
 
-    values: the columns (each [N]) that make two rows of one image and identity differ.
+    values: the columns (each [N]) that make two rows of one image and identity differ; the splits first.
     """
     first: dict[str, int] = {}
     seen: set[tuple[str, ...]] = set()
@@ -270,8 +271,14 @@ def _repeated(
         key = (path, *(column[row] for column in values))
         if key in seen:
             twice.append(row)
-        elif before != row:
+        elif before != row and not _asks_and_is_found(values, before, row):
             several.add(path)
         seen.add(key)
     rows.drop(twice, "the same row as one before")
     return [f"{len(several):,d} images are named by several rows that differ"] if several else []
+
+
+def _asks_and_is_found(values: Sequence[Sequence[str]], one: int, two: int) -> bool:
+    """Whether two rows of an image differ in this alone: one is in query, the other in gallery. values[0]: splits."""
+    parts, others = {values[0][one], values[0][two]}, values[1:]
+    return parts == {"query", "gallery"} and all(column[one] == column[two] for column in others)

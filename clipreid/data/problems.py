@@ -20,6 +20,7 @@ class Problem:
 
 
 _collection: ContextVar[list[Problem] | None] = ContextVar("problems", default=None)
+_pooled: ContextVar[bool] = ContextVar("pooled", default=False)
 
 
 @contextmanager
@@ -51,3 +52,18 @@ def notice(kind: str, files: Sequence[str]) -> None:
     found = _collection.get()
     if found is not None and files:
         found.append(Problem(kind, tuple(files)))
+
+
+@contextmanager
+def pooled() -> Iterator[None]:
+    """Inside, data is read to be split anew: a folder needs no train/ and test/, and identities may be in both."""
+    token = _pooled.set(True)
+    try:
+        yield
+    finally:
+        _pooled.reset(token)
+
+
+def pooling() -> bool:
+    """Whether what is read now will be split anew."""
+    return _pooled.get()

@@ -10,6 +10,7 @@ from clipreid.data.custom import custom_data
 from clipreid.data.folders import describe_folder, find_places, read_splits
 from clipreid.data.images import SUFFIXES
 from clipreid.data.patterns import APART, PATTERNS, Pattern
+from clipreid.data.problems import pooling
 from clipreid.data.readings import choose_pattern
 from clipreid.data.values import SPLITS
 from clipreid.errors import UserError
@@ -96,6 +97,8 @@ def _split_folders(root: Path, spec: str) -> tuple[dict[str, list[str]], list[st
     if ("query" in folders) != ("gallery" in folders):
         there, lacking = TESTED if "query" in folders else TESTED[::-1]
         raise UserError(f"{spec}: {root} has {there}/ but no {lacking}/: give both, or a test/ folder instead")
+    if not folders and pooling():
+        return {"train": ["."]}, []
     if not folders:
         raise UserError(_explain_layout(root, spec))
     return {name: folders[name] for name in ("train", "val", *TESTED) if name in folders}, notes
@@ -157,5 +160,5 @@ def _explain_layout(root: Path, spec: str) -> str:
         f"Found: {describe_folder(root)}.{hint}\n"
         f"Put the images to learn from below train/, those to test on below test/ (or query/ and gallery/)"
         f" in one of these ways:\n{examples}\nor in any other way that a --pattern describes. Where nothing is set "
-        f"apart for testing yet, put all below train/: `clipreid data split {spec}` takes some identities out of it."
+        f"apart for testing yet, `clipreid data split {spec} --output DIR` writes a table that does, and moves nothing."
     )

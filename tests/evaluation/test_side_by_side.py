@@ -14,7 +14,7 @@ from clipreid.data import Split
 from clipreid.data.fingerprint import pair_fingerprint
 from clipreid.evaluation.matrix import columns_of, commands, matrix_table, read_rows
 from clipreid.evaluation.results import add_metrics, results_table
-from clipreid.evaluation.side_by_side import alike, parted, remark_of
+from clipreid.evaluation.side_by_side import alike, parted, place, remark_of
 from clipreid.evaluation.tables import similarity_digits
 from clipreid.hub.files import read_metrics
 
