@@ -147,6 +147,8 @@ def compare_runs(flags: Compare) -> None:
         found = a.score(data, flags), b.score(data, flags)
         result = compare(found[0].reports, found[1].reports, (a.name, b.name))
         print(f"\n{result}\n")
+        notes = dict.fromkeys(note for side in found for note in side.reports[0].notes)
+        print("".join(f"note      {note}\n" for note in notes))
         for model, side in zip((a, b), found, strict=True):
             if len(side.reports) > 1:
                 runs = zip(model.runs, side.reports, strict=True)

@@ -208,12 +208,15 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
         )
         feature = found.best() if name == ZERO_SHOT else found.feature
         entries[data.name] = found.entry(feature)
+        zero_shot = before.get(data.name, {}).get(ZERO_SHOT, {})
+        said = [] if name == ZERO_SHOT else zero_shot.get("notes", [])
+        notes = [f"note: {note}" for note in found.reports[feature].notes if note not in said]
         warned: list[str] = []
         if name == ZERO_SHOT:
-            notes = [f"note: {note}" for note in found.reports[feature].notes]
             notes += [f"note: {found.bad} test images left out (--skip-bad)"] * bool(found.bad)
         else:
-            notes, warned = doubts(run, data, found, entries[data.name], before.get(data.name, {}).get(ZERO_SHOT, {}))
+            more, warned = doubts(run, data, found, entries[data.name], zero_shot)
+            notes += more
         for note in notes:
             run.log.say(f"{data.name}  {note}")
         for text in warned:
