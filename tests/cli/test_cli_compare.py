@@ -128,3 +128,33 @@ def test_mistakes_are_named_before_anything_is_scored(
     said = refused(capsys, "evaluate", str(a), "--by", "colour")
     assert "--by colour: the queries of" in said
     assert "identity, camera, view, clothes" in said
+
+
+def test_copies_are_left_out_and_named_unless_they_are_to_count(
+    runs: tuple[Path, Path, str], tmp_path: Path, capsys: Capture
+) -> None:
+    a, b, data = (*(shutil.copytree(run, tmp_path / run.name) for run in runs[:2]), runs[2])
+    lines = ["image,identity,split"]
+    for line in Path(data.partition(":")[2]).read_text().splitlines()[1:]:
+        file, who, _, split = line.split(",")
+        copied = tmp_path / f"copy-{Path(file).name}"
+        if split in ("query", "gallery"):
+            lines.append(f"{file},{who},gallery")
+        if split == "query":
+            shutil.copy(file, copied)
+            lines.append(f"{copied},{who},query")
+    (tmp_path / "copied.csv").write_text("\n".join(lines))
+    copied_set = f"csv:{tmp_path / 'copied.csv'}"
+    note = "12 of 12 queries are copies of gallery images of their identity ("
+    main(["compare", str(a), str(b), "--data", copied_set])
+    assert capsys.readouterr().out.count(note) == 1
+    main(["evaluate", str(a), "--data", copied_set])
+    assert note in capsys.readouterr().out
+    plain = metrics(a)[copied_set]["stage2"]
+    assert plain["counts"]["copies"] == 12
+    assert note in " ".join(plain["notes"])
+    main(["evaluate", str(a), "--data", copied_set, "--count-copies"])
+    assert note not in capsys.readouterr().out
+    counted = metrics(a)[copied_set]["stage2"]
+    assert counted["rank1"] == 1 > plain["rank1"]
+    assert "copies of queries count as matches (count_copies)" in counted["notes"]
