@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,29 @@ def test_kept_means_serve_search_and_are_those_of_the_training_images(
     assert "holds no camera means; take --centre-cameras gallery, or make them: clipreid evaluate" in refused(
         capsys, *ask, "--centre-cameras", "train"
     )
+
+
+def test_a_backbone_is_searched_and_exported(
+    crops: Path, tmp_path: Path, tiny_folder: Callable[[str], Path], capsys: Capture
+) -> None:
+    gallery = str(tmp_path / "g.parquet")
+    main(["embed", "tiny-clip", str(crops / "test"), "--output", gallery, "--pattern", "market1501"])
+    assert "tiny-clip: 24 images" in capsys.readouterr().out
+    query = crops / "test" / "0101_c1s1_000001_00.jpg"
+    for asked in (["--image", str(query)], ["--text", "a person in a red coat"]):
+        main(["search", "tiny-clip", "--gallery", gallery, "--top", "3", "--json", *asked])
+        found = json.loads(capsys.readouterr().out)
+        assert found["run"] == "tiny-clip"
+        assert len(found["queries"][0]["results"]) == 3
+    assert "made by another model (tiny-clip" in refused(
+        capsys, "search", "tiny-siglip2", "--gallery", gallery, "--image", query
+    )
+    backbone = f"hf:{tiny_folder('clip')}"
+    main(["export", backbone, "--format", "onnx", "--output", str(tmp_path / "onnx")])
+    assert json.loads((tmp_path / "onnx" / "preprocessing.json").read_text())["D"] == sum(
+        clipreid.load(backbone).widths.values()
+    )
+    assert "at most in onnxruntime" in capsys.readouterr().out
 
 
 def test_what_cannot_work_is_refused_by_name(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:

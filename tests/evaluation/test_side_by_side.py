@@ -157,6 +157,7 @@ def test_similarities_in_a_cone_are_told_apart() -> None:
 
 def test_figures_with_copies_counted_are_others() -> None:
     junk, counted = entry(0.5, copies="junk"), entry(0.9, copies="counted")
-    assert alike(junk, entry(0.6, copies="junk")) and alike(junk, entry(0.6))
+    assert alike(junk, entry(0.6, copies="junk"))
+    assert alike(junk, entry(0.6))
     assert not alike(junk, counted)
     assert place(SPEC, counted, {SPEC: {"zero-shot": junk}}) != SPEC

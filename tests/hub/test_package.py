@@ -144,9 +144,8 @@ def test_identities_only_when_asked_for_and_without_their_names(run: Path, tmp_p
 
 def test_camera_means_stay_at_home(run: Path) -> None:
     before = set(package(run, "me/demo"))
-    save_file(
-        {"cameras": torch.tensor([1]), "concat": torch.ones(1, 4)}, run / CAMERA_MEANS, {"data": f"folder:{ROOT}"}
-    )
+    means = {"cameras": torch.tensor([1]), "concat": torch.ones(1, 4)}
+    save_file(means, run / CAMERA_MEANS, {"data": f"folder:{ROOT}"})
     assert set(package(run, "me/demo")) == before
 
 
