@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from clipreid.cli.calibrate import answer, is_nobody, known_calibration, threshold_of, with_probabilities
+from clipreid.cli.search_centred import about_means, centring, check_centring, kept_means
 from clipreid.errors import UserError, print_user_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from clipreid.evaluation.centring import CameraMeans
     from clipreid.hub.calibrated import Known
     from clipreid.model import ReIDModel
     from clipreid.search import Embedded, Gallery, Hit
@@ -160,7 +160,7 @@ def embed(flags: Embed) -> None:
         batch_size=flags.batch_size,
         overwrite=flags.overwrite,
         centring=flags.centre_cameras,
-        means=_kept_means(flags, model)[0] if flags.centre_cameras == "train" else None,
+        means=kept_means(flags, model)[0] if flags.centre_cameras == "train" else None,
         threads=flags.threads,
         progress=_progress() if first else None,
     )
@@ -168,7 +168,7 @@ def embed(flags: Embed) -> None:
         print(_summary(done, flags.output, model))
         if (means := Gallery.open(flags.output).centred) is not None:
             whence = "of this gallery (transductive)" if flags.centre_cameras == "gallery" else f"kept in {flags.run}"
-            print(_about_means(means, whence, {"images": Gallery.open(flags.output).cameras}))
+            print(about_means(means, whence, {"images": Gallery.open(flags.output).cameras}))
 
 
 def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
@@ -239,7 +239,7 @@ def search(flags: Search) -> None:
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
         note = f"{len(flags.text)} queries of one word each; one query of several words needs quotes:"
         _note(f'{note} --text "{" ".join(flags.text)}"')
-    _check_centring(flags)
+    check_centring(flags)
     gallery = Gallery.open(flags.gallery)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
     if idle := gallery.without_effect(flags.not_camera):
@@ -248,12 +248,12 @@ def search(flags: Search) -> None:
         _note(f"--not-camera {names} leaves nothing out: {flags.gallery} has the cameras {have}")
     model = flags.load()
     gallery.check(model)
-    how = _centring(flags, gallery, model)
+    how = centring(flags, gallery, model)
     features, part = _ask(flags, model)
     found = gallery.search(features, flags.top, part=part, cameras=flags.camera, not_cameras=flags.not_camera, **how)
     found = [mark_itself(hits, query) for hits, query in zip(found, flags.image, strict=True)] if flags.image else found
     queries = flags.image or flags.text
-    plain = flags.image and flags.centre_cameras is None  # a calibration is one of images and features as they are
+    plain = flags.image and not how  # a calibration is one of images and of features as they are
     known = known_calibration(flags.run, model, flags.revision) if plain else None
     if known is not None:
         found = [with_probabilities(hits, known, flags.prior) for hits in found]
@@ -276,61 +276,6 @@ def search(flags: Search) -> None:
 def _note(text: str) -> None:
     """To stderr: stdout may be JSON that another program reads."""
     print(f"note: {text}", file=sys.stderr, flush=True)
-
-
-def _check_centring(flags: Search) -> None:
-    """Raises UserError for --centre-cameras and --query-camera that cannot be, before anything is loaded."""
-    if flags.centre_cameras is not None and flags.text:
-        raise UserError("--centre-cameras: no camera took a sentence: leave it out, or ask with --image")
-    if len(flags.query_camera) not in (0, 1, len(flags.image)):
-        given = f"{len(flags.query_camera)} cameras for {len(flags.image)} images"
-        raise UserError(f"--query-camera: {given}: give one for all, or one for each")
-
-
-def _centring(flags: Search, gallery: Gallery, model: ReIDModel) -> dict[str, Any]:
-    """What `Gallery.search` is told for --centre-cameras, or for a centred gallery; says on stderr what it is."""
-    means, how = gallery.centred, {}
-    if means is not None and (flags.centre_cameras is not None or flags.text):
-        does = "no sentence can be compared with them" if flags.text else "leave --centre-cameras out"
-        raise UserError(f"{flags.gallery} was embedded with --centre-cameras, its features are centred: {does}")
-    if flags.query_camera and means is None and flags.centre_cameras is None:
-        raise UserError("--query-camera says which mean --centre-cameras subtracts: give that flag too")
-    if means is not None:
-        whence = "kept in the gallery"
-    elif flags.centre_cameras == "gallery":
-        means = how["means"] = gallery.camera_means()
-        whence = "of the gallery (transductive)"
-    elif flags.centre_cameras == "train":
-        means, data = _kept_means(flags, model)
-        how, whence = {"means": means}, f"of {data}, whose cameras are taken to be those of the gallery"
-    else:
-        return {}
-    cameras = list(flags.query_camera) * (len(flags.image) if len(flags.query_camera) == 1 else 1)
-    cameras = cameras or [-1] * len(flags.image)
-    counted = {"queries": cameras, "images of the gallery": gallery.cameras}
-    print(_about_means(means, whence, counted), file=sys.stderr, flush=True)
-    return how | {"query_cameras": cameras}
-
-
-def _kept_means(flags: Loading, model: ReIDModel) -> tuple[CameraMeans, str]:
-    """The means that are kept in RUN, and the data whose cameras they are of."""
-    from clipreid.hub import find_model
-    from clipreid.search.means import load_means
-
-    folder = find_model(flags.run, flags.revision)
-    if isinstance(folder, str):
-        raise UserError(f"--centre-cameras train: {folder} is untrained: take --centre-cameras gallery")
-    return load_means(folder, model)
-
-
-def _about_means(means: CameraMeans, whence: str, counted: Mapping[str, Any]) -> str:
-    """Where the means come from, and how many of the counted images ({name: cameras}) have no camera among them."""
-    said = f"camera centring: means of {len(means.cameras)} cameras, from {means.images:,} images {whence}"
-    for name, cameras in counted.items():
-        if lone := int((means.rows(cameras) == len(means.cameras)).sum()):
-            said += f"; {lone:,} of {len(cameras):,} {name} are of an unknown or another camera: "
-            said += "the mean over the cameras is subtracted from them"
-    return said
 
 
 def _ask(flags: Search, model: ReIDModel) -> tuple[Tensor, str | None]:
