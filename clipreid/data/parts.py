@@ -30,6 +30,9 @@ DATE_INSIDE = re.compile(r"(?<!\d)(?:19|20)\d\d[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0
 LETTER_INSIDE = re.compile(r"(?i)(?<![^\W_])c\d{1,4}(?![^\W_])")
 
 
+LETTERED = re.compile(r"(?i)(?<![a-z])[tfs]\d")
+
+
 @dataclass(frozen=True)
 class Part:
     """One part of every path. N paths.
@@ -63,8 +66,11 @@ def take_apart(paths: Sequence[str]) -> list[Level]:
     rows = [stem_of(path).split("/") for path in paths]
     columns = [list(column) for column in zip(*rows, strict=True)]
     levels = [_level(number, texts, number == len(columns) - 1) for number, texts in enumerate(columns)]
-    if any(part.kind == "camera" for level in levels for part in level.parts):  # then T0001 is a tracklet
-        levels = [_level(number, texts, number == len(columns) - 1, True) for number, texts in enumerate(columns)]
+    known = [any(part.kind == "camera" for part in level.parts) for level in levels]
+    if any(known):  # then T0001 is a tracklet, in the other levels as well
+        for number, texts in enumerate(columns):
+            if not known[number] and LETTERED.search(texts[0]):
+                levels[number] = _level(number, texts, number == len(columns) - 1, True)
     return levels
 
 

@@ -55,7 +55,9 @@ class Images(NamedTuple):
         return cls(list(homes), list(homes.values()))
 
     def only(self, chosen: Collection[Place]) -> "Images":
-        kept = [(place, home) for place, home in zip(*self, strict=True) if place in chosen]
+        """Those of `chosen`."""
+        wanted = set(chosen)
+        kept = [(place, home) for place, home in zip(*self, strict=True) if place in wanted]
         return Images([place for place, _ in kept], [home for _, home in kept])
 
 
@@ -72,7 +74,8 @@ def choose_pattern(
     everything = Images.of(places)
     images = _most(everything)[1]
     if len(images.places) < len(everything.places):
-        others = [place for place in everything.places if place not in set(images.places)]
+        fit = set(images.places)
+        others = [place for place in everything.places if place not in fit]
         refusal = explain(everything, [f"{len(others):,d} of them are not named as the others are"], unknown, others)
         tolerate(UserError(refusal), MISFIT, list(map(str, others)))
     chosen, doubts = weigh(images, unknown)
