@@ -136,6 +136,37 @@ def test_folder_query_and_gallery(tmp_path: Path, home: str) -> None:
     assert "not read: extra/" in data.notes
 
 
+def test_val_with_query_and_gallery_is_one_split(tmp_path: Path) -> None:
+    draw(tmp_path / "validation" / "query" / "vic" / "cam1" / "1.jpg")
+    draw(tmp_path / "validation" / "gallery" / "vic" / "cam2" / "1.jpg", tmp_path / "validation" / "old" / "1.jpg")
+    draw(*(tmp_path / "train" / who / f"cam{c}" / "1.jpg" for who in ("anna", "ben") for c in (1, 2)))
+    data = load_data(f"folder:{tmp_path}")
+    assert {name: rows(split) for name, split in data.splits.items()} == {
+        "train": [("anna", 1), ("anna", 2), ("ben", 1), ("ben", 2)],
+        "val": [("vic", 1), ("vic", 2)],
+    }
+    assert "validation/query and gallery are one split, val: each of its images is searched in all" in data.notes
+    assert "not read: validation/old/" in data.notes
+    (tmp_path / "validation" / "gallery").rename(tmp_path / "elsewhere")
+    assert "has validation/query/ alone" in fails(f"folder:{tmp_path}")
+    (tmp_path / "val").mkdir()
+    assert "has val/ and validation/, both for val: keep one of them" in fails(f"folder:{tmp_path}")
+    (tmp_path / "val").rename(tmp_path / "Train")
+    assert "keep one of them" in fails(f"folder:{tmp_path}")
+
+
+def test_cameras_of_which_each_sees_other_individuals_give_no_junk_rule(tmp_path: Path) -> None:
+    """Tracks of sequences: each identity is seen by one camera."""
+    draw(
+        *(tmp_path / "test" / f"MOT17-0{c}" / f"000{who}" / f"{n}.jpg" for c in (2, 4) for who in (1, 2) for n in "12")
+    )
+    data = load_data(f"folder:{tmp_path}")
+    assert data.protocol == "no-cameras"
+    assert any("no identity is seen by two cameras" in note for note in data.notes)
+    assert "cameras are numbered: 'MOT17-02' is 0, 'MOT17-04' is 1" in data.notes
+    assert sorted(set(data.splits["query"].identities.tolist()))[0] == "MOT17-02/0001"
+
+
 def test_folder_query_and_gallery_without_cameras_has_no_junk_rule(tmp_path: Path) -> None:
     draw(tmp_path / "query" / "anna" / "1.jpg", tmp_path / "gallery" / "anna" / "2.jpg")
     data = load_data(f"folder:{tmp_path}")

@@ -51,7 +51,8 @@ def test_images_within_tables(model: ReIDModel, tmp_path: Path, monkeypatch: pyt
             image(n).save(data, "PNG")
             images.append({"path": f"{split}{n}.png", "bytes": data.getvalue()})
             Image.new("RGB", (10, 20), (0, 255, 0)).save(there / f"{split}{n}.png")
-        table = pa.table({"image": images, "pid": ["a", "b", "c"], "camid": [1, 2, 1]})
+        people = ["d", "e", "f"] if split == "train" else ["a", "b", "c"]
+        table = pa.table({"image": images, "pid": people, "camid": [1, 2, 1]})
         pq.write_table(table, here / "hubd" / "data" / f"{split}-00000-of-00001.parquet")
     monkeypatch.chdir(here)
     embed(
