@@ -5,15 +5,13 @@ import shlex
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from clipreid.data.evidence import Images
 from clipreid.data.parts import Level, Part, inner, take_apart
 from clipreid.data.patterns import FOLDER_DATE, NUMBER, PATTERNS, Crop, Pattern, Place, listing, read_paths, unmatched
 from clipreid.data.values import is_unknown
 from clipreid.errors import UserError
-
-if TYPE_CHECKING:
-    from clipreid.data.readings import Images
 
 MOST = 8  # patterns that are offered
 SAMPLE = 3000  # images that they are ranked on
@@ -54,7 +52,7 @@ def _piece(part: Part, role: str | None) -> str:
     return re.sub(r"(?<!\\)\{(.*)(?<!\\)\}", lambda match: f"{start}{match[1]}{stop}", part.regex)
 
 
-def explain(images: "Images", doubts: Sequence[str], unknown: Collection[str], others: Sequence[Place] = ()) -> str:
+def explain(images: Images, doubts: Sequence[str], unknown: Collection[str], others: Sequence[Place] = ()) -> str:
     """The refusal: what is in doubt, and the patterns to choose from. others: images that do not fit the rest."""
     total = len(images.places)
     lines = [f"it is not clear how the paths of {total:,d} images name identities and cameras"]
@@ -77,7 +75,7 @@ def explain(images: "Images", doubts: Sequence[str], unknown: Collection[str], o
     return "\n".join(lines)
 
 
-def make_offers(images: "Images", unknown: Collection[str] = ()) -> list[Offer]:
+def make_offers(images: Images, unknown: Collection[str] = ()) -> list[Offer]:
     """Patterns that fit, the likeliest first, each reading the images in another way.
 
     They are ranked on every so many-th image, and what the first ones give is then counted on all.
@@ -89,7 +87,7 @@ def make_offers(images: "Images", unknown: Collection[str] = ()) -> list[Offer]:
     return ranked if step == 1 else _offers([offer.pattern for offer in ranked], images, unknown)
 
 
-def _offers(patterns: Sequence[Pattern], images: "Images", unknown: Collection[str]) -> list[Offer]:
+def _offers(patterns: Sequence[Pattern], images: Images, unknown: Collection[str]) -> list[Offer]:
     seen: dict[tuple[Crop, ...], Offer] = {}
     for pattern in patterns:
         if unmatched(pattern, images.places):
@@ -104,7 +102,7 @@ def _offers(patterns: Sequence[Pattern], images: "Images", unknown: Collection[s
     return sorted(seen.values(), key=lambda offer: -offer.score)[:MOST]
 
 
-def _combined(images: "Images") -> list[Pattern]:
+def _combined(images: Images) -> list[Pattern]:
     """Every part as the identity, with every other part as the camera, session or tracklet."""
     paths = [place.path for place in images.places]
     if len({path.count("/") for path in paths}) > 1:

@@ -10,8 +10,8 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
-from typing import NamedTuple
 
+from clipreid.data.evidence import SHARED, Evidence, Images, same_groups
 from clipreid.data.offers import as_pattern, explain
 from clipreid.data.parts import DATE, KIND, YEAR, Level, Part, dates_inside, edges, inner, marks_inside, take_apart
 from clipreid.data.patterns import (
@@ -30,35 +30,12 @@ from clipreid.data.patterns import (
     unmatched,
 )
 from clipreid.data.problems import tolerate
-from clipreid.data.values import is_unknown
 from clipreid.errors import UserError
 
 FEW = 8  # folders; so few may be cameras or days, with people in the file names
-SHARED = 0.2  # of the values: from here on, the same names in train and test tell against identities
 CLASSES = re.compile(
     r"(?i)(?:person|people|pedestrian|car|truck|bus|motorcycle|bicycle|vehicle|animal|crop|image|data|dataset|file|all)s?"
 )
-
-
-class Images(NamedTuple):
-    """Every image once: where it is, and in which part of the data: train, val or test. N images."""
-
-    places: list[Place]
-    homes: list[str]
-
-    @classmethod
-    def of(cls, places: Mapping[str, Sequence[Place]]) -> "Images":
-        homes: dict[Place, str] = {}
-        for split, group in places.items():
-            for place in group:
-                homes.setdefault(place, split if split in ("train", "val") else "test")
-        return cls(list(homes), list(homes.values()))
-
-    def only(self, chosen: Collection[Place]) -> "Images":
-        """Those of `chosen`."""
-        wanted = set(chosen)
-        kept = [(place, home) for place, home in zip(*self, strict=True) if place in wanted]
-        return Images([place for place, _ in kept], [home for _, home in kept])
 
 
 def choose_pattern(
@@ -119,49 +96,9 @@ class Weighing:
 
     def __init__(self, images: Images, unknown: Collection[str]) -> None:
         self.images, self.unknown = images, unknown
+        self.evidence = Evidence(images, unknown)
         paths = [place.path for place in images.places]
         self.levels = take_apart(paths) if len({path.count("/") for path in paths}) == 1 else []
-
-    # ---- evidence ----------------------------------------------------------------------------------------
-
-    def shared(self, values: Sequence[str]) -> float | None:
-        """Which share of the values of train or of the test set (else val), whichever are fewer, is in both.
-
-        None: there is one part only, so nothing can be said.
-        """
-        parts: dict[str, set[str]] = {}
-        for value, home in set(zip(values, self.images.homes, strict=True)):
-            if not is_unknown(value, self.unknown):
-                parts.setdefault(home, set()).add(value)
-        held = parts.get("test") or parts.get("val")
-        if not held or "train" not in parts:
-            return None
-        return len(held & parts["train"]) / min(len(held), len(parts["train"]))
-
-    def could_be_identities(self, values: Sequence[str]) -> bool:
-        """At least two values, some of them of several images."""
-        counts = [number for value, number in Counter(values).items() if not is_unknown(value, self.unknown)]
-        return len(counts) > 1 and 4 * sum(counts) >= 5 * len(counts)
-
-    def recurs(self, values: Sequence[str]) -> bool:
-        """Whether they could be cameras or days: several values, some of them of several images."""
-        return len(set(values)) > 1 and 4 * len(values) >= 5 * len(set(values))
-
-    def ruled_out(self, rival: Sequence[str], chosen: Sequence[str], by_form: bool, worded: bool = False) -> bool:
-        """Whether `rival` cannot be the identity where `chosen` can.
-
-        by_form: the form alone speaks for `chosen`, where nothing else does. worded: `rival` reads person01, person02.
-        """
-        if not (worded or self.could_be_identities(rival)) or same_groups(rival, chosen):
-            return True
-        theirs, ours = self.shared(rival), self.shared(chosen)
-        if theirs is None or ours is None:
-            return by_form
-        if ours == 0 or theirs < SHARED:
-            return theirs >= SHARED
-        return theirs >= ours if "test" in self.images.homes else by_form  # in test, both are refused later
-
-    # ---- decisions ---------------------------------------------------------------------------------------
 
     def by_signature(self, pattern: Pattern) -> tuple[Pattern | None, list[str]]:
         """A name such as 0002_c1s1_000451_03.jpg says all; but not against the folders above it, or the split.
@@ -183,7 +120,7 @@ class Weighing:
                 or all(name.startswith(above) for above, name in pairs)
             ):
                 continue
-            ours, theirs = self.shared(who), self.shared(folder.values)
+            ours, theirs = self.evidence.shared(who), self.evidence.shared(folder.values)
             if ours and theirs == 0 and ours >= SHARED and pattern is CLASS_CAM:
                 return None, []
             if not (ours == 0 and theirs and theirs >= SHARED):
@@ -194,15 +131,17 @@ class Weighing:
                 )
         one = [part.values[0] for level in self.levels[:-1] for part in level.parts if part.kind == "constant"]
         one = [folder for folder in one if not CLASSES.fullmatch(folder)]
-        if len(one) == 1 and pattern is CLASS_CAM and not self.could_be_identities(who):
+        if len(one) == 1 and pattern is CLASS_CAM and not self.evidence.could_be_identities(who):
             doubts.append(f"the identity may be {who[0]!r}, with one image of most of them, or {one[0]!r}, the folder")
         if pattern is OWN_MARKET and self.levels and not any(crop.session for crop in crops):
             later = [part for part in self._plain_in_name() if not same_groups(part.values, who)]
-            doubts += [self._rival(part) for part in later if not self.ruled_out(part.values, who, by_form=True)]
+            doubts += [
+                self._rival(part) for part in later if not self.evidence.ruled_out(part.values, who, by_form=True)
+            ]
         if all(YEAR.fullmatch(name) or DATE.fullmatch(name) for name in who):
             doubts.append(f"the identity would be {who[0]!r}, which looks like a date")
-        if (self.shared(who) or 0) >= SHARED and self.levels and self.levels[-1].built_alike:
-            doubts += [self._rival(part) for part in self._plain_in_name() if self._better(part.values, who)]
+        if (self.evidence.shared(who) or 0) >= SHARED and self.levels and self.levels[-1].built_alike:
+            doubts += [self._rival(part) for part in self._plain_in_name() if self.evidence.better(part.values, who)]
         return pattern, doubts
 
     def by_folders(self) -> tuple[Pattern | None, list[str]]:
@@ -281,7 +220,9 @@ class Weighing:
         known = [who, *cameras]  # written again in the name
         left = [part for part in left if not any(same_groups(part.values, other.values) for other in known)]
         rivals = [
-            part for part in left if not self.ruled_out(part.values, who.values, by_form and self._bare_number(part))
+            part
+            for part in left
+            if not self.evidence.ruled_out(part.values, who.values, by_form and self._bare_number(part))
         ]
         doubts += [self._rival(part) for part in rivals]
         if all(re.fullmatch("[A-Za-z]", value) for value in who.values):
@@ -292,7 +233,7 @@ class Weighing:
                 doubts.append(self._rival(part))
         if inside is None and who.spot is None:
             for _, rest in edges(who.values):
-                if not self._says_nothing_more(rest, who.values):
+                if not self.evidence.says_nothing_more(rest, who.values):
                     doubts.append(f"{who.values[0]!r} may be one of several folders of {rest[0]!r}")
         if not name.built_alike:
             texts = name.parts[0].values
@@ -300,11 +241,15 @@ class Weighing:
                 texts = tuple(text[len(folder) :] for text, folder in zip(texts, who.values, strict=True))
             for token, _ in edges(texts):
                 repeats = any(same_groups(token, other.values) for other in known)
-                if self.recurs(token) and not repeats and not self._of_one(token, who.values):
+                if self.evidence.recurs(token) and not repeats and not self._of_one(token, who.values):
                     doubts.append(f"{token[0]!r} in {self._example()} stands in the names of several images")
         if name.built_alike and not self._is_image_number(left, name, cameras):
-            doubts += [self._unclear(part) for part in left if part not in rivals and self.recurs(part.values)]
+            doubts += [self._unclear(part) for part in left if part not in rivals and self.evidence.recurs(part.values)]
         return list(dict.fromkeys(doubts))
+
+    def _ruled_out(self, part: Part, who: Part, by_form: bool) -> bool:
+        form = by_form and self._bare_number(part)
+        return self.evidence.ruled_out(part.values, who.values, form, self._worded(part))
 
     def _of_one(self, token: Sequence[str], who: Sequence[str]) -> bool:
         """Whether each value is of one individual, such as the first word of its name, written again."""
@@ -328,13 +273,7 @@ class Weighing:
         """anna_1, anna_2: is it anna twice? Not where the pieces group as the whole does, or are classes."""
         if all(map(CLASSES.fullmatch, part.values)):
             return True
-        return self._says_nothing_more(part.values, who.values)
-
-    def _says_nothing_more(self, piece: Sequence[str], whole: Sequence[str]) -> bool:
-        """Whether several folders that share a piece of their name are not one individual."""
-        if 5 * len(set(whole)) < 6 * len(set(piece)) or len(set(piece)) == 1:
-            return True
-        return self.shared(whole) == 0 and (self.shared(piece) or 0) >= SHARED
+        return self.evidence.says_nothing_more(part.values, who.values)
 
     def _is_image_number(self, left: list[Part], name: Level, cameras: list[Part]) -> bool:
         """Whether one piece of the name remains, which then numbers the image: 0001.jpg, 0001_cam2.jpg."""
@@ -348,14 +287,14 @@ class Weighing:
         if cameras:
             return True
         alone = not others and kinds <= {"plain", "constant"}
-        return alone and (self._bare_number(left[0]) or not self.recurs(left[0].values))
+        return alone and (self._bare_number(left[0]) or not self.evidence.recurs(left[0].values))
 
     def _in_names(self, cameras: list[Part]) -> tuple[Part | None, list[str]]:
         """The identity in file names, without a folder for it."""
         name = self.levels[-1]
         left = self._plain_in_name()
         same = [part for level in self.levels[:-1] for part in level.parts if part.kind == "constant"]
-        if same and not any(self.could_be_identities(part.values) for part in left):
+        if same and not any(self.evidence.could_be_identities(part.values) for part in left):
             few = len(self.images.places) <= 2 * FEW and len(same) == 1 and not CLASSES.fullmatch(same[0].values[0])
             if few and all(map(self._bare_number, left)) and self._is_image_number(left, name, cameras):
                 return same[0], []  # a first look at the images of one individual
@@ -367,18 +306,18 @@ class Weighing:
             return None, ["no part of the paths names an identity"]
         who = named[0] if len(named) == 1 else left[0]
         others = [part for part in left if part is not who and not same_groups(part.values, who.values)]
-        if not self.could_be_identities(who.values):
+        if not self.evidence.could_be_identities(who.values):
             return None, [f"if {who.values[0]!r} were an identity, most identities would have one image"]
         others = [part for part in others if not self._numbers_images(part, who, cameras)]
-        rivals = [part for part in others if self.could_be_identities(part.values)]
+        rivals = [part for part in others if self.evidence.could_be_identities(part.values)]
         doubts = [self._rival(part) for part in rivals + (named if len(named) > 1 else [])]
-        doubts += [self._unclear(part) for part in others if part not in rivals and self.recurs(part.values)]
+        doubts += [self._unclear(part) for part in others if part not in rivals and self.evidence.recurs(part.values)]
         unique = all(5 * len(set(part.values)) >= 4 * len(part.values) for part in others) and len(who.values) >= 30
-        if others and not named and not (unique and self.shared(who.values) == 0):
+        if others and not named and not (unique and self.evidence.shared(who.values) == 0):
             doubts.append(f"both {who.values[0]!r} and {others[0].values[0]!r} may be the identity")
-        shared = self.shared(who.values)
+        shared = self.evidence.shared(who.values)
         for part in cameras[:1]:
-            if (part.weak and shared != 0) or self._better(part.values, who.values):
+            if (part.weak and shared != 0) or self.evidence.better(part.values, who.values):
                 doubts.append(f"the identity may be {who.values[0]!r}, or what stands where {part.values[0]!r} is read")
         return who, list(dict.fromkeys(doubts))
 
@@ -387,20 +326,16 @@ class Weighing:
 
         The same numbers in train and test, each once for an identity and a camera; while identities are apart.
         """
-        if not cameras or part is not self.levels[-1].parts[-1] or self.shared(who.values) != 0:
+        if not cameras or part is not self.levels[-1].parts[-1] or self.evidence.shared(who.values) != 0:
             return False
         if not all(value.isdecimal() for value in part.values):
             return False
         rows = set(zip(who.values, cameras[0].values, part.values, strict=True))
         few = len(set(part.values)) <= len(set(who.values))
-        return few and self.shared(part.values) == 1 and len(rows) == len(part.values)
+        return few and self.evidence.shared(part.values) == 1 and len(rows) == len(part.values)
 
     def _plain_in_name(self) -> list[Part]:
         return [part for part in self.levels[-1].parts if part.kind == "plain"]
-
-    def _better(self, rival: Sequence[str], chosen: Sequence[str]) -> bool:
-        """Whether the split speaks for `rival`: its values keep train and test apart, those of `chosen` do not."""
-        return self.could_be_identities(rival) and self.shared(rival) == 0 and (self.shared(chosen) or 0) > 0
 
     def _rival(self, part: Part) -> str:
         return f"{part.values[0]!r} in {self._example()} may be the identity"
@@ -411,11 +346,6 @@ class Weighing:
 
     def _example(self) -> str:
         return str(self.images.places[0])
-
-
-def same_groups(one: Sequence[str], two: Sequence[str]) -> bool:
-    """Whether two ways to label the images put the same images together."""
-    return len(set(one)) == len(set(two)) == len(set(zip(one, two, strict=True)))
 
 
 def _is_class_of(above: Sequence[str], below: Sequence[str]) -> bool:

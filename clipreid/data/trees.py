@@ -35,7 +35,7 @@ def read_folder(
     splits, more = read_splits(root, homes, places, chosen, unknown=unknown)
     if chosen.apart and "train" in splits:
         splits["train"] = _apart(splits["train"])
-    how = f"read by the pattern {chosen.name!r}:\n{_examples(root, splits)}"
+    how = f"read by the pattern '{chosen.name}':\n{_examples(root, splits)}"
     doubled = "query" in folders and folders["query"] == folders["gallery"]
     notes = [how, *notes, *others, *more, *_zero(splits, chosen)]
     return replace(custom_data(spec, splits, doubled, noun, notes, chosen.name), pattern=chosen.name)

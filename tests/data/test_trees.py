@@ -11,9 +11,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from clipreid.data.evidence import Images
 from clipreid.data.offers import make_offers
 from clipreid.data.patterns import Crop, Place, named_pattern, read_paths, unmatched
-from clipreid.data.readings import Images, choose_pattern, weigh
+from clipreid.data.readings import choose_pattern, weigh
 from clipreid.errors import UserError
 
 NAMES = ("anna", "ben", "big-truck", "mary jane", "tom", "x7f3a", "zoë", "o'neil", "a.b", "Q", "lion king", "rex_2")
