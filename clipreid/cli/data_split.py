@@ -91,8 +91,8 @@ def split(flags: Split) -> None:
         write_table(pool, each, asked, files, table)
     read = [_read_back(table, pool, each, asked) for table, each, asked in zip(tables, parts, queries, strict=True)]
     print(_counts(tables, read))
-    print("\n".join(f"note      {note}" for note in [*pool.notes, *_distractors(pool, parts)]))
-    print(_matches(read), flush=True)
+    notes = [f"note      {note}" for note in [*pool.notes, *_distractors(pool, parts)]]
+    print("\n".join([*notes, _matches(read)]), flush=True)
     print(_expected(pool, parts, queries, read))
     names = [f"--data csv:{table}" for table in tables]
     print(f"\nwritten: {', '.join(map(str, tables))}; read with {names[0]}{', ...' if len(names) > 1 else ''}")
