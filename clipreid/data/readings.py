@@ -241,7 +241,9 @@ class Weighing:
                 texts = tuple(text[len(folder) :] for text, folder in zip(texts, who.values, strict=True))
             for token, _ in edges(texts):
                 repeats = any(same_groups(token, other.values) for other in known)
-                if self.evidence.recurs(token) and not repeats and not self._of_one(token, who.values):
+                numbers = cameras and self.evidence.ruled_out(token, who.values, by_form=False)  # of the images
+                known_use = repeats or numbers or self._of_one(token, who.values)
+                if self.evidence.recurs(token) and not known_use:
                     doubts.append(f"{token[0]!r} in {self._example()} stands in the names of several images")
         if name.built_alike and not self._is_image_number(left, name, cameras):
             doubts += [self._unclear(part) for part in left if part not in rivals and self.evidence.recurs(part.values)]

@@ -127,17 +127,19 @@ def test_copies_of_queries_make_a_set_unfit_when_many(tmp_path: Path) -> None:
 
 
 def test_one_file_under_two_identities(tmp_path: Path) -> None:
-    """A row of a table that names a file again, for somebody else."""
+    """A table that names a file again, for somebody else: refused by the reader, noticed in Python."""
     split_of(tmp_path, list(range(12)))
-    files = sorted(tmp_path.glob("0*"))
-    rows = [f"{file.name},{n % 4}" for n, file in enumerate(files)] + [f"{files[0].name},999"]
+    files = [*sorted(tmp_path.glob("0*")), tmp_path / "000.png"]
+    who = [*(str(n % 4) for n in range(12)), "999"]
+    rows = [f"{file.name},{name}" for file, name in zip(files, who, strict=True)]
     (tmp_path / "t.csv").write_text("\n".join(["image,identity", *rows]))
-    report, data = read_and_check(f"csv:{tmp_path / 't.csv'}")
-    (finding,) = [finding for finding in report.findings if finding.kind == "the same file, of two identities"]
-    assert finding.severity == "fault"
-    assert finding.items == ("000.png (train): 0, 999",)
-    assert data is not None
-    assert data.splits["train"].digests is not None
-    split = load_data(f"csv:{tmp_path / 't.csv'}").splits["train"]
+    with pytest.raises(UserError, match=r"line 14: .*000.png is of identity '999' here and of '0' in .*, line 2"):
+        load_data(f"csv:{tmp_path / 't.csv'}")
+    report, _ = read_and_check(f"csv:{tmp_path / 't.csv'}")
+    assert not report.fit
+    split = Split.from_columns("train", [{"path": str(file)} for file in files], who)
+    found = check(ReIDData("own", {"train": split}, "no-cameras")).findings
+    (finding,) = [each for each in found if each.kind == "the same file, of two identities"]
+    assert (finding.severity, finding.items) == ("fault", ("000.png (train): 0, 999",))
     with pytest.raises(UserError, match="2 of 13 training images are there under two identities"):
         check_images(open_(split))

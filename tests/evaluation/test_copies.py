@@ -163,7 +163,7 @@ def test_noise_is_scored_as_noise(tmp_path: Path, how: str) -> None:
         else:
             query.symlink_to(files[0].parent / "../p0/.." / files[0].parent.name / "0.png")
     model = untrained_model(load_backbone("tiny-clip"))
-    data = load_data(f"folder:{tmp_path}")
+    data = load_data(f"folder:{tmp_path}", pattern="identity/")
     found = score(data, model)
     report = found.reports["concat"]
     assert report.counts["copies"] == 12
@@ -179,7 +179,9 @@ def test_all_against_all_is_as_before(tmp_path: Path) -> None:
     for who in range(6):
         for n in range(3):
             paint(tmp_path / "test" / f"p{who}" / f"{n}.png", 10 * who + n)
-    report = score(load_data(f"folder:{tmp_path}"), untrained_model(load_backbone("tiny-clip"))).reports["concat"]
+    report = score(
+        load_data(f"folder:{tmp_path}", pattern="identity/"), untrained_model(load_backbone("tiny-clip"))
+    ).reports["concat"]
     assert report.counts["copies"] == 0
     assert report.counts["valid_queries"] == 18
     assert not any("junk:" in text or "copies" in text for text in report.notes if "rank-1" not in text)

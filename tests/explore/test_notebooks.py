@@ -52,13 +52,15 @@ def cells(name: str, *words: str) -> list[str]:
     return ["\n".join(line for line in source.splitlines() if not line.startswith("%")) for source in sources]
 
 
-def small_street(spec: str) -> ReIDData:
-    """In the place of `load_data("synthetic...")`: two people, four images of each."""
+def small_street(spec: str, people: int = 2) -> ReIDData:
+    """In the place of `load_data("synthetic...")`: people to train on and others to test on, four images of each."""
     file = io.BytesIO()
     Image.effect_noise((32, 64), 50).convert("RGB").save(file, "PNG")
-    images = [{"path": f"{i}.png", "bytes": file.getvalue()} for i in range(8)]
-    split = partial(Split.from_columns, image=images, identity=["0001", "0002"] * 4, camera=[1, 1, 2, 2, 3, 3, 4, 4])
-    return ReIDData(spec, {name: split(name) for name in ("train", "query", "gallery")}, "market1501")
+    images = [{"path": f"{i}.png", "bytes": file.getvalue()} for i in range(4 * people)]
+    split = partial(Split.from_columns, image=images, camera=[i // people + 1 for i in range(4 * people)])
+    names = [f"{n + 1:04d}" for n in range(2 * people)]
+    who = {"train": names[:people], "query": names[people:], "gallery": names[people:]}
+    return ReIDData(spec, {name: split(name, identity=4 * each) for name, each in who.items()}, "market1501")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,14 +76,14 @@ def test_first_cell_can_be_repeated(name: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_broken_image_goes_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clipreid, "load_data", small_street)
+    monkeypatch.setattr(clipreid, "load_data", partial(small_street, people=10))
     monkeypatch.setenv("CROPS", str(tmp_path / "crops"))
     monkeypatch.setenv("RUN", str(tmp_path / "run"))
     monkeypatch.chdir(NOTEBOOKS.parent)
     paint, mend = cells("your_own_crops", "write_folder", "unlink")
     exec(paint, {})
     data = load_data(f"folder:{tmp_path / 'crops'}").splits["train"]
-    assert len(data) == 8
+    assert len(data) == 40
     assert set(data.cameras) == {1, 2, 3, 4}  # its name is read like the others
     (broken,) = [path for path in data.paths if Path(path).stat().st_size == 2000]
     known: dict[str, Any] = {}
