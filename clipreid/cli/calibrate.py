@@ -131,10 +131,13 @@ def _write_details(found: Calibrated, file: Path, data: str, protocol: str) -> P
 
 def known_calibration(run: str | Path, model: ReIDModel, revision: str | None = None) -> Known | None:
     """The calibration of a run, if it has one and that holds for this model; says aloud where it does not."""
-    from clipreid.hub import find_run
+    from clipreid.hub import find_model
     from clipreid.hub.calibrated import calibration_of
 
-    known, why = calibration_of(find_run(run, revision), model)
+    folder = find_model(run, revision)
+    if isinstance(folder, str):  # an untrained model
+        return None
+    known, why = calibration_of(folder, model)
     if why:
         print(f"note: {why}", file=sys.stderr, flush=True)
     return known

@@ -160,8 +160,6 @@ def compare_runs(flags: Compare) -> None:
         table = result.changed_table(flags.changed)
         print(f"the queries that changed most\n\n{table}\n" if table else "no query changed\n", flush=True)
         entry = result.to_dict()
-        for note in dict.fromkeys(note for side in found for note in side.first.notes):
-            print(f"note      {note}\n", flush=True)
         if flags.floor:
             name, floor = list(floor_on(data, flags).items())[-1]
             entry["floor"] = floor.entry()

@@ -276,7 +276,8 @@ def test_another_pattern_has_its_own_row_and_no_zero_shot_beside_it(run: Path, t
             folder = tmp_path / "crops" / split / f"{split}{number}"
             folder.mkdir(parents=True)
             for camera in (1, 2):
-                Image.new("RGB", (16, 32), (30 * number, 90 * camera, 40)).save(folder / f"cam{camera}_{number}.png")
+                image = Image.effect_noise((16, 32), 20 + 10 * number).convert("RGB")
+                image.save(folder / f"cam{camera}_{number}.png")
     spec = f"folder:{tmp_path / 'crops'}"
     main(["evaluate", str(run), "--data", spec, "--pattern", "identity/"])
     main(["evaluate", str(run), "--data", spec, "--pattern", "identity/cam"])

@@ -253,7 +253,7 @@ def test_crops_in_the_shape_of_the_data(tmp_path: Path, capsys: pytest.CaptureFi
         for number in range(count * 2):
             file = tmp_path / "herd" / split / f"{split}{number // 2}" / f"cam{number % 2 + 1}_{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (60, 40), (number, 90, 40)).save(file)
+            Image.effect_noise((60, 40), 20 + number).convert("RGB").save(file)
     opened(tmp_path / "herd", tmp_path / "a", prompts="none")
     said = capsys.readouterr().out
     assert "the images are mostly 0.67 times as high as wide" in said
