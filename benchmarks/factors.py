@@ -50,7 +50,7 @@ VARIANTS = {  # flags of the recipe, besides the preset `default`
     "tint-0.2": f"{UNIT} --tint 0.2",
     "tint-0.2-rate-1e-3": f"{UNIT} --tint 0.2 --rate 1e-3",
     **{f"tint-{t}-rate-2e-3": f"{UNIT} --tint {t} --rate 2e-3" for t in (0.1, 0.2)},
-    **{f"tint-{t}-rate-4e-3": f"{UNIT} --tint {t} --rate 4e-3" for t in (0.1, 0.2)},
+    **{f"tint-{t}-rate-4e-3": f"{UNIT} --tint {t} --rate 4e-3" for t in (0.1, 0.15, 0.2)},
     "tint-0.2-rate-8e-3": f"{UNIT} --tint 0.2 --rate 8e-3",
     # from here on besides the default as it is now
     "default": "",
