@@ -123,8 +123,10 @@ def _check_writable(flag: str, file: Path | None) -> None:
     """Raises UserError, before anything slow, for a file that cannot be written. An existing file is not changed."""
     if file is None:
         return
-    if not file.absolute().parent.is_dir():
-        raise UserError(f"{flag} {file}: the folder {file.absolute().parent} does not exist")
+    try:
+        file.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {file}: its folder cannot be made ({error.strerror})") from error
     if file.is_dir():
         raise UserError(f"{flag} {file} is a folder: name a file")
     new = not file.exists()

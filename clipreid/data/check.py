@@ -17,7 +17,7 @@ from clipreid.data.columns import Columns
 from clipreid.data.copies import find_copies
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.custom import OVERLAP, UNTESTED
-from clipreid.data.findings import CheckReport, Finding, within
+from clipreid.data.findings import READER, CheckReport, Finding, within
 from clipreid.data.folders import count, differences
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.mapping import CONFLICT
@@ -98,7 +98,7 @@ def _report(data: ReIDData, problems: Sequence[Problem], seen: Scan) -> CheckRep
         findings.append(Finding("fault", "not the official data set", "counts differ", tuple(official)))
     findings += [*_from_files(seen), *find_copies(data, seen), *_from_labels(data, seen)]
     listed = (*official, *(note for note in data.notes if OVERLAP in note or note == UNTESTED))
-    findings += [Finding("note", "note of the reader", note) for note in data.notes if note not in listed]
+    findings += [Finding("note", READER, note) for note in data.notes if note not in listed]
     published = layout is not None and bool(layout.official) and not official
     report = CheckReport(data.name, data.protocol, seen.root, tuple(_describe(data, seen)), (), published)
     return report.with_findings(findings)

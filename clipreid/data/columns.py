@@ -160,6 +160,7 @@ def _likely(kinds: Mapping[str, str], found: Mapping[str, str]) -> str:
 
 
 def _advice(kinds: Mapping[str, str], found: Mapping[str, str]) -> str:
-    example = _likely(kinds, found) or "identity=COLUMN,camera=COLUMN"
+    lacking = ",".join(f"{field}=COLUMN" for field in ("image", "identity", "camera") if field not in found)
+    example = _likely(kinds, found) or lacking or "identity=COLUMN"
     listed = ", ".join(name if kind == "text" else f"{name} ({kind})" for name, kind in kinds.items())
     return f"Columns found: {listed or 'none'}. Say which is which, such as --columns {example}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 SHOWN = 10  # files of one kind that the table names
+READER = "note of the reader"  # the kind of what a reader noticed
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ class CheckReport:
             lines.append(line.format(**split))
         for finding in self.findings:
             number = f" ({len(finding.items):,d})" if finding.items else ""
-            lines.append(f"\n{finding.severity}: {finding.kind}{number}: {finding.explanation}")
+            kind = "" if finding.kind == READER else f" {finding.kind}{number}:"
+            lines.append(f"\n{finding.severity}:{kind} {finding.explanation}")
             lines += [f"    {item}" for item in finding.items[:SHOWN]]
             if len(finding.items) > SHOWN:
                 lines.append(f"    ... and {len(finding.items) - SHOWN:,d} more")
@@ -70,5 +72,9 @@ class CheckReport:
         verdict = "fit" if self.fit else "NOT fit"
         protocol = f" for protocol {self.protocol}" if self.protocol else ""
         return "\n".join(
-            [*lines, "", f"{verdict}{protocol}: {kinds['fault']} kinds of faults, {kinds['note']} of notes"]
+            [*lines, "", f"{verdict}{protocol}: {_kinds(kinds['fault'], 'fault')}, {_kinds(kinds['note'], 'note')}"]
         )
+
+
+def _kinds(number: int, what: str) -> str:
+    return f"{number} kind{'s' if number != 1 else ''} of {what}s"

@@ -177,5 +177,9 @@ def _judge(crops: Sequence[Crop], homes: Sequence[str], unknown: Collection[str]
     faults += ["no identity is seen by two cameras"] if len(cameras) > 1 and not several else []
     score = -4.0 * bool(shared) - 3 * (2 * single > len(counts))
     score += 2 * (several > len(seen) / 2) - 2 * (len(cameras) > 1 and not several) - (len(cameras) > 50)
-    score += 0.25 * ("session" in columns) + 0.125 * ("tracklet" in columns)
+    score -= 0.5 * (len(cameras) > len(counts))
+    for name, gain in (("camera", 0.0625), ("session", 0.25), ("tracklet", 0.125)):
+        groups = {(crop.identity, getattr(crop, name)) for crop, _ in rows}
+        if name in columns or (name == "camera" and cameras):
+            score += gain if len(groups) < len(rows) else -gain  # each value once: the number of the image
     return gives + (f" (but {'; '.join(faults)})" if faults else ""), score

@@ -49,7 +49,8 @@ class Place(NamedTuple):
     caption: str = ""
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.text}" if self.where else f"{self.folder}/{self.path}"
+        path = self.path if self.folder == "." else f"{self.folder}/{self.path}"
+        return f"{self.where}: {self.text}" if self.where else path
 
 
 class Crop(NamedTuple):

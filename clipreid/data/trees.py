@@ -10,7 +10,7 @@ from clipreid.data.custom import custom_data
 from clipreid.data.folders import describe_folder, find_places, read_splits
 from clipreid.data.images import SUFFIXES
 from clipreid.data.patterns import APART, PATTERNS, Pattern
-from clipreid.data.problems import pooling
+from clipreid.data.problems import collecting, pooling
 from clipreid.data.readings import choose_pattern
 from clipreid.data.values import SPLITS
 from clipreid.errors import UserError
@@ -23,7 +23,8 @@ def read_folder(
 ) -> ReIDData:
     """Your own images: ROOT/train and ROOT/test, or ROOT/query and ROOT/gallery; ROOT/val if you like.
 
-    test/ alone is query and gallery at once. Identity, camera, session, tracklet come from folder levels or file names:
+    test/ alone is query and gallery at once. Where data is split anew or checked, all images below ROOT may lie in no
+    such folder: they are `train` then. Identity, camera, session, tracklet come from folder levels or file names:
     by `pattern`, else by the one reading that leaves no doubt (`clipreid.data.readings`). unknown: further identities
     that mean "nobody knows". Raises `UserError` explaining the layout when it is another one, and where it is in doubt.
     """
@@ -97,8 +98,8 @@ def _split_folders(root: Path, spec: str) -> tuple[dict[str, list[str]], list[st
     if ("query" in folders) != ("gallery" in folders):
         there, lacking = TESTED if "query" in folders else TESTED[::-1]
         raise UserError(f"{spec}: {root} has {there}/ but no {lacking}/: give both, or a test/ folder instead")
-    if not folders and pooling():
-        return {"train": ["."]}, []
+    if not folders and (pooling() or (collecting() and not _with_train(root))):
+        return {"train": ["."]}, ["no train/ or test/ here: all images are read together, to be split"]
     if not folders:
         raise UserError(_explain_layout(root, spec))
     return {name: folders[name] for name in ("train", "val", *TESTED) if name in folders}, notes
@@ -151,9 +152,14 @@ def _left_out(folder: Path, names: Sequence[str], above: str = "") -> list[str]:
     return [f"not read: {', '.join(shown)}"] if shown else []
 
 
+def _with_train(root: Path) -> list[str]:
+    """Folders below the root that hold a train/: one of them may be meant."""
+    return [path.name for path in sorted(root.iterdir()) if (path / "train").is_dir()]
+
+
 def _explain_layout(root: Path, spec: str) -> str:
     examples = "\n".join(f"  train/{pattern.example:36s}(pattern {pattern.name!r})" for pattern in PATTERNS)
-    inside = [path.name for path in sorted(root.iterdir()) if (path / "train").is_dir()]
+    inside = _with_train(root)
     hint = f" Do you mean {spec.rstrip('/')}/{inside[0]}?" if inside else ""
     return (
         f"{spec}: {root} holds no train/, test/, or query/ and gallery/. "

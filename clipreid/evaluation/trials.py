@@ -1,7 +1,7 @@
 """Calibrate a model on pairs of some identities, and measure it on pairs of others. Q queries, G gallery images.
 
 Every pair of a query and a gallery image that counts under the protocol is a trial, as in `openset`. The identities are
-halved (by a hash of seed and name): pairs within the first half fit the maps and the threshold, pairs within the second
+halved (by a hash of seed and name): pairs within the first half fit the curves and the threshold, pairs within the second
 half are what is reported, pairs across are left out. So no identity is on both sides.
 
 False match rate and missed rate are those of ISO/IEC 19795-1 at the threshold: the share of pairs of different
@@ -100,7 +100,7 @@ def _halve(names: list[np.ndarray], asked: np.ndarray, seed: int) -> tuple[list[
     matched = set(names[0][asked].tolist())
     if len(matched) < LEAST:
         raise UserError(
-            f"calibrate: {len(matched)} identities have a match, and {LEAST} are needed: half of them fit the maps, "
+            f"calibrate: {len(matched)} identities have a match, and {LEAST} are needed: half of them fit the curves, "
             "the others measure them. Name data with more identities"
         )
     others = set(names[0].tolist()) | set(names[1].tolist())

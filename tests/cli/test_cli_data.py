@@ -147,8 +147,11 @@ def test_what_was_published_so_is_no_fault(street: Path, monkeypatch: pytest.Mon
 def test_mistakes_in_the_flags(street: Path, tmp_path: Path, capsys: Capture) -> None:
     assert checked("fodler:/x") == 2
     assert "did you mean 'folder:ROOT'?" in capsys.readouterr().err
-    assert checked(f"folder:{street}", "--json", tmp_path / "no" / "x.json") == 2
-    assert f"the folder {tmp_path / 'no'} does not exist" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert checked(f"folder:{street}", "--json", tmp_path / "file" / "x.json") == 2
+    assert "x.json: its folder cannot be made (File exists)" in capsys.readouterr().err
+    assert checked(f"folder:{street}", "--json", tmp_path / "new" / "x.json") in (0, 1)
+    assert (tmp_path / "new" / "x.json").is_file()
     assert checked(f"folder:{street}", "--threads", "0") == 2
     assert "--threads 0: must be at least 1" in capsys.readouterr().err
     assert checked(f"folder:{tmp_path / 'no'}") == 2

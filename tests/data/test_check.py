@@ -66,7 +66,7 @@ def test_a_clean_set_is_fit(tmp_path: Path) -> None:
         ("gallery", 4, 2, 2),
     ]
     assert report.splits[0]["sizes"] == "width 32/32/32, height 64/64/64 (min/median/max), height:width 2.00"
-    assert str(report).endswith("fit for protocol market1501: 0 kinds of faults, 2 of notes")
+    assert str(report).endswith("fit for protocol market1501: 0 kinds of faults, 2 kinds of notes")
 
 
 # ---- files -------------------------------------------------------------------------------------------------
@@ -234,12 +234,31 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
         locked.chmod(0o700)
 
 
+def test_identity_folders_that_are_not_split_yet_are_looked_at(tmp_path: Path) -> None:
+    for n, who in enumerate(("anna", "bert", "carl")):
+        for number in (1, 2, 3, 4):
+            save(tmp_path / who / f"{number:02d}_{(number + 1) // 2}.png", 10 * n + number)
+    report, data = read_and_check(f"folder:{tmp_path}")
+    assert data is None
+    offers = found(report)["cannot be read"].explanation.split("Choose what is meant, the likeliest first:\n")[1]
+    right = r"^(?P<identity>[^/]+)/\d+_(?P<camera>\d+)"
+    assert offers.startswith(f"  --pattern '{right}'\n      3 identities (train), 2 cameras, 12 images\n")
+    report, data = read_and_check(f"folder:{tmp_path}", right)
+    assert data is not None
+    assert not report.fit
+    assert [finding.kind for finding in report.findings if finding.severity == "fault"] == ["nothing to test on"]
+    assert "\nnote: no train/ or test/ here: all images are read together, to be split\n" in str(report)
+    (tmp_path / "anna" / "train").mkdir()  # then another root may be meant
+    report, _ = read_and_check(f"folder:{tmp_path}", right)
+    assert "Do you mean" in found(report)["cannot be read"].explanation
+
+
 def test_what_cannot_be_read_at_all_is_a_fault_too(tmp_path: Path) -> None:
     (tmp_path / "stuff").mkdir()
     report, data = read_and_check(f"folder:{tmp_path}")
     assert data is None
-    assert "holds no train/, test/" in found(report)["cannot be read"].explanation
-    assert str(report).endswith("NOT fit: 1 kinds of faults, 0 of notes")
+    assert found(report)["cannot be read"].explanation.startswith(f"no images below {tmp_path}")
+    assert str(report).endswith("NOT fit: 1 kind of faults, 0 kinds of notes")
     with pytest.raises(UserError, match="unknown data 'fodler:/x'"):
         read_and_check("fodler:/x")
 
@@ -282,7 +301,7 @@ def test_nothing_to_test_on(tmp_path: Path) -> None:
         "no query and no gallery, so no protocol was checked; `clipreid data split` makes a test of some of the "
         "identities, or name other data with --test",
     )
-    assert str(report).endswith("NOT fit for protocol market1501: 1 kinds of faults, 2 of notes")
+    assert str(report).endswith("NOT fit for protocol market1501: 1 kind of faults, 2 kinds of notes")
 
 
 def test_lines_of_a_table_and_entries_of_lists(tmp_path: Path) -> None:

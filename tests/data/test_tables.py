@@ -153,6 +153,7 @@ HEAD = "image,identity\n"
     ("text", "message"),
     [
         ("file;name\np/a1.png;1\n", "no column 'identity'. Columns found: file, name. Say which is which, such as"),
+        ("Bild,Person\np/a1.png,1\n", "--columns image=COLUMN,camera=COLUMN"),
         ("file;name\np/a1.png;1\n", "--columns identity=name"),
         ("", "is empty: write a header such as image,identity,camera,split"),
         (HEAD, "has no lines below its header: no images"),

@@ -115,7 +115,7 @@ def test_an_image_is_never_compared_with_itself_alone() -> None:
     """A camera of one image would have that image as its mean, and nothing would be left of it."""
     means = CameraMeans.of({"concat": torch.randn(11, 4)}, [1] * 10 + [2])
     assert means.subtract({"concat": torch.ones(1, 4)}, [2])["concat"].norm() == pytest.approx(1)
-    with pytest.raises(UserError, match="no camera is known of 5 images or more, so there is no mean"):
+    with pytest.raises(UserError, match="no known camera has 5 images or more, so there is no mean"):
         CameraMeans.of({"concat": torch.randn(8, 4)}, [1] * 4 + [2] * 4)
 
 
