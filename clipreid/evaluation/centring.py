@@ -105,8 +105,8 @@ def _usable(counts: Mapping[int, int]) -> list[int]:
     kept = sorted(camera for camera, count in counts.items() if camera >= 0 and count >= LEAST)
     if not kept:
         raise UserError(
-            f"{FLAG}: no known camera has {LEAST} images or more, so there is no mean to subtract: name the cameras where "
-            "the images are read (--pattern, --columns; for a gallery with `clipreid embed`), or leave it out"
+            f"{FLAG}: no known camera has {LEAST} images or more, so there is no mean to subtract: name the cameras "
+            "where the images are read (--pattern, --columns; for a gallery with `clipreid embed`), or leave it out"
         )
     return kept
 

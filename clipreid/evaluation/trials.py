@@ -1,8 +1,8 @@
 """Calibrate a model on pairs of some identities, and measure it on pairs of others. Q queries, G gallery images.
 
 Every pair of a query and a gallery image that counts under the protocol is a trial, as in `openset`. The identities are
-halved (by a hash of seed and name): pairs within the first half fit the curves and the threshold, pairs within the second
-half are what is reported, pairs across are left out. So no identity is on both sides.
+halved (by a hash of seed and name): pairs within the first half fit the curves and the threshold, pairs within the
+second half are what is reported, pairs across are left out. So no identity is on both sides.
 
 False match rate and missed rate are those of ISO/IEC 19795-1 at the threshold: the share of pairs of different
 identities that reach it, and of matching pairs that do not. In an open-set search the query counts: how many strangers,

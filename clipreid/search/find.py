@@ -13,6 +13,7 @@ import datasets
 from clipreid.data import Split, load_data
 from clipreid.data.layouts import LAYOUTS
 from clipreid.data.patterns import Crop, Place, fitting, named_pattern, read_paths
+from clipreid.data.problems import pooled
 from clipreid.data.readers import READ_BY, VALID, reads
 from clipreid.data.walk import list_images
 from clipreid.errors import UserError
@@ -95,7 +96,8 @@ def split_of_data(
     """One part of a data set; pattern, columns, unknown: for the readers that take them. Raises `UserError`."""
     reader = spec.partition(":")[0]
     flags: dict[str, Any] = {"pattern": pattern, "columns": columns, "unknown": unknown}
-    data = load_data(spec, **{flag: value for flag, value in flags.items() if reader in READ_BY[flag]})
+    with pooled():  # folder: needs no train/ and test/ here, for nothing is trained or scored
+        data = load_data(spec, **{flag: value for flag, value in flags.items() if reader in READ_BY[flag]})
     if split not in data.splits:
         raise UserError(f"{spec} has no split {split!r}: give --split {' or '.join(data.splits)}")
     return data.splits[split]
