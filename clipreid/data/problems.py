@@ -56,7 +56,7 @@ def notice(kind: str, files: Sequence[str]) -> None:
 
 @contextmanager
 def pooled() -> Iterator[None]:
-    """Inside, data is read to be split anew, or to be embedded: a folder needs no train/ and test/, and identities may be in both."""
+    """Inside, data is read to be split or embedded: folders need no train/ and test/, identities may be in two."""
     token = _pooled.set(True)
     try:
         yield

@@ -152,6 +152,8 @@ def test_mistakes_of_embed_are_named(there: Path, tmp_path: Path, capsys: Captur
     Image.new("RGB", (9, 9)).save(tmp_path / "data/train/a/1.png")
     said = refused(capsys, "embed", "run", f"folder:{tmp_path / 'data'}", *output)
     assert "has no split 'gallery': give --split train" in said
+    said = refused(capsys, "embed", "run", f"folder:{tmp_path / 'data' / 'train'}", *output, "--pattern", "identity/")
+    assert "has no split 'gallery': give --split train" in said  # not split yet: all of it is train
     assert "is not a folder" in refused(capsys, "embed", "nowhere", "crops", *output)
     assert "strength" in refused(capsys, "embed", "run", "crops", *output, "--strength", "2")
     assert not (tmp_path / "g.parquet").exists()
