@@ -56,7 +56,7 @@ def notice(kind: str, files: Sequence[str]) -> None:
 
 @contextmanager
 def pooled() -> Iterator[None]:
-    """Inside, data is read to be split or embedded: folders need no train/ and test/, identities may be in two."""
+    """Inside, data is read to be split or embedded: no train/ and test/ are needed, and identities may be in both."""
     token = _pooled.set(True)
     try:
         yield
