@@ -72,6 +72,11 @@ def calibrate_run(flags: Calibrate) -> None:
 
     if flags.strangers is not None and flags.false_match is not None:
         raise UserError("--strangers and --false-match both set the threshold: give one of them")
+    if flags.centre_cameras is not None or flags.floor:
+        name = "--floor" if flags.centre_cameras is None else "--centre-cameras"
+        raise UserError(
+            f"{name}: a calibration is of the plain features of one model, as search compares them: leave it out"
+        )
     set_threads(flags.threads)
     folder = find_run(flags.run)
     if snapshot_of(folder) is not None and flags.output is None:

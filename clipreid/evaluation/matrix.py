@@ -14,7 +14,7 @@ from clipreid.data import data_place, short_names
 from clipreid.data.readers import READ_BY
 from clipreid.errors import UserError
 from clipreid.evaluation.results import CENTRED, evaluate_command
-from clipreid.evaluation.side_by_side import parted, place, remark_of
+from clipreid.evaluation.side_by_side import COUNTED, parted, place, remark_of
 from clipreid.evaluation.tables import format_table
 from clipreid.hub import read_config
 from clipreid.hub.files import METRICS, read_metrics
@@ -111,10 +111,15 @@ def _column(
     spec, remark = parted(test)
     spec = names.setdefault(data_place(spec), spec)
     for column, there in columns.items():
-        same = (entry.get("protocol"), entry.get("fingerprint")) if "fingerprint" in entry else None
-        if parted(column)[0] == spec and same in {(e.get("protocol"), e.get("fingerprint")) for e in there.values()}:
+        known = "fingerprint" in entry and parted(column)[0] == spec
+        if known and _test_of(entry) in {_test_of(other) for other in there.values()}:
             return column
     return place(spec + remark, entry, columns)
+
+
+def _test_of(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What figures must share to stand in one column."""
+    return entry.get("protocol"), entry.get("fingerprint"), entry.get("copies")
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
@@ -151,7 +156,8 @@ def commands(rows: Sequence[Row]) -> list[str]:
             spec, remark = parted(test)[0], remark_of(test)
             if test in row.figures or remark == "val":  # val is scored by training with --validate alone
                 continue
-            key = row.folder, remark, _reading(row, spec, rows, _pattern(test, rows))
+            reading = _reading(row, spec, rows, _pattern(test, rows))
+            key = row.folder, remark, (*reading, *(["--count-copies"] if COUNTED in parted(test)[1] else []))
             wanted.setdefault(key, []).append(spec)
             extras.setdefault(key, []).extend(_flags_of(row.model))
     sided = {row.folder for row in rows if "imported" in row.config and _knows_cameras(row.config)}

@@ -49,7 +49,8 @@ def results_table(folder: Path, data: Sequence[str] | None = None) -> str:
     lines += [f"{short[name]}: {about}" for name in names if (about := _about(metrics[name]))]
     if len({parted(name)[0] for name in names}) < len(names):
         lines.append(
-            "a remark in brackets: scored under another protocol, or on other images or labels; not to be compared"
+            "a remark in brackets: scored under another protocol, on other images or labels, or with copies of queries "
+            "counted; not to be compared"
         )
     return "\n".join([table, "", *lines] if lines else [table])
 

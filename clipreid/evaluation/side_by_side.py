@@ -16,8 +16,9 @@ from clipreid.evaluation.protocols import PROTOCOLS
 
 VAL = " (val)"  # follows the name of a data set where the figures are those of its val split
 TAG = 8  # hex digits of a fingerprint in a name
+COUNTED = "copies counted"
 _KNOWN = "|".join(map(re.escape, ["val", *PROTOCOLS]))
-_REMARK = re.compile(rf" \(({_KNOWN}|[\w.+-]+(?=, ))(?:, [0-9a-f]{{{TAG}}})?\)$")
+_REMARK = re.compile(rf" \(({_KNOWN}|[\w.+-]+(?=, ))(?:, {COUNTED})?(?:, [0-9a-f]{{{TAG}}})?\)$")
 Entry = Mapping[str, Any]
 
 
@@ -60,10 +61,16 @@ def place(name: str, entry: Entry, there: Mapping[str, Mapping[str, Entry]]) -> 
     """
     protocol, remark = entry.get("protocol"), remark_of(name)
     known = protocol if protocol in PROTOCOLS else ""
-    candidates = [name]
-    if known and not remark and protocol not in {other.get("protocol") for other in there.get(name, {}).values()}:
+    first = remark or known or "test"
+    counted = f", {COUNTED}" if entry.get("copies") == "counted" else ""
+    candidates = [f"{parted(name)[0]} ({first}{counted})" if counted and COUNTED not in name else name]
+    if (
+        known
+        and not (remark or counted)
+        and protocol not in {other.get("protocol") for other in there.get(name, {}).values()}
+    ):
         candidates.append(f"{name} ({protocol})")
-    tagged = f"{parted(name)[0]} ({remark or known or 'test'}, {{}})"
+    tagged = f"{parted(name)[0]} ({first}{counted}, {{}})"
     if "fingerprint" in entry:
         candidates.append(tagged.format(entry["fingerprint"][:TAG]))
     for candidate in candidates:

@@ -148,6 +148,10 @@ def test_compare_says_what_the_threshold_does_here(calibrated: Known, capsys: Ca
 def test_mistakes_are_named(there: Path, capsys: Capture) -> None:
     assert "0.0001 cannot be fitted to 528 pairs" in refused(capsys, *CALIBRATE[:-1], 0.0001)
     assert "--validate: csv:people.csv has no val split" in refused(capsys, *CALIBRATE, "--validate")
+    assert "--centre-cameras: a calibration is of the plain" in refused(
+        capsys, *CALIBRATE, "--centre-cameras", "gallery"
+    )
+    assert "--floor: a calibration is of the plain" in refused(capsys, *CALIBRATE, "--floor")
     both = refused(capsys, *CALIBRATE, "--strangers", 0.1)
     assert "--strangers and --false-match both set the threshold: give one of them" in both
     Path("others.csv").write_text(Path("people.csv").read_text())

@@ -161,3 +161,27 @@ def test_figures_with_copies_counted_are_others() -> None:
     assert alike(junk, entry(0.6))
     assert not alike(junk, counted)
     assert place(SPEC, counted, {SPEC: {"zero-shot": junk}}) != SPEC
+
+
+def test_the_name_and_the_matrix_say_that_copies_were_counted(tmp_path: Path) -> None:
+    config = {"clipreid": "1", "method": "clip_reid", "backbone": {"name": "tiny-clip"}, "run": {"data": [SPEC]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    counted = f"{SPEC} (no-cameras, copies counted)"
+    assert add_metrics(tmp_path, "stage2", {SPEC: entry(0.9, copies="counted")}) == {SPEC: counted}  # the first of all
+    for model in ("zero-shot", "stage2"):
+        assert add_metrics(tmp_path, model, {SPEC: entry(0.5, copies="junk")}) == {SPEC: SPEC}
+    assert add_metrics(tmp_path, "stage2", {SPEC: entry(0.8, copies="counted")}) == {SPEC: counted}
+    found = read_metrics(tmp_path)
+    assert {name: sorted(models) for name, models in found.items()} == {
+        SPEC: ["stage2", "zero-shot"],
+        counted: ["stage2"],
+    }
+    assert parted(counted) == (SPEC, " (no-cameras, copies counted)")
+    assert remark_of(counted) == "no-cameras"
+    others = entry(0.7, copies="counted", fingerprint=CAMERAS)
+    assert add_metrics(tmp_path, "stage2", {SPEC: others}) == {SPEC: counted[:-1] + ", 01234567)"}
+    assert read_metrics(tmp_path) == found | {counted[:-1] + ", 01234567)": {"stage2": others}}
+    rows, _ = read_rows([tmp_path])
+    assert rows[-1].figures[SPEC]["mAP"] == 0.5
+    assert rows[-1].figures[counted]["mAP"] == 0.8
+    assert any("--protocol no-cameras --count-copies" in line for line in commands(rows))
