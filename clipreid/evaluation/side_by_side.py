@@ -85,4 +85,4 @@ def sorted_out(metrics: Mapping[str, Mapping[str, Entry]]) -> dict[str, dict[str
     for name, models in metrics.items():
         for model, entry in models.items():
             found.setdefault(place(name, entry, found), {})[model] = entry
-    return found
+    return {name: models for name, models in found.items() if models}

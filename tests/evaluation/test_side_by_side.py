@@ -14,7 +14,7 @@ from clipreid.data import Split
 from clipreid.data.fingerprint import pair_fingerprint
 from clipreid.evaluation.matrix import columns_of, commands, matrix_table, read_rows
 from clipreid.evaluation.results import add_metrics, results_table
-from clipreid.evaluation.side_by_side import alike, parted, place, remark_of
+from clipreid.evaluation.side_by_side import alike, parted, place, remark_of, sorted_out
 from clipreid.evaluation.tables import similarity_digits
 from clipreid.hub.files import read_metrics
 
@@ -181,6 +181,8 @@ def test_the_name_and_the_matrix_say_that_copies_were_counted(tmp_path: Path) ->
     others = entry(0.7, copies="counted", fingerprint=CAMERAS)
     assert add_metrics(tmp_path, "stage2", {SPEC: others}) == {SPEC: counted[:-1] + ", 01234567)"}
     assert read_metrics(tmp_path) == found | {counted[:-1] + ", 01234567)": {"stage2": others}}
+    tagged = {f"{SPEC} (no-cameras, 01234567)": {"stage2": entry(0.9, copies="counted")}}
+    assert list(sorted_out(tagged)) == [counted]  # and no name that nothing is below
     rows, _ = read_rows([tmp_path])
     assert rows[-1].figures[SPEC]["mAP"] == 0.5
     assert rows[-1].figures[counted]["mAP"] == 0.8
