@@ -41,17 +41,22 @@ class Columns(dict[str, Tensor]):
         return Columns({name: values.to(device) for name, values in self.items()})
 
 
+CAMERAS = frozenset({"camid", "camids", "cam", "cam_id", "camera_id", "cameraid"})  # what others call this column
+
+
 def read_table(table: Table, side: str) -> dict[str, np.ndarray]:
     """Columns of `table` as 1-D arrays: int64, or objects holding text; images and matrices are skipped.
 
-    `side` ("query" or "gallery") is named in errors. Raises UserError when the table has no identities,
-    holds unknown identities, or has columns of different lengths.
+    `side` ("query" or "gallery") is named in errors. Raises UserError when the table has no identities, cameras under
+    another name, holds unknown identities, or has columns of different lengths.
     """
     flat = {name: _flat(values) for name, values in _columns_of(table, side).items()}
     columns = {name: _plain(values) for name, values in flat.items() if values is not None}
     if "identity" not in columns:
         have = ", ".join(sorted(columns)) or "none"
         raise UserError(f"{side} has no 'identity' column (its columns: {have}). Add one value for each image.")
+    if "camera" not in columns and (other := next((name for name in columns if name in CAMERAS), None)):
+        raise UserError(f"{side} has a column {other!r} and none 'camera', so cameras would not count: rename it.")
     n = len(columns["identity"])
     if n == 0:
         raise UserError(f"{side} is empty: there is nothing to score.")

@@ -106,6 +106,7 @@ def test_large_numbers_do_not_collide() -> None:
     ("query", "message"),
     [
         (None, "query is a NoneType; give its metadata as a dict of arrays"),
+        ({"identity": [1, 2], "camid": [1, 2]}, "query has a column 'camid' and none 'camera'"),
         ({"pid": [1, 2]}, r"query has no 'identity' column \(its columns: pid\)"),
         ({"identity": []}, "query is empty"),
         ({"identity": [1, 2], "camera": [1]}, "query: column 'camera' has 1 rows, 'identity' has 2"),
