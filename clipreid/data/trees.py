@@ -164,7 +164,8 @@ def _explain_layout(root: Path, spec: str) -> str:
     return (
         f"{spec}: {root} holds no train/, test/, or query/ and gallery/. "
         f"Found: {describe_folder(root)}.{hint}\n"
-        f"Put the images to learn from below train/, those to test on below test/ (or query/ and gallery/)"
-        f" in one of these ways:\n{examples}\nor in any other way that a --pattern describes. Where nothing is set "
-        f"apart for testing yet, `clipreid data split {spec} --output DIR` writes a table that does, and moves nothing."
+        f"Where nothing is set apart for testing yet, `clipreid data split {spec} --output DIR` writes a table that "
+        "does, and moves nothing.\n"
+        "Else put the images to learn from below train/, those to test on below test/ (or query/ and gallery/) in one "
+        f"of these ways:\n{examples}\nor in any other way that a --pattern describes."
     )

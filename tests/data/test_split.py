@@ -181,7 +181,9 @@ def test_the_table_is_read_as_it_was_meant(tmp_path: Path) -> None:
         Path(image["path"]).touch()
     images[3] = {"path": "in/parquet.png", "bytes": b"encoded"}
     captions = [f'"{name}", camera {camera}\nsecond' for name, camera in rows]
-    split = Split.from_columns("train", images, *zip(*rows, strict=True), caption=captions, view=[7] * len(rows))
+    count = len(rows)
+    more = {"view": [7] * count, "session": ["2024-01-02"] * count, "tracklet": [str(n) for n in range(count)]}
+    split = Split.from_columns("train", images, *zip(*rows, strict=True), caption=captions, **more)
     pool = pool_images(ReIDData("hub:x/y", {"train": split}, "market1501"))
     parts = split_once(pool, 0.4)
     queries, table = find_queries(pool, parts), tmp_path / "out" / "split.csv"
@@ -192,11 +194,12 @@ def test_the_table_is_read_as_it_was_meant(tmp_path: Path) -> None:
     assert "lone" in read.splits["gallery"].identities
     for part, chosen in (("train", parts == "train"), ("query", queries), ("gallery", parts == "test")):
         wanted, found = pool.images.select(np.flatnonzero(chosen)), read.splits[part]
-        for column in ("identities", "cameras", "views", "captions"):
+        for column in ("identities", "cameras", "views", "captions", "sessions", "tracklets"):
             assert getattr(found, column).tolist() == getattr(wanted, column).tolist()
     (inside,) = (tmp_path / "out" / "images").iterdir()
     assert (inside.name, inside.read_bytes()) == ("000003.png", b"encoded")
     with open(table, newline="") as handle:
         lines = list(csv.DictReader(handle))
-    assert lines[0].keys() == {"image", "identity", "camera", "split", "view", "caption"}  # no empty column
+    kept = {"image", "identity", "camera", "split", "view", "caption", "session", "tracklet"}
+    assert lines[0].keys() == kept  # clothes, which nobody knows here, is no empty column
     assert {line["image"] for line in lines} <= {f"../my, crops/{n}.jpg" for n in range(13)} | {"images/000003.png"}
