@@ -204,7 +204,7 @@ def test_what_cannot_work_is_refused_by_name(run: Path, crops: Path, tmp_path: P
         (["compare", "colour", "tiny-clip"], "name what to test on with --data"),
         (["export", "tiny-clip", "--format", "merged", *output], "untrained and has no adapter to merge"),
         (["export", "colour", "--format", "onnx", *output], "colour has no weights to export"),
-        (["embed", "colour", crops, *output, "--centre-cameras", "gallery"], "no camera is known of 5 images or more"),
+        (["embed", "colour", crops, *output, "--centre-cameras", "gallery"], "no known camera has 5 images or more"),
         (
             ["embed", "colour", crops, *output, "--centre-cameras", "train"],
             "colour is untrained: take --centre-cameras",
@@ -220,7 +220,7 @@ def test_what_cannot_work_is_refused_by_name(run: Path, crops: Path, tmp_path: P
             ["search", "colour", *image, "--centre-cameras", "gallery", "--query-camera", "1", "2"],
             "--query-camera: 2 cameras for 1 images: give one for all, or one for each",
         ),
-        (["search", "colour", *image, "--centre-cameras", "gallery"], "no camera is known of 5 images or more"),
+        (["search", "colour", *image, "--centre-cameras", "gallery"], "no known camera has 5 images or more"),
         (
             ["search", "colour", *image, "--centre-cameras", "train"],
             "colour is untrained: take --centre-cameras gallery",

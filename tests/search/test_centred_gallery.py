@@ -77,7 +77,7 @@ def test_centring_is_part_of_what_a_gallery_is(crops: Path, tmp_path: Path) -> N
     embed(model, images, file, centring="train", means=means, overwrite=True)
     embed(model, images, tmp_path / "plain.parquet")
     torch.testing.assert_close(features(file), features(tmp_path / "plain.parquet"), atol=1e-6, rtol=0)
-    with pytest.raises(UserError, match="no camera is known of 5 images or more"):
+    with pytest.raises(UserError, match="no known camera has 5 images or more"):
         embed(model, find_images([str(crops)]), tmp_path / "blind.parquet", centring="gallery")
     assert not (tmp_path / "blind.parquet").exists()
 
