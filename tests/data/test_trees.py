@@ -324,7 +324,7 @@ def test_an_offer_says_what_it_would_give() -> None:
     ]
 
 
-def test_large_trees_take_little_time() -> None:
+def test_large_trees_are_decided_on_all_their_paths() -> None:
     """30,000 paths; decided on all of them, offers are ranked on some of them."""
     many = {"train": [Place("train", f"p{i}/{n:04d}_{c}.jpg") for i in range(1500) for c in range(4) for n in range(5)]}
     with pytest.raises(UserError, match=r"\(\?P<camera>") as caught:
