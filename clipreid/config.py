@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -217,8 +217,3 @@ def is_public(hint: Any) -> bool:
         return True
     parts = [part for part in get_args(hint) if part is not Ellipsis]
     return bool(parts) and get_origin(hint) is not dict and all(is_public(part) for part in parts)
-
-
-def with_defaults(config: RunConfig, **values: Any) -> RunConfig:
-    """The flags with these in the place of what was left at None or ()."""
-    return replace(config, **{name: value for name, value in values.items() if getattr(config, name) in (None, ())})

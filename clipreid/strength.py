@@ -14,8 +14,6 @@ from clipreid.backbones.imported import IMPORTED
 from clipreid.errors import UserError
 from clipreid.model import ReIDModel
 
-Ends = dict[str, tuple[Tensor, Tensor]]  # {name: (weight before training, after)}
-
 
 def check_strength(strength: float) -> float:
     """The strength, if it is a number from 0 to 1; raises `UserError` else."""

@@ -22,7 +22,6 @@ from clipreid.config import (
     name_of,
     none_is,
     range_of,
-    with_defaults,
 )
 from clipreid.errors import UserError
 from clipreid.methods import clip_reid, get_method, method_names
@@ -158,11 +157,6 @@ def test_unknown_presets_tunings_and_names() -> None:
     with pytest.raises(TypeError, match="epoch_count"):
         settle(epoch_count=3)
     assert name_of(clip_reid) == "clip_reid"
-
-
-def test_defaults_fill_only_what_was_left_open() -> None:
-    filled = with_defaults(RunConfig(threads=3), data=("synthetic",), threads=9, noun="person")
-    assert filled == RunConfig(data=("synthetic",), threads=3, noun="person")
 
 
 # Ranges and choices -----------------------------------------------------------------------------------------------

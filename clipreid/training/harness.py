@@ -26,14 +26,6 @@ def set_threads(threads: int | None) -> int:
     return count
 
 
-def seed_weights(seed: int) -> None:
-    """From here on new weights are drawn alike for the same seed.
-
-    For recipes, which do not import torch themselves: it would be there before clipreid, which says how threads wait.
-    """
-    torch.manual_seed(seed)
-
-
 def check_writable(output: Path, example: str) -> None:
     """Refuses an --output file that could not be written, before anything slow; makes its folder."""
     if output.is_dir():

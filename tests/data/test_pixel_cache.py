@@ -434,3 +434,13 @@ def test_a_disk_that_fails_while_writing_leaves_nothing(
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\)"):
         pixel_cache(split_of(tmp_path / "p", 3), SIZE)
     assert folders(home) == []
+
+
+def test_the_digest_is_of_the_pixels_wherever_and_whenever_they_were_decoded(tmp_path: Path) -> None:
+    """What `--resume` compares: another cache and other times of the files are no other data, another pixel is."""
+    split = split_of(tmp_path / "p", 5)
+    first = pixel_cache(split, SIZE, cache_dir=tmp_path / "one").digest
+    os.utime(tmp_path / "p" / "000.png", (1, 1))
+    assert pixel_cache(split, SIZE, cache_dir=tmp_path / "two").digest == first != ""
+    Image.new("RGB", (16, 32), (1, 2, 3)).save(tmp_path / "p" / "000.png")
+    assert pixel_cache(split, SIZE, cache_dir=tmp_path / "three").digest != first
