@@ -51,7 +51,13 @@ VARIANTS = {  # flags of the recipe, besides the preset `default`
     **{
         f"tint-{tint}-rate-{rate}": f"{UNIT} --tint {tint} --rate {rate}"
         for tint, rate in (
-            (0.2, "1e-3"), (0.1, "2e-3"), (0.2, "2e-3"), (0.1, "4e-3"), (0.15, "4e-3"), (0.2, "4e-3"), (0.2, "8e-3"),
+            (0.2, "1e-3"),
+            (0.1, "2e-3"),
+            (0.2, "2e-3"),
+            (0.1, "4e-3"),
+            (0.15, "4e-3"),
+            (0.2, "4e-3"),
+            (0.2, "8e-3"),
         )
     },
     # from here on besides the default as it is now

@@ -51,7 +51,7 @@ def test_the_paper_preset_is_what_was_published() -> None:
         "aggregation": "cls", "sie": "none", "sie_coefficient": 1.0, "balance": "proportional",
         "identities_per_batch": None, "images_per_identity": None, "checkpoint_every": 1, "cameras": (), "views": (),
         "lora_rank": 8, "lora_alpha": 16.0, "triplet_features": "raw", "triplet_taps": "all", "soft_margin": False,
-        "i2t_scale": None, "weight_keep": 0.0, "average": 0.0, "tint": 0.0,
+        "i2t_scale": None, "weight_keep": 0.0, "average": 0.0, "tint": 0.0, "tint_share": 1.0,
     }  # fmt: skip
     flags, config = settle(preset="paper")
     assert dataclasses.asdict(config) == published
@@ -78,7 +78,7 @@ def test_the_default_preset_is_for_lora() -> None:
     flags, config = settle()
     assert (config.tuning, config.optimiser, config.schedule) == ("lora", "adamw", "cosine")
     assert (config.rate, config.head_rate) == (2e-4, 3.5e-4)
-    assert (config.triplet_features, config.tint) == ("unit", 0.1)
+    assert (config.triplet_features, config.tint, config.tint_share) == ("unit", 0.2, 0.5)
     assert (config.lora_rank, config.lora_alpha) == (8, 16.0)
     assert flags == RunConfig(BIG)  # pixels, positions and interpolation of the backbone
     assert configure(clip_reid) == (RunConfig(), settle("tiny-clip")[1])

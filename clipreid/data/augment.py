@@ -29,6 +29,7 @@ def augment(
     pad: int = 10,
     erase: float = 0.5,
     tint: float = 0.0,
+    tint_share: float = 1.0,
     share: tuple[int, int] = (0, 1),
 ) -> Tensor:
     """Flip, pad and crop, tint, normalise, erase: uint8 [B, 3, H, W] -> float32 [B, 3, H, W] on the batch's device.
@@ -40,7 +41,8 @@ def augment(
     box that fits).
 
     tint (not in CLIP-ReID): the three channels of an image are multiplied by gains of their own, exp of a normal number
-    with this standard deviation: other light and another colour balance, as of another camera.
+    with this standard deviation: other light and another colour balance, as of another camera. tint_share: probability
+    that this is done to an image.
 
     pad: pixels of the batch; CLIP-ReID's 10 belong to 256x128. generator: all draws come from it, on its
     device; on the CPU the result is the same for batches on any device. share: (rank, world) when the batch
@@ -58,6 +60,9 @@ def augment(
     moved = _crop(_mirror(batch, mirrored < flip), _whole(down, 2 * pad + 1), _whole(right, 2 * pad + 1), pad)
     if tint:
         gains = (torch.randn(3, total, generator=generator, device=generator.device) * tint).exp()
+        if tint_share < 1:
+            tinted = torch.rand(total, generator=generator, device=generator.device) < tint_share
+            gains = gains.where(tinted, 1.0)
         moved = _tint(moved, gains[:, part].to(batch.device))
     pixels = normalise(moved, mean, std)
     return _erase(pixels, boxes.to(batch.device), noise.to(batch.device))

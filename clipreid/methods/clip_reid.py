@@ -130,6 +130,8 @@ class Config:
     """Augmentation: probability of random erasing"""
     tint: Annotated[float, Between(0, 1)] = 0.0
     """Augmentation: spread of a random gain of each colour channel, as other light and cameras have; 0: none"""
+    tint_share: Annotated[float, Between(0, 1)] = 1.0
+    """Augmentation: probability that an image gets such gains"""
     checkpoint_every: int = 1
     """Stage 2: epochs between checkpoints"""
     cameras: Suppress[tuple[int, ...]] = ()
@@ -143,7 +145,8 @@ class Config:
 # float32.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "triplet_features": "unit", "tint": 0.1, "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
+        "triplet_features": "unit", "tint": 0.2, "tint_share": 0.5,
+        "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
     },
     "paper": {
         "tuning": "full", "optimiser": "adam", "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, "head_rate": 5e-6,
@@ -180,7 +183,7 @@ STAGE_FLAGS = {
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
         "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
         "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "weight_keep", "average", "pad",
-        "flip", "erase", "tint", "train_interpolation", "precision", "validate", "test",
+        "flip", "erase", "tint", "tint_share", "train_interpolation", "precision", "validate", "test",
     ),
 }  # fmt: skip
 

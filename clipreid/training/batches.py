@@ -51,7 +51,7 @@ def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]]
 
     Args:
         run: its method's settings have identities_per_batch, images_per_identity, balance, flip, pad (pixels at a
-            height of 256), erase, and perhaps tint.
+            height of 256), erase, and perhaps tint and tint_share.
         views: how often each image is in the batch, each time augmented anew: [views x B] rows, the first view first.
         captions: the sentences of every image [N], at least one; one of each is drawn, as "captions" [B, L] token ids.
 
@@ -104,6 +104,7 @@ def augmented(run: Run, images: Tensor, generator: torch.Generator, share: tuple
         pad=pad,
         erase=config.erase,
         tint=getattr(config, "tint", 0.0),
+        tint_share=getattr(config, "tint_share", 1.0),
         share=share,
     )
 

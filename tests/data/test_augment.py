@@ -140,6 +140,8 @@ def test_tint_is_one_gain_for_each_channel_of_each_image() -> None:
     assert gains.mean().abs() < 0.02
     assert gains.std() == pytest.approx(0.3, rel=0.05)
     assert torch.corrcoef(gains.T).triu(1).abs().max() < 0.08
+    some = run(batch, tint=0.3, tint_share=0.25) == run(batch)
+    assert some.flatten(1).all(1).float().mean() == pytest.approx(0.75, abs=0.04)
 
 
 def test_the_generator_decides_everything() -> None:
@@ -159,7 +161,7 @@ def test_the_generator_decides_everything() -> None:
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_shares_are_parts_of_the_whole_batch(world: int) -> None:
     batch = noise_batch(16, 32, 16)
-    options = {"flip": 0.5, "pad": 3, "erase": 0.7, "tint": 0.2}
+    options = {"flip": 0.5, "pad": 3, "erase": 0.7, "tint": 0.2, "tint_share": 0.5}
     parts = [run(part, share=(rank, world), **options) for rank, part in enumerate(batch.chunk(world))]
     assert torch.equal(torch.cat(parts), run(batch, **options))
 
