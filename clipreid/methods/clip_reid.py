@@ -156,12 +156,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# The tiny backbones want larger rates (their weights are far from converged) and fewer epochs. The LoRA rate was chosen
-# on training images of cameras and people left out (benchmarks/factors.py); the others are not tuned.
+# The tiny backbones want larger rates (their weights are far from converged) and fewer epochs. Rate and rank of
+# LoRA were chosen on training images of cameras and people left out (benchmarks/factors.py), the rate of full tuning
+# among two values; the others are not tuned.
 TINY: dict[str, dict[str, Any]] = {
     "default": {
         "prompt_epochs": 15, "prompt_warmup": 1, "prompt_rate": 3.5e-3, "epochs": 4, "least_steps": 180, "warmup": 0.5,
-        "rate": {"full": 1e-4, "lora": 4e-3, "head": 3.5e-3}, "head_rate": 3.5e-3,
+        "lora_rank": 32, "lora_alpha": 64.0,
+        "rate": {"full": 2e-4, "lora": 4e-3, "head": 3.5e-3}, "head_rate": 3.5e-3,
     },
     "paper": {
         "prompt_epochs": 30, "prompt_warmup": 2, "prompt_rate": 3.5e-3, "epochs": 6, "warmup": 1, "milestones": (4, 6),
