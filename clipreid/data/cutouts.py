@@ -64,21 +64,62 @@ class Library:
         return Library(kept)
 
     @cached_property
-    def _kept_textures(self) -> dict[int, Tensor]:
+    def _kept(self) -> dict[int, tuple[Tensor, Tensor]]:
         return {}
 
-    def textures(self, side: int) -> Tensor:
-        """float32 [N, 4, side, side] in 0..1, each cut-out stretched to a square; colours multiplied by alpha."""
-        if side not in self._kept_textures:
-            self._kept_textures[side] = torch.stack([_texture(one.pixels, side) for one in self.cutouts])
-        return self._kept_textures[side]
+    def textures(self, side: int) -> tuple[Tensor, Tensor]:
+        """The cut-outs, each stretched to a square, and where they hide what is behind them.
+
+        float32 [N, side, 4, side] (row, channel, column) in 0..1, colours multiplied by alpha; bool [N, side, side].
+        """
+        if side not in self._kept:
+            textures = torch.stack([_texture(one.pixels, side) for one in self.cutouts])
+            self._kept[side] = (textures, textures[:, :, 3] > 0.5)
+        return self._kept[side]
 
 
 def _texture(pixels: Tensor, side: int) -> Tensor:
-    """[4, h, w] -> [4, side, side], premultiplied."""
+    """uint8 [4, h, w] -> float32 [side, 4, side], premultiplied."""
     rgba = pixels.float() / 255
     rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
-    return torch.nn.functional.interpolate(rgba[None], (side, side), mode="bilinear", antialias=True)[0].clamp_(0, 1)
+    square = torch.nn.functional.interpolate(rgba[None], (side, side), mode="bilinear", antialias=True)[0]
+    return square.clamp_(0, 1).transpose(0, 1).contiguous()
+
+
+@dataclass(frozen=True, eq=False)
+class Bank:
+    """Crops of other individuals, for `distract`.
+
+    pixels: uint8 [M, 3, h, w]. identities: str or int [M].
+    """
+
+    pixels: Tensor
+    identities: Sequence[str] | Sequence[int] | np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != torch.uint8 or self.pixels.dim() != 4 or self.pixels.shape[1] != 3:
+            raise ValueError(f"expected uint8 [M, 3, h, w], got {self.pixels.dtype} {list(self.pixels.shape)}")
+        if len(self.pixels) != len(self.identities) or not len(self.pixels):
+            raise ValueError(f"{len(self.pixels)} crops and {len(self.identities)} identities: a bank has one for each")
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rows [M], sorted by identity."""
+        return np.argsort(np.asarray(self.identities).astype(str), kind="stable")
+
+    @cached_property
+    def names(self) -> np.ndarray:
+        """The identities as str [M], sorted."""
+        return np.asarray(self.identities).astype(str)[self.order]
+
+    def choose(self, own: str, uniform: float) -> int:
+        """The row of a crop of somebody else than `own`, by a number in [0, 1). ValueError where there is nobody."""
+        first, last = (int(np.searchsorted(self.names, own, side)) for side in ("left", "right"))
+        others = len(self.names) - (last - first)
+        if not others:
+            raise ValueError(f"all crops of the bank are of {own!r} itself: it holds nobody else to distract with")
+        place = min(int(uniform * others), others - 1)
+        return int(self.order[place if place < first else place + last - first])
 
 
 # The street's -------------------------------------------------------------------------------------------------------
@@ -138,7 +179,7 @@ def split_library(library: Library, share: float, seed: int) -> tuple[Library, L
         raise UserError(f"a share of {share:g} of the classes of occluders: it lies between 0 and 1")
     if len(library.kinds) < 2:
         raise UserError(
-            f"all occluders are of one class ({library.kinds[0]!r}), and those of training and test must be of different "
+            f"all occluders are of one class ({library.kinds[0]!r}), and training and test must have different "
             "ones: sort them into one folder for each class (bicycle/, bin/, ...), or into train/ and test/"
         )
     order = sorted(library.kinds, key=lambda kind: hashlib.sha256(f"{seed}\n{kind}".encode()).digest())

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clipreid.data.cutouts import Cutout, Library, read_library, split_library, street_library
-from clipreid.data.placing import Placing, draw, find_boxes, light
+from clipreid.data.cutouts import Bank, Cutout, Library, read_library, split_library, street_library
+from clipreid.data.placing import Placing, blend, draw, find_boxes
 
 __all__ = [
     "MASKS",
@@ -40,7 +39,7 @@ STRETCH = 0.5  # how much taller or wider than the crop's shape a rectangle may 
 ROUNDS = 12  # of bisection
 DRAWS = 7  # uniform numbers for each image
 MIDDLE = (0.15, 0.85)  # the columns of another crop that are shown, over its width: the individual stands in the middle
-SIDES = (128, 256)  # of textures: for crops up to 160 rows, and for larger ones
+SIDES = (96, 256)  # of textures: for crops up to 160 rows, and for larger ones
 
 
 @dataclass(frozen=True)
@@ -56,41 +55,6 @@ class Occluded:
     masks: Tensor
     kinds: Tensor
     severity: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Bank:
-    """Crops of other individuals, for `distract`.
-
-    pixels: uint8 [M, 3, h, w]. identities: str or int [M].
-    """
-
-    pixels: Tensor
-    identities: Sequence[str] | Sequence[int] | np.ndarray
-
-    def __post_init__(self) -> None:
-        _check_images(self.pixels)
-        if len(self.pixels) != len(self.identities) or not len(self.pixels):
-            raise ValueError(f"{len(self.pixels)} crops and {len(self.identities)} identities: a bank has one for each")
-
-    @cached_property
-    def order(self) -> np.ndarray:
-        """The rows [M], sorted by identity."""
-        return np.argsort(np.asarray(self.identities).astype(str), kind="stable")
-
-    @cached_property
-    def names(self) -> np.ndarray:
-        """The identities as str [M], sorted."""
-        return np.asarray(self.identities).astype(str)[self.order]
-
-    def choose(self, own: str, uniform: float) -> int:
-        """The row of a crop of somebody else than `own`, by a number in [0, 1). ValueError where there is nobody."""
-        first, last = (int(np.searchsorted(self.names, own, side)) for side in ("left", "right"))
-        others = len(self.names) - (last - first)
-        if not others:
-            raise ValueError(f"all crops of the bank are of {own!r} itself: there is no other identity to distract with")
-        place = min(int(uniform * others), others - 1)
-        return int(self.order[place if place < first else place + last - first])
 
 
 def occlude(
@@ -124,10 +88,10 @@ def occlude(
     kinds = _whole(draws[0], torch.tensor(len(counts), device=images.device))
     chosen = (counts.cumsum(0) - counts)[kinds] + _whole(draws[1], counts[kinds])
     side = SIDES[images.shape[2] > 160]
-    textures = library.textures(side).to(images.device)[chosen]  # [B, 4, S, S]
+    textures, solid = (of_all.to(images.device)[chosen] for of_all in library.textures(side))  # [B, S, 4, S], [B, S, S]
     about = torch.tensor([(one.pixels.shape[2] / one.pixels.shape[1], one.stands) for one in library.cutouts])
     aspect, stands = about.to(images.device)[chosen].T
-    return _paste(images, textures, aspect, stands > 0, kinds, wanted, seen, draws)
+    return _paste(images, textures, solid, aspect, stands > 0, kinds, wanted, seen, draws)
 
 
 def distract(
@@ -161,11 +125,11 @@ def distract(
     crops = bank.pixels[rows].to(images.device)[..., left : max(right, left + 1)].float() / 255
     side = SIDES[images.shape[2] > 160]
     crops = torch.nn.functional.interpolate(crops, (side, side), mode="bilinear", antialias=True)
-    textures = torch.cat([crops, torch.ones_like(crops[:, :1])], 1)
+    textures = torch.cat([crops, torch.ones_like(crops[:, :1])], 1).transpose(1, 2).contiguous()
     shape = (right - left) / bank.pixels.shape[2]  # width over height of what is shown
     aspect = torch.full_like(draws[0], shape)
-    stands = torch.ones_like(draws[0], dtype=torch.bool)
-    return _paste(images, textures, aspect, stands, torch.zeros_like(draws[0]).long(), wanted, seen, draws)
+    stands, solid = aspect > 0, textures[:, :, 3] > 0
+    return _paste(images, textures, solid, aspect, stands, torch.zeros_like(draws[0]).long(), wanted, seen, draws)
 
 
 def mask_out(
@@ -192,7 +156,8 @@ def mask_out(
         raise ValueError(f"fill {tuple(fill)}: three values from 0 to 255 are needed")
     draws = _uniform(DRAWS, len(images), generator, share, images.device)
     kinds = _whole(draws[0], torch.tensor(len(MASKS), device=images.device))
-    boxes = _growing(kinds, draws[1:4], wanted, seen)
+    whole = torch.ones_like(images[:, 0], dtype=torch.bool)
+    boxes = _growing(kinds, draws[1:4], wanted, whole if seen is None else seen)
     hidden = _inside(boxes, *images.shape[2:]) & (wanted > 0)[:, None, None]
     colour = torch.tensor([round(value) for value in fill], dtype=torch.uint8, device=images.device)
     pixels = torch.where(hidden[:, None], colour[:, None, None], images)
@@ -202,41 +167,43 @@ def mask_out(
 def _paste(
     images: Tensor,
     textures: Tensor,
+    solid: Tensor,
     aspect: Tensor,
     stands: Tensor,
     kinds: Tensor,
     wanted: Tensor,
-    seen: Tensor,
+    seen: Tensor | None,
     draws: Tensor,
 ) -> Occluded:
-    """Textures [B, 4, S, S] into the images, as `draws` [DRAWS, B] say."""
+    """Textures [B, S, 4, S], solid where bool [B, S, S] is true, into the images, as `draws` [DRAWS, B] say."""
     right = draws[2] < 0.5
     mirrored = torch.where(stands, draws[3] < 0.5, right)  # the end outside of the crop is the left one
-    textures = torch.where(mirrored[:, None, None, None], textures.flip(3), textures)
     placing = Placing(aspect, stands, right, *draws[4:])
-    boxes = find_boxes(placing, textures[:, 3], wanted, seen)
-    layer = draw(textures, boxes, *images.shape[2:])  # [B, 4, H, W]
-    layer = layer * (wanted > 0)[:, None, None, None]
-    before = images.float() / 255
-    mixed = light(layer, before) + before * (1 - layer[:, 3:])
-    pixels = (mixed * 255).round_().clamp_(0, 255).to(torch.uint8)
-    return _result(pixels, layer[:, 3] > 0.5, kinds, seen)
+    boxes = find_boxes(placing, solid, mirrored, wanted, (images.shape[2], images.shape[3]), seen)
+    layer = draw(textures, boxes, mirrored, *images.shape[2:])  # [B, 4, H, W]
+    asked = (wanted > 0)[:, None, None]  # [B, 1, 1]
+    pixels = torch.where(asked[:, None], blend(layer, images), images)
+    return _result(pixels, (layer[:, 3] > 0.5) & asked, kinds, seen)
 
 
-def _result(pixels: Tensor, hidden: Tensor, kinds: Tensor, seen: Tensor) -> Occluded:
-    reached = (hidden & seen).sum((1, 2)) / seen.sum((1, 2))
+def _result(pixels: Tensor, hidden: Tensor, kinds: Tensor, seen: Tensor | None) -> Occluded:
+    if seen is None:
+        reached = hidden.float().mean((1, 2))
+    else:
+        reached = (hidden & seen).sum((1, 2)) / seen.sum((1, 2))
     return Occluded(pixels, hidden, torch.where(hidden.any(2).any(1), kinds, -1), reached)
 
 
 def _growing(kinds: Tensor, draws: Tensor, wanted: Tensor, seen: Tensor) -> Tensor:
     """Boxes [4, B] in whole pixels that hide the wanted share: each grows from its anchor to the whole crop."""
+    sums = torch.nn.functional.pad(seen.float(), (1, 0, 1, 0)).cumsum(1).cumsum(2)  # [B, H + 1, W + 1]
     low, high = torch.zeros_like(wanted), torch.ones_like(wanted)
     for _ in range(ROUNDS):
         size = (low + high) / 2
-        over = _share(_box(kinds, draws, size, seen), seen) >= wanted
+        over = _share(_box(kinds, draws, size, seen), sums) >= wanted
         low, high = torch.where(over, low, size), torch.where(over, size, high)
     less, more = (_box(kinds, draws, size, seen) for size in (low, high))
-    nearer = (_share(less, seen) - wanted).abs() < (_share(more, seen) - wanted).abs()
+    nearer = (_share(less, sums) - wanted).abs() < (_share(more, sums) - wanted).abs()
     return torch.where(nearer, less, more)
 
 
@@ -251,7 +218,7 @@ def _box(kinds: Tensor, draws: Tensor, size: Tensor, seen: Tensor) -> Tensor:
     right = torch.where(rectangle, draws[1], (kinds == 2).float())
     top, left = down * (1 - tall), right * (1 - wide)
     edges = torch.stack([top * height, (top + tall) * height, left * width, (left + wide) * width])
-    return edges.round()
+    return edges.round().long()
 
 
 def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -262,14 +229,15 @@ def _inside(boxes: Tensor, height: int, width: int) -> Tensor:
     return (row >= top) & (row < bottom) & (column >= left) & (column < right)
 
 
-def _share(boxes: Tensor, seen: Tensor) -> Tensor:
-    """How much of the silhouettes lies in the boxes, [B]."""
-    return (_inside(boxes, *seen.shape[1:]) & seen).sum((1, 2)) / seen.sum((1, 2))
+def _share(boxes: Tensor, sums: Tensor) -> Tensor:
+    """How much of the silhouettes lies in the boxes, [B]; sums [B, H + 1, W + 1] of all pixels above and left."""
+    top, bottom, left, right = boxes
+    image = torch.arange(len(sums), device=sums.device)
+    inside = sums[image, bottom, right] - sums[image, top, right] - sums[image, bottom, left] + sums[image, top, left]
+    return inside / sums[:, -1, -1]
 
 
-def _uniform(
-    count: int, part: int, generator: torch.Generator, share: tuple[int, int], device: torch.device
-) -> Tensor:
+def _uniform(count: int, part: int, generator: torch.Generator, share: tuple[int, int], device: torch.device) -> Tensor:
     """`count` uniform numbers for each image of this part, [count, B], drawn for the global batch."""
     rank, world = share
     drawn = torch.rand(count, part * world, generator=generator, device=generator.device)
@@ -286,8 +254,8 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"expected uint8 [B, 3, H, W], got {images.dtype} {list(images.shape)}")
 
 
-def _checked(images: Tensor, severity: float | Tensor, silhouettes: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The severity of each image, float32 [B], and what it is a share of, bool [B, H, W], never empty."""
+def _checked(images: Tensor, severity: float | Tensor, silhouettes: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The severity of each image, float32 [B], and the silhouettes, none of them empty."""
     _check_images(images)
     count, (height, width) = len(images), images.shape[2:]
     wanted = torch.as_tensor(severity, dtype=torch.float32, device=images.device)
@@ -296,10 +264,9 @@ def _checked(images: Tensor, severity: float | Tensor, silhouettes: Tensor | Non
     if not bool(((wanted >= 0) & (wanted <= 1)).all()):
         raise ValueError(f"severity {severity}: a share from 0 to 1")
     if silhouettes is None:
-        seen = torch.ones(count, height, width, dtype=torch.bool, device=images.device)
-    elif silhouettes.dtype != torch.bool or silhouettes.shape != (count, height, width):
+        return wanted.expand(count), None
+    if silhouettes.dtype != torch.bool or silhouettes.shape != (count, height, width):
         expected = f"bool {[count, height, width]}"
         raise ValueError(f"silhouettes: expected {expected}, got {silhouettes.dtype} {list(silhouettes.shape)}")
-    else:
-        seen = silhouettes | ~silhouettes.any(2).any(1)[:, None, None]
-    return wanted.expand(count), seen.to(images.device)
+    seen = silhouettes.to(images.device)
+    return wanted.expand(count), seen | ~seen.any(2).any(1)[:, None, None]

@@ -40,14 +40,18 @@ def paint_objects(part: Part) -> Iterator[tuple[np.ndarray, str, bool]]:
     """EACH cut-outs of every class of that part: uint8 [h, w, 4], the class, whether it stands on the ground."""
     for kind, (painter, size, stands) in OBJECTS[part].items():
         for number in range(EACH):
-            yield _paint_object(painter, size, [13, _PARTS[part], list(OBJECTS[part]).index(kind), number]), kind, stands
+            yield (
+                _paint_object(painter, size, [13, _PARTS[part], list(OBJECTS[part]).index(kind), number]),
+                kind,
+                stands,
+            )
 
 
 def paint_people(part: Part) -> Iterator[tuple[np.ndarray, str, bool]]:
     """PEOPLE cut-outs of as many people: uint8 [h, w, 4], "person", True."""
     for number in range(PEOPLE):
         rng = np.random.default_rng([14, _PARTS[part], number])
-        who = draw_person(rng)
+        who = draw_person(rng)  # the first draws: as in `people_of`
         canvas = Image.new("RGBA", (240, 300))
         pose = Pose(float(rng.uniform(-np.pi, np.pi)), float(rng.uniform(0, 6.28)), 0.3, 120, 284, 250)
         paint(Figure(canvas, who, pose, Style()))
@@ -141,6 +145,8 @@ def _bicycle(s: Sketch) -> None:
     s.draw.line((bar[0], bar[1], bar[0] - 0.03 * s.w, 0.05 * s.h), fill=dark, width=9)
     s.draw.line((0.6 * s.w, 0.05 * s.h, 0.76 * s.w, 0.05 * s.h), fill=dark, width=9)
     s.draw.rounded_rectangle((0.27 * s.w, 0.12 * s.h, 0.44 * s.w, 0.19 * s.h), radius=6, fill=dark)
+    for x, _ in hubs[:1] if s.rng.random() < 0.5 else hubs:  # panniers
+        s.draw.rounded_rectangle((x - 0.9 * r, s.h - 2.1 * r, x + 0.7 * r, s.h - 0.8 * r), radius=8, fill=s.dark)
     if s.rng.random() < 0.6:  # a basket
         s.draw.rectangle((0.74 * s.w, 0.1 * s.h, 0.96 * s.w, 0.36 * s.h), fill=(142, 104, 66), outline=(90, 62, 38))
 
