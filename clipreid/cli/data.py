@@ -1,4 +1,4 @@
-"""`clipreid data check` and `convert`: the flags; the work is in `clipreid.data`. `data_split.py` is the third."""
+"""`clipreid data check` and `convert`: the flags; the work is in `clipreid.data`. `data_*.py` are the others."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg
 
+from clipreid.cli.data_occlude import Occlude
 from clipreid.cli.data_split import Split
 from clipreid.errors import UserError
 
@@ -79,9 +80,9 @@ class Convert:
 
 @dataclass(frozen=True)
 class Data:
-    """Check a data set, convert it to parquet, or share it out into train and test."""
+    """Check a data set, convert it to parquet, share it out into train and test, or hide a part of its images."""
 
-    command: OmitSubcommandPrefixes[Check | Convert | Split]
+    command: OmitSubcommandPrefixes[Check | Convert | Split | Occlude]
 
     def __call__(self) -> None:
         self.command()

@@ -16,6 +16,8 @@ COARSE, FINE = (16, 32), (96, 96)  # rows and columns, at most, at which the hid
 TALL = 1.5  # height over width: what is so slender is as tall as a person
 TALL_SIZE, LOW_SIZE, SIDE_SIZE = (0.95, 1.2), (0.4, 0.65), (0.4, 0.7)  # heights over the crop's, before coming nearer
 MIDDLE = (0.3, 0.7)  # where, over the crop's width, the middle of a standing occluder may get to
+SINKING = 0.7  # of what a slender occluder grows by coming nearer: so much of it is below the crop
+DOUBT = 0.03  # of the share that the coarse look finds
 SUNK = 0.12  # of the height of a standing occluder at most, below the crop
 MARGIN = 3.0  # feathers (standard deviations) that an edge on a border of the crop lies beyond it
 FEATHER = 0.6  # standard deviation of the blur of edges, pixels of a crop of 128 rows
@@ -48,9 +50,10 @@ class Placing:
         slender = self.aspect * TALL <= 1
         low, high = (torch.where(slender, TALL_SIZE[i], LOW_SIZE[i]) for i in (0, 1))
         low, high = (torch.where(self.stands, x, SIDE_SIZE[i]) for i, x in enumerate((low, high)))
-        tall = height * (low + self.size * (high - low)) * scale
+        size = height * (low + self.size * (high - low))
+        tall = size * scale
         wide = tall * self.aspect
-        bottom = height + margin + tall * SUNK * self.sunk
+        bottom = height + margin + tall * SUNK * self.sunk + torch.where(slender, SINKING, 0.0) * (tall - size)
         floating = self.middle * (height - tall) + tall
         bottom = torch.where(self.stands, bottom, floating)
         middle = width * (MIDDLE[0] + self.middle * (MIDDLE[1] - MIDDLE[0]))
@@ -80,7 +83,7 @@ def find_boxes(
     whole = torch.ones_like(wanted)
     inside = [placing.boxes(scale, whole, *size) for scale in scales]
     most = torch.stack([coarse.share(coarse.lines(solid, boxes), boxes) for boxes in inside])
-    enough = most >= wanted  # [scales, B]
+    enough = most >= wanted + DOUBT  # [scales, B]
     scale = scales[torch.where(enough.any(0), enough.float().argmax(0), most.argmax(0))]
     lines = fine.lines(solid, placing.boxes(scale, whole, *size))  # they move sideways only
     low, high = torch.zeros_like(wanted), whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ SHAPES = (0.33, 3.0)  # width over height of a cell, at least and at most
 CAPTION = 14
 COLUMNS, ROWS = 8, 8  # most images of an individual, individuals of a split
 GAP = 12  # between splits
+
+Shown = tuple[Image.Image, Image.Image, Image.Image, str]  # clean, occluded, what is hidden, words
 
 
 def check_sheet(file: Path) -> None:
@@ -44,6 +47,27 @@ def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
         sheet.save(file)
     except (OSError, ValueError) as error:
         raise UserError(f"the sheet {file} cannot be written ({error}): give a name such as sheet.png") from error
+
+
+def draw_occluded(shown: Sequence[Shown], file: Path) -> None:
+    """Draws images (clean, occluded, what is hidden, words) in rows of COLUMNS, the three above each other.
+
+    Raises `UserError` when the file cannot be written.
+    """
+    cell = _cell_size([clean for clean, *_ in shown])
+    font, high = ImageFont.load_default(10), 3 * cell[1] + 2 * CAPTION
+    rows = max(1, -(-len(shown) // COLUMNS))
+    sheet = Image.new("RGB", (max(1, min(len(shown), COLUMNS)) * (cell[0] + 2), rows * high), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (*images, words) in enumerate(shown):
+        left, top = number % COLUMNS * (cell[0] + 2), number // COLUMNS * high
+        for place, image in enumerate(images):
+            sheet.paste(_cell(image, cell), (left, top + place * cell[1]))
+        pen.text((left + 2, top + 3 * cell[1]), _fitting(words, font, cell[0]), "black", font)
+    try:
+        sheet.save(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the sheet {file} cannot be written ({error}): give another folder") from error
 
 
 class _Block:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipreid.data import Split
+from clipreid.data.occluded import folder_name
 from clipreid.errors import UserError
 
 
@@ -59,17 +60,10 @@ def write_folder(splits: Mapping[str, Split], folder: Path) -> int:
 def _write(split: Split, folder: Path) -> int:
     known = bool((split.cameras >= 0).all())  # one way of naming for all
     for row, (identity, camera) in enumerate(zip(split.identities, split.cameras, strict=True)):
-        own = folder / _folder_name(identity)
+        own = folder / folder_name(identity)
         own.mkdir(parents=True, exist_ok=True)
         split.image(row).save(own / f"{f'cam{camera}_' if known else ''}{row:05d}.png")
     return len(split)
-
-
-def _folder_name(identity: str) -> str:
-    if not identity:
-        raise UserError("an image without identity has no folder to be written into: leave such images out")
-    name = identity.replace("/", "%2F").replace("\\", "%5C")
-    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _nth(values: np.ndarray) -> np.ndarray:

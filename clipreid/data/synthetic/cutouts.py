@@ -145,8 +145,11 @@ def _bicycle(s: Sketch) -> None:
     s.draw.line((bar[0], bar[1], bar[0] - 0.03 * s.w, 0.05 * s.h), fill=dark, width=9)
     s.draw.line((0.6 * s.w, 0.05 * s.h, 0.76 * s.w, 0.05 * s.h), fill=dark, width=9)
     s.draw.rounded_rectangle((0.27 * s.w, 0.12 * s.h, 0.44 * s.w, 0.19 * s.h), radius=6, fill=dark)
+    canvas = shift((112, 100, 84), s.rng.uniform(-40, 40))
     for x, _ in hubs[:1] if s.rng.random() < 0.5 else hubs:  # panniers
-        s.draw.rounded_rectangle((x - 0.9 * r, s.h - 2.1 * r, x + 0.7 * r, s.h - 0.8 * r), radius=8, fill=s.dark)
+        left, top = x - 0.75 * r, s.h - 2.0 * r
+        s.draw.rounded_rectangle((left, top, x + 0.65 * r, s.h - 0.8 * r), radius=8, fill=canvas)
+        s.draw.rounded_rectangle((left, top, x + 0.65 * r, top + 0.4 * r), radius=8, fill=shift(canvas, -34))
     if s.rng.random() < 0.6:  # a basket
         s.draw.rectangle((0.74 * s.w, 0.1 * s.h, 0.96 * s.w, 0.36 * s.h), fill=(142, 104, 66), outline=(90, 62, 38))
 
