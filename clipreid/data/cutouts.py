@@ -21,6 +21,7 @@ SUFFIXES = (".png", ".webp")
 SIDE = "side"  # a folder, or the beginning of a file's name: what enters from a side
 PARTS = ("train", "test")
 NAMELESS = "object"  # the class of cut-outs that lie in no folder of a class
+LARGEST = 512  # pixels of the longer side: larger images of a folder are reduced
 SEEN = 128  # alpha from which a pixel hides what is behind it
 
 Part = Literal["train", "test"]
@@ -64,26 +65,33 @@ class Library:
         return Library(kept)
 
     @cached_property
-    def _kept(self) -> dict[int, tuple[Tensor, Tensor]]:
+    def shapes(self) -> Tensor:
+        """float32 [3, N]: width over height, 1 where it stands on the ground, and the number of its class."""
+        sizes = [(one.pixels.shape[2] / one.pixels.shape[1], one.stands) for one in self.cutouts]
+        rows = [(*size, self.kinds.index(one.kind)) for size, one in zip(sizes, self.cutouts, strict=True)]
+        return torch.tensor(rows, dtype=torch.float32).T
+
+    @cached_property
+    def _kept(self) -> dict[tuple[int, torch.device], tuple[Tensor, Tensor]]:
         return {}
 
-    def textures(self, side: int) -> tuple[Tensor, Tensor]:
-        """The cut-outs, each stretched to a square, and where they hide what is behind them.
+    def textures(self, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The cut-outs, each stretched to a square, and where they hide what is behind them; kept on the device.
 
-        float32 [N, side, 4, side] (row, channel, column) in 0..1, colours multiplied by alpha; bool [N, side, side].
+        uint8 [N, side, 4, side] (row, channel, column), colours multiplied by alpha; bool [N, side, side].
         """
-        if side not in self._kept:
+        if (side, device) not in self._kept:
             textures = torch.stack([_texture(one.pixels, side) for one in self.cutouts])
-            self._kept[side] = (textures, textures[:, :, 3] > 0.5)
-        return self._kept[side]
+            self._kept[side, device] = textures.to(device), (textures[:, :, 3] >= SEEN).to(device)
+        return self._kept[side, device]
 
 
 def _texture(pixels: Tensor, side: int) -> Tensor:
-    """uint8 [4, h, w] -> float32 [side, 4, side], premultiplied."""
+    """uint8 [4, h, w] -> [side, 4, side], premultiplied."""
     rgba = pixels.float() / 255
     rgba = torch.cat([rgba[:3] * rgba[3:], rgba[3:]])
     square = torch.nn.functional.interpolate(rgba[None], (side, side), mode="bilinear", antialias=True)[0]
-    return square.clamp_(0, 1).transpose(0, 1).contiguous()
+    return square.mul_(255).round_().clamp_(0, 255).to(torch.uint8).transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +209,9 @@ def _read_part(folder: Path) -> list[Cutout]:
 def _read_cutout(file: Path, place: Path) -> Cutout:
     try:
         with Image.open(file) as image:
-            rgba = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            upright.thumbnail((LARGEST, LARGEST))
+            rgba = np.asarray(upright)
     except Exception as error:  # Pillow's plugins raise nearly everything on a broken file
         raise UserError(f"the occluder {file} cannot be read ({error}): save it again as PNG, or remove it") from error
     if rgba[..., 3].min() == 255:

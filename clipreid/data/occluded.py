@@ -22,6 +22,7 @@ from clipreid.data.occluders import Bank, Occluded
 from clipreid.data.seeds import seed_for
 from clipreid.data.sheet import Shown, draw_occluded
 from clipreid.errors import UserError
+from clipreid.names import folder_name
 
 TABLE, RECORD, SHEET = "data.csv", "occlusion.csv", "occlusion.png"
 SHOWN = 16  # images on the sheet
@@ -61,7 +62,8 @@ def write_occluded(
     Beside them: data.csv, the same images with all that is known of them (for `csv:FOLDER/data.csv`), occlusion.csv (a
     line for each occluded image: what hides it, the severity that was asked for and reached), and occlusion.png (some
     images: clean, occluded, what is hidden). Each image is occluded at its own size, by draws that depend on seed,
-    split and row alone: at another severity the same things come from the same sides. FOLDER is there when all is written.
+    split and row alone: at another severity the same things come from the same sides. FOLDER is there when all is
+    written.
 
     Raises:
         UserError: a folder that holds something, a split that is not there, images that cannot be read, no space.
@@ -190,14 +192,6 @@ def _suffix(path: str, encoded: bytes) -> str:
     except OSError:
         pass  # copied as it is: who reads it says that it cannot be decoded
     return suffix if suffix in SUFFIXES else ".png"
-
-
-def folder_name(identity: str) -> str:
-    """An identity as the name of a folder: what cannot be one is written as in a URL. UserError for an empty one."""
-    if not identity:
-        raise UserError("an image without identity has no folder to be written into: leave such images out")
-    name = identity.replace("/", "%2F").replace("\\", "%5C")
-    return f"%2E{name[1:]}" if name.startswith(".") else name
 
 
 def _known(split: Split, column: str) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from clipreid.data.cutouts import Bank, Cutout, Library, read_library, split_library, street_library
 from clipreid.data.placing import Placing, blend, draw, find_boxes
+from clipreid.errors import UserError
 
 __all__ = [
     "MASKS",
@@ -80,18 +81,20 @@ def occlude(
 
     Raises:
         ValueError: shapes, kinds or severities that are none.
+        UserError: a library without cut-outs.
     """
+    if not len(library):
+        raise UserError("the library of occluders is empty: there is nothing to hide something with")
     wanted, seen = _checked(images, severity, silhouettes)
     draws = _uniform(DRAWS, len(images), generator, share, images.device)
-    counts = torch.tensor([sum(one.kind == kind for one in library.cutouts) for kind in library.kinds])
-    counts = counts.to(images.device)
+    aspect, stands, kind = library.shapes.to(images.device)  # [N] each
+    counts = kind.long().bincount()
     kinds = _whole(draws[0], torch.tensor(len(counts), device=images.device))
     chosen = (counts.cumsum(0) - counts)[kinds] + _whole(draws[1], counts[kinds])
     side = SIDES[images.shape[2] > 160]
-    textures, solid = (of_all.to(images.device)[chosen] for of_all in library.textures(side))  # [B, S, 4, S], [B, S, S]
-    about = torch.tensor([(one.pixels.shape[2] / one.pixels.shape[1], one.stands) for one in library.cutouts])
-    aspect, stands = about.to(images.device)[chosen].T
-    return _paste(images, textures, solid, aspect, stands > 0, kinds, wanted, seen, draws)
+    textures, solid = (every[chosen] for every in library.textures(side, images.device))  # [B, S, 4, S], [B, S, S]
+    textures = textures.float() / 255
+    return _paste(images, textures, solid, aspect[chosen], stands[chosen] > 0, kinds, wanted, seen, draws)
 
 
 def distract(

@@ -10,8 +10,8 @@ import numpy as np
 from PIL import Image
 
 from clipreid.data import Split
-from clipreid.data.occluded import folder_name
 from clipreid.errors import UserError
+from clipreid.names import folder_name
 
 
 def rows_of(split: Split, identity: str, most: int | None = None) -> list[int]:
