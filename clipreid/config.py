@@ -126,7 +126,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 LOOKED_UP = {
     "tuning": ("lora", "full", "head"),
-    "prompts": ("identity", "none"),
+    "prompts": ("identity", "dual", "none"),
 }  # what tables in presets may depend on
 RATES = ("rate", "head_rate", "prompt_rate")  # of learning: above 0, below 1
 

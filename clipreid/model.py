@@ -174,7 +174,7 @@ class ReIDModel(nn.Module):
         about = {name: x.to(pixels.device) for name, x in (about or {}).items()}
         hooks: Any = tuple(self.hooks.values())
         tokens = self.image(pixels, taps=self.aggregator.taps, hooks=hooks, about=about)
-        found = self.aggregator(tokens, about)
+        found = self.aggregator(tokens, {**about, "pixels": pixels} if self.aggregator.pixels else about)
         return found | {name: self.maps[name](found[name]) for name in self.maps}
 
     def forward(self, batch: Mapping[str, Tensor]) -> Output:

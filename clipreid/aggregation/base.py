@@ -28,6 +28,8 @@ class Aggregator(nn.Module):
         test: the features that form the test feature, in this order.
         reads: what users are to give at test, of "cameras" and "views"; other names are refused by `ReIDModel`. Keys
             of a training batch arrive in `about` without being named.
+        pixels: whether it looks at the images themselves: `about["pixels"]` [B, 3, H, W], normalised, in training and
+            at test.
         weights: of the test features; each is L2-normalised and multiplied by the root of its weight, so that a dot
             product is the weighted sum of their cosines. None: side by side, as `ReIDModel.test_feature` says.
     """
@@ -37,6 +39,7 @@ class Aggregator(nn.Module):
     necks: tuple[str, ...]
     test: tuple[str, ...]
     reads: tuple[str, ...] = ()
+    pixels: bool = False
     weights: tuple[float, ...] | None = None
 
     def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:

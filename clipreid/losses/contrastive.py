@@ -21,6 +21,20 @@ def image_text_logits(image: Tensor, text: Tensor, scale: float | None) -> Tenso
     return scale * F.normalize(image, dim=1) @ F.normalize(text, dim=1).T
 
 
+def class_text_logits(image: Tensor, bank: Tensor, kinds: Tensor, scale: float | None) -> Tensor:
+    """How well images fit the texts of all identities in the bank of each image's own class, [B, I].
+
+    Args:
+        image: [B, E] raw features.
+        bank: [K, I, E], the texts of I identities for K classes (of occluders).
+        kinds: [B] long, 0..K-1.
+        scale: as of `image_text_logits`.
+    """
+    logits = image_text_logits(image, bank.flatten(0, 1), scale).unflatten(1, bank.shape[:2])  # [B, K, I]
+    own = F.one_hot(kinds, len(bank)).to(logits.dtype)  # a sum, for the backward of indexing is not deterministic
+    return torch.einsum("bki,bk->bi", logits, own)
+
+
 def supcon_loss(logits: Tensor, row_labels: Tensor, column_labels: Tensor) -> Tensor:
     """Supervised contrastive loss over given logits (Khosla et al., arXiv 2004.11362, eq. 2; CLIP-ReID eq. 4-5).
 

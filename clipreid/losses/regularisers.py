@@ -21,3 +21,15 @@ def anchor_diversity_loss(anchors: Tensor) -> Tensor:
     squared = (unit @ unit.T).square()  # [K, K]
     others = ~torch.eye(count, dtype=torch.bool, device=anchors.device)
     return (squared * others).sum() / max(1, count * (count - 1))
+
+
+def consistency_loss(a: Tensor, b: Tensor) -> Tensor:
+    """How far two views of the same images are apart: the mean squared distance of their unit features.
+
+    `1/B sum_i |a_i / |a_i| - b_i / |b_i||^2 = 2 - 2 cos`, between 0 and 4 (for DPL-ReID, arXiv 2605.19527; the norm is
+    assumed).
+
+    Args:
+        a, b: [B, D]; row i of both is of the same image.
+    """
+    return (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()

@@ -11,7 +11,7 @@ P identities x K images make the global batch G, of which this process has B; E 
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -287,10 +287,19 @@ def doubt_texts(run: Run, found: Mapping[str, float]) -> None:
         )
 
 
-def prompt_stage(run: Run, model: ReIDModel, prompts: IdentityPrompts, config: Config) -> Stage:
-    """Adam on the prompts alone; the images' features are computed once, without augmentation."""
+def prompt_stage(
+    run: Run,
+    model: ReIDModel,
+    prompts: IdentityPrompts,
+    config: Config,
+    features: Callable[[], Tensor] | None = None,
+) -> Stage:
+    """Adam on the prompts alone; the images' features are computed once, without augmentation.
+
+    features: gives them, [N, E]; None: `image_features`, when the first batch is asked for.
+    """
     labels, scale, epochs = run.data.labels.to(run.device), text_scale(run.backbone), config.prompt_epochs
-    features = functools.cache(lambda: image_features(run, model))  # [N, E], when the first batch is asked for
+    features = features or functools.cache(lambda: image_features(run, model))
 
     def after_epoch(done: int) -> None:
         if done < epochs:
@@ -379,10 +388,14 @@ class Tuning(nn.Module):
         """Features and logits of all processes to the losses; the batch is this process's."""
         with full_precision(batch["labels"].device):
             losses = tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
-            if self.before is not None and self.bank is not None:
-                now = image_text_logits(output.features["projection"], self.bank, self.scale)  # [G, I]
-                losses["keep_loss"] = self.config.weight_keep * keep_loss(now, self.before[gather(batch["rows"])])
-            return losses
+            return losses | self.kept(output, batch)
+
+    def kept(self, output: Output, batch: Batch) -> Losses:
+        """The loss of `weight_keep`; none without it, or without texts."""
+        if self.before is None or self.bank is None:
+            return {}
+        now = image_text_logits(output.features["projection"], self.bank, self.scale)  # [G, I]
+        return {"keep_loss": self.config.weight_keep * keep_loss(now, self.before[gather(batch["rows"])])}
 
 
 def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: float | None, config: Config) -> Losses:

@@ -5,7 +5,7 @@ I identities, M learned tokens, L prompt tokens, W text width, E embedding; T di
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,15 +78,22 @@ class IdentityPrompts(nn.Module):
 
         Under several processes each encodes its share and the shares are gathered with gradient.
         """
-        rank, size = world()
-        if size == 1:
-            return self.encode(identities)
-        share = -(-len(identities) // size)
-        padded = F.pad(identities, (0, share * size - len(identities)))  # identity 0 fills up; cut off below
-        return gather(self.encode(padded[rank * share : (rank + 1) * share]))[: len(identities)]
+        return shared_out(self.encode, identities)
 
     @torch.no_grad()
     def bank(self, batch_size: int = 256) -> Tensor:
         """The text features of all identities, [I, E]."""
         everyone = torch.arange(len(self.context), device=self.context.device)
         return torch.cat([self.encode(part) for part in everyone.split(batch_size)])
+
+
+def shared_out(encode: Callable[..., Tensor], *numbers: Tensor) -> Tensor:
+    """`encode(*numbers)` [n, E] of numbers [n] that every process has alike: each encodes its share of the rows, and
+    the shares are gathered with gradient."""
+    rank, size = world()
+    if size == 1:
+        return encode(*numbers)
+    count = len(numbers[0])
+    share = -(-count // size)
+    padded = [F.pad(x, (0, share * size - count)) for x in numbers]  # number 0 fills up; cut off below
+    return gather(encode(*(x[rank * share : (rank + 1) * share] for x in padded)))[:count]

@@ -21,7 +21,11 @@ from clipreid.training.sets import RunData, check_batch
 from clipreid.training.stage import Batch
 
 Batches = Callable[[int], Sequence[Batch]]  # of an epoch
+# Of a view's uint8 images [B, 3, H, W], with a generator and (rank, processes): what they become, and further keys of
+# the batch, [B] each; drawn for the global batch, as in `augment`
+Change = Callable[[int, Tensor, torch.Generator, tuple[int, int]], tuple[Tensor, Batch]]
 EPOCH_OF_CAPTIONS = 7919  # keeps the draws of captions apart from those of augmentation
+CHANGES = 6947  # and those of `change`
 
 
 class Lazy(Sequence[Batch]):
@@ -46,7 +50,13 @@ class Lazy(Sequence[Batch]):
         return (self.make(nth) for nth in range(self.steps))
 
 
-def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]] | None = None) -> Batches:
+def image_batches(
+    run: Run,
+    *,
+    views: int = 1,
+    captions: Sequence[Sequence[str]] | None = None,
+    change: Change | None = None,
+) -> Batches:
     """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B].
 
     Args:
@@ -54,6 +64,8 @@ def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]]
             height of 256), erase, and perhaps tint and tint_share.
         views: how often each image is in the batch, each time augmented anew: [views x B] rows, the first view first.
         captions: the sentences of every image [N], at least one; one of each is drawn, as "captions" [B, L] token ids.
+        change: what is done to the images of a view before they are augmented, called as
+            `change(view, images, generator, share)`; it gives the same keys for every view.
 
     Raises:
         UserError: P is not divisible by the number of processes, or such batches cannot be drawn.
@@ -69,6 +81,14 @@ def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]]
     K, (cameras, views_of) = config.images_per_identity, data.sides
     crops = cache_on_gpu(run.crops(), device)  # uint8 [N, 3, H, W]
 
+    def make_view(images: Tensor, epoch: int, nth: int, view: int) -> tuple[Tensor, Batch]:
+        more: Batch = {}
+        if change is not None:
+            generator = torch.Generator().manual_seed(seed_for(run.seed, epoch, nth, CHANGES + view))
+            images, more = change(view, images, generator, share)
+        generator = torch.Generator().manual_seed(seed_for(run.seed, epoch, nth, *[view] * bool(view)))
+        return augmented(run, images, generator, share), more
+
     def batches(epoch: int) -> Sequence[Batch]:
         drawn = mixed_pk_indices(
             data.labels, data.groups, config.identities_per_batch, K, run.seed, epoch, config.balance
@@ -78,10 +98,10 @@ def image_batches(run: Run, *, views: int = 1, captions: Sequence[Sequence[str]]
         def make(nth: int) -> Batch:
             rows = mine[nth]
             images = crops.index_select(0, rows.to(crops.device)).to(device)  # uint8 [B, 3, H, W]
-            seeds = [seed_for(run.seed, epoch, nth, *[view] * bool(view)) for view in range(views)]
-            pixels = [augmented(run, images, torch.Generator().manual_seed(seed), share) for seed in seeds]
+            pixels, more = zip(*(make_view(images, epoch, nth, view) for view in range(views)), strict=True)
             rows = rows.repeat(views)
             batch = {"labels": data.labels[rows], "cameras": cameras[rows], "views": views_of[rows], "rows": rows}
+            batch |= {name: torch.cat([keys[name] for keys in more]) for name in more[0]}
             if captions is not None and tokenizer is not None:
                 batch["captions"] = tokenizer(draw_captions(captions, rows, run.seed, epoch, nth))
             return {"pixels": torch.cat(pixels), **{name: x.to(device) for name, x in batch.items()}}
