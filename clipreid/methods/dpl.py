@@ -91,8 +91,8 @@ class Config(clip_reid.Config):
     occluded_draws: Annotated[int, Between(1, 64)] = 4
     """Stage 1: occluded versions of each image whose features are kept (assumed)"""
     weight_occluded_i2t: Annotated[float, Between(0, 1e3)] = 1.0
-    """Weight of the image-to-text loss of the second view with the first text (assumed), as --weight-i2t is of the first
-    view"""
+    """Weight of the image-to-text loss of the second view with the first text (assumed), as --weight-i2t is of the
+    first view"""
     weight_occluder: Annotated[float, Between(0, 1e3)] = 1.0
     """Weight of the image-to-text loss of occluded images with the second text (assumed)"""
     weight_consistency: Annotated[float, Between(0, 1e3)] = 0.0

@@ -244,7 +244,7 @@ def other_values(settings: type, value: Any, name: str) -> list[Any]:
     if isinstance(value, tuple) and name == "milestones":
         return [(1,)]
     if Path in get_args(hint):
-        return [Path(__file__).parent / "two_lines.txt"]
+        return [Path(__file__).parent / "two_lines.txt", Path(__file__).parent / "two_cutouts"]  # a file or a folder
     return []
 
 

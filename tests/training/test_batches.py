@@ -98,6 +98,28 @@ def test_views_repeat_the_rows_and_augment_them_anew() -> None:
     assert all(torch.equal(two[name], one[name].repeat(2)) for name in ("rows", "labels", "cameras"))
 
 
+def test_a_change_comes_before_augmentation_with_draws_of_its_own() -> None:
+    def change(view: int, images: Tensor, generator: torch.Generator, share: tuple[int, int]) -> tuple[Tensor, Any]:
+        rank, world = share
+        drawn = torch.rand(len(images) * world, generator=generator)[rank * len(images) :][: len(images)]
+        return images // (view + 1), {"drawn": drawn, "view": torch.full((len(images),), view)}
+
+    plain = Config(flip=0, pad=0, erase=0)
+    batch, run = image_batches(make_run(config=plain), views=2, change=change)(2)[1], make_run(config=plain)
+    crops = run.crops()[batch["rows"]] // (1 + batch["view"]).to(torch.uint8)[:, None, None, None]
+    assert torch.equal(batch["pixels"], normalise(crops, run.backbone.mean, run.backbone.std))
+    assert len(batch["drawn"].unique()) == len(batch["rows"])  # other draws for each view
+    whole = image_batches(make_run(), views=2, change=change)
+    parts = [image_batches(make_run((rank, 2)), views=2, change=change) for rank in (0, 1)]
+    for name, x in whole(2)[1].items():
+        halves = [part(2)[1][name].chunk(2) for part in parts]  # each process has both views
+        assert torch.equal(torch.cat([half[view] for view in (0, 1) for half in halves]), x), name
+    assert not torch.equal(whole(3)[1]["drawn"], whole(2)[1]["drawn"])
+    untouched = image_batches(make_run(), views=2)(2)[1]
+    same = image_batches(make_run(), views=2, change=lambda view, images, *_: (images, {}))(2)[1]
+    assert all(torch.equal(same[name], x) for name, x in untouched.items())  # augmentation draws as without a change
+
+
 def test_captions_are_those_of_their_images_and_all_are_drawn() -> None:
     captions = [[f"{row:02d}a", f"{row:02d}b"] for row in range(N)]
     batches, seen = image_batches(make_run(), captions=captions), set()
