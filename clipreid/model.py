@@ -209,7 +209,8 @@ class ReIDModel(nn.Module):
 
     @torch.no_grad()
     def embed_parts(self, crops: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """uint8 crops [B, 3, H, W] of the right size to the test feature (`concat`) and its parts, L2-normalised.
+        """uint8 crops [B, 3, H, W] of the right size to the test feature (`concat`), its parts, and what else the
+        aggregator wants to be scored, L2-normalised.
 
         about: as for `features`.
         """
@@ -217,7 +218,8 @@ class ReIDModel(nn.Module):
         self.eval()
         features = self.features(self.normalise(crops), about)
         self.train(was_training)
-        parts = {name: F.normalize(features[name].float(), dim=1) for name in self.aggregator.test}
+        names = dict.fromkeys((*self.aggregator.test, *self.aggregator.scored))
+        parts = {name: F.normalize(features[name].float(), dim=1) for name in names}
         return {"concat": self.test_feature(features), **parts}
 
     def attention_maps(self, crops: Tensor, about: Mapping[str, Tensor] | None = None) -> Tensor | None:

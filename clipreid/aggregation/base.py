@@ -26,6 +26,8 @@ class Aggregator(nn.Module):
         widths: the width D of every feature that it returns.
         necks: the features that get a BNNeck and a classifier in training.
         test: the features that form the test feature, in this order.
+        scored: further features that are scored beside the test feature and its parts, by their cosine. Texts are
+            compared with `projection`.
         reads: what users are to give at test, of "cameras" and "views"; other names are refused by `ReIDModel`. Keys
             of a training batch arrive in `about` without being named.
         pixels: whether it looks at the images themselves: `about["pixels"]` [B, 3, H, W], normalised, in training and
@@ -38,6 +40,7 @@ class Aggregator(nn.Module):
     widths: Mapping[str, int]
     necks: tuple[str, ...]
     test: tuple[str, ...]
+    scored: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     pixels: bool = False
     weights: tuple[float, ...] | None = None

@@ -99,6 +99,7 @@ def evaluate(flags: Evaluate) -> None:
 
 def _evaluate(flags: Evaluate, asked: Asked, record: Path) -> None:
     """Scores the model; its figures go to metrics.json in `record`."""
+    from clipreid.evaluation.rerank import check_metric
     from clipreid.evaluation.results import results_table
     from clipreid.hub.files import METRICS, read_metrics
     from clipreid.metric import needs_cosine
@@ -120,9 +121,10 @@ def _evaluate(flags: Evaluate, asked: Asked, record: Path) -> None:
     check_extras(flags, tests)
     check_keeping(flags, flags.keep_means, record if record == asked.folder else None, tests)
     model = asked.load()
-    for flag, name in ((flags.rerank, "--rerank"), (flags.centre_cameras, "--centre-cameras")):
-        if flag is not None:
-            needs_cosine(model.metric, f"{name} {flag}")
+    if flags.rerank is not None:
+        check_metric(model.metric, flags.rerank, f"--rerank {flags.rerank}")
+    if flags.centre_cameras is not None:
+        needs_cosine(model.metric, f"--centre-cameras {flags.centre_cameras}")
     print(f"{flags.run}: {about_model(model)}, {model.device}\n", flush=True)
     if strengths:
         keep = record if record == asked.folder else None

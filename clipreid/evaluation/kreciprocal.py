@@ -17,15 +17,16 @@ non-zero entries exist, so memory grows with N, not with its square; the result 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from clipreid.errors import UserError
-from clipreid.evaluation.neighbours import nearest, prepare, product
+from clipreid.evaluation.neighbours import Blocks, Compare, nearest, nearest_in, pairs_in, prepare, product
 from clipreid.evaluation.similarity import ALIGN, chunk_size
 
 _ENTRIES = 2**21  # set members or shared entries in memory at once
@@ -51,16 +52,45 @@ def k_reciprocal(
     units[:n_query], units[n_query:n] = query, gallery
     del query, gallery
     near, lowest = nearest(units, n, min(k1 + 1, n))
-    codes = average(encode(units, near, lowest, k1), near[:, :k2])
-    columns = codes.columns_of(range(n_query, n))
-    farthest = _distance(lowest).clamp_min(torch.finfo(torch.float32).tiny)
+    codes = average(encode(partial(_pairs, units, n), near, lowest, k1), near[:, :k2])
+    yield from _blend(codes, _originals(units, n_query, n, end), lowest, n_query, lambda_value)
+
+
+def k_reciprocal_by(
+    compare: Compare, query: Tensor, gallery: Tensor, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
+) -> Iterator[Tensor]:
+    """The same by a metric from -1 to 1 in the place of the cosine; d = 2 - 2 s, as seen by the one who asks.
+
+    Args:
+        compare: `clipreid.evaluation.neighbours.by_metric`. The rest: as for `k_reciprocal`, rows of any length.
+    """
+    check_k_reciprocal(k1, k2, lambda_value)
+    everyone = torch.cat([query, gallery])
+    n = len(everyone)
+    near, lowest = nearest_in(compare(everyone, everyone), n, min(k1 + 1, n))
+    codes = encode(lambda row, column: pairs_in(compare(everyone, everyone), row, column), near, lowest, k1)
+    codes = average(codes, near[:, :k2])
+    yield from _blend(codes, compare(query, gallery), lowest, len(query), lambda_value)
+
+
+def _originals(units: Tensor, n_query: int, n: int, end: int) -> Blocks:
+    """Cosines of the queries to the gallery."""
     gallery = prepare(units[n_query:end])
-    size = n - n_query
-    for start in range(0, n_query, chunk := chunk_size(None, (n_query, size))):
+    for start in range(0, n_query, chunk := chunk_size(None, (n_query, n - n_query))):
         stop = min(start + chunk, n_query)
         rows = torch.nn.functional.pad(units[start:stop], (0, 0, 0, (start - stop) % ALIGN))
-        original = 1 - _distance(product(rows, gallery)[: stop - start, :size]) / farthest[start:stop, None]  # [c, G]
-        shared = _shared(codes, columns, range(start, stop), size)  # [c, G]
+        yield start, product(rows, gallery)[: stop - start, : n - n_query]
+
+
+def _blend(codes: Sparse, originals: Blocks, lowest: Tensor, n_query: int, lambda_value: float) -> Iterator[Tensor]:
+    """Step 5 for each block of queries [c, G]."""
+    n = len(lowest)
+    columns = codes.columns_of(range(n_query, n))
+    farthest = _distance(lowest).clamp_min(torch.finfo(torch.float32).tiny)
+    for start, similarity in originals:
+        stop = start + len(similarity)
+        original = 1 - _distance(similarity) / farthest[start:stop, None]  # [c, G]
+        shared = _shared(codes, columns, range(start, stop), n - n_query)  # [c, G]
         yield (1 - lambda_value) * (shared / (2 - shared)) + lambda_value * original
 
 
@@ -118,11 +148,11 @@ def _segments(starts: Tensor, lengths: Tensor) -> Tensor:
 # Encoding -------------------------------------------------------------------------------------------------
 
 
-def encode(units: Tensor, near: Tensor, lowest: Tensor, k1: int) -> Sparse:
+def encode(pairs: Callable[[Tensor, Tensor], Tensor], near: Tensor, lowest: Tensor, k1: int) -> Sparse:
     """V of steps 1 to 3, [N, N], each row summing to 1.
 
     Args:
-        units: [N padded, D] rows of length 1.
+        pairs: gives the similarity of each pair (row, column), [pairs], the pairs in order of their rows.
         near, lowest: what `nearest` returned for k1 + 1 neighbours, [N, k1 + 1] and [N].
     """
     n = len(near)
@@ -136,7 +166,7 @@ def encode(units: Tensor, near: Tensor, lowest: Tensor, k1: int) -> Sparse:
         rows.append(keys // n)
         members.append(keys % n)
     row, member = torch.cat(rows), torch.cat(members)
-    similarity = _pairs(units, n, row, member)
+    similarity = pairs(row, member)
     distance = _distance(similarity) / _distance(lowest).clamp_min(torch.finfo(torch.float32).tiny)[row]
     weight = torch.exp(-distance.masked_fill_(row == member, 0))
     total = torch.zeros(n, device=weight.device).index_add_(0, row, weight)

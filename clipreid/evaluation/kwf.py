@@ -9,7 +9,7 @@ from torch import Tensor
 
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import UNKNOWN
-from clipreid.evaluation.neighbours import prepare, product
+from clipreid.evaluation.neighbours import Blocks, Compare, prepare, product
 from clipreid.evaluation.similarity import ALIGN, chunk_size
 
 WEIGHTINGS = ("uniform", "inverse-distance", "exponential")
@@ -45,13 +45,33 @@ def kwf(
     Raises:
         UserError: a number out of range, or an unknown weighting.
     """
+    how = candidates, neighbours, weighting, epsilon
+    yield from kwf_by(_cosines, query, gallery, query_cameras, gallery_cameras, *how)
+
+
+def kwf_by(
+    compare: Compare,
+    query: Tensor,
+    gallery: Tensor,
+    query_cameras: Tensor,
+    gallery_cameras: Tensor,
+    candidates: int = 100,
+    neighbours: int = 6,
+    weighting: str = "inverse-distance",
+    epsilon: float = 0.1,
+) -> Iterator[Tensor]:
+    """The same by a metric from -1 to 1 in the place of the cosine: the new similarity is the mean of similarities.
+
+    Args:
+        compare: `clipreid.evaluation.neighbours.by_metric`. The rest: as for `kwf`, rows of any length.
+    """
     check_kwf(candidates, neighbours, weighting, epsilon)
     asking, group = query_cameras.unique(return_inverse=True)  # [C], [Q]
-    index, cosine = _fusions(gallery, gallery_cameras, asking, neighbours)  # [C, G, K]
+    index, cosine = _fusions(compare, gallery, gallery_cameras, asking, neighbours)  # [C, G, K]
     weights = _weigh(cosine, weighting, epsilon)
     del cosine
     candidates = min(candidates, len(gallery))
-    for start, similarity in _cosines(query, gallery):
+    for start, similarity in compare(query, gallery):
         which = group[start : start + len(similarity), None]  # [c, 1]
         best = similarity.topk(candidates, dim=1).indices  # [c, M]
         members, weight = index[which, best], weights[which, best]  # [c, M, K]
@@ -72,7 +92,9 @@ def check_kwf(candidates: int, neighbours: int, weighting: str, epsilon: float) 
         raise UserError(f"kwf: epsilon is {epsilon}; a distance above 0 is needed")
 
 
-def _fusions(gallery: Tensor, cameras: Tensor, asking: Tensor, neighbours: int) -> tuple[Tensor, Tensor]:
+def _fusions(
+    compare: Compare, gallery: Tensor, cameras: Tensor, asking: Tensor, neighbours: int
+) -> tuple[Tensor, Tensor]:
     """For each query camera and gallery image its nearest from other cameras: rows int32, cosines [C, G, K].
 
     The nearest of each camera apart are found once; leaving a camera out is then choosing among these. Where there are
@@ -84,7 +106,7 @@ def _fusions(gallery: Tensor, cameras: Tensor, asking: Tensor, neighbours: int) 
     barred = (owner == asking[:, None]) & (owner != UNKNOWN)  # [C, columns]
     index = torch.zeros(len(asking), len(gallery), neighbours, dtype=torch.int32, device=gallery.device)
     cosine = torch.full(index.shape, -torch.inf, device=gallery.device)
-    for start, similarity in _cosines(gallery, gallery):
+    for start, similarity in compare(gallery, gallery):
         rows = slice(start, start + len(similarity))
         found = [similarity[:, columns].topk(min(neighbours, len(columns)), dim=1) for columns in of]
         values = torch.cat([each.values for each in found], 1)  # [c, columns]
@@ -142,7 +164,7 @@ def check_expansion(neighbours: int, alpha: float) -> None:
         raise UserError(f"aqe: alpha is {alpha}; it must be at least 0")
 
 
-def _cosines(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _cosines(rows: Tensor, columns: Tensor) -> Blocks:
     """(first row, similarities [c, n]) of unit rows [m, D] and [n, D], in chunks."""
     right = prepare(_padded(columns))
     chunk = chunk_size(None, (len(rows), len(columns)))

@@ -2,14 +2,21 @@
 
 Similarities are computed in square tiles. A tile off the diagonal serves twice, for its rows and, turned over, for its
 columns, so half of the matrix product is saved. Memory: features, one tile and its copies, [N, k] neighbours.
+
+At the end the same by a metric of a model, which need not be symmetric: rows are then always those who ask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
-from clipreid.evaluation.similarity import ALIGN, full_precision
+from clipreid.evaluation.similarity import ALIGN, chunk_size, full_precision
+
+Blocks = Iterator[tuple[int, Tensor]]  # (first row, similarities [c, n]), the rows in order
+Compare = Callable[[Tensor, Tensor], Blocks]  # of rows [m, D] to columns [n, D]
 
 TILE = 2048  # 16 MB of similarities
 _TIED = 2**24  # similarities in memory at once where ties are settled
@@ -82,3 +89,36 @@ def _settle(units: Tensor, n: int, index: Tensor, tied: Tensor) -> None:
         similarity = product(block, columns)[: len(rows), :n]
         similarity.scatter_(1, rows[:, None], torch.inf)
         index[rows] = similarity.sort(dim=1, descending=True, stable=True).indices[:, : index.shape[1]]
+
+
+def by_metric(metric: Callable[[Tensor, Tensor], Tensor]) -> Compare:
+    """A metric as what re-rankers ask."""
+
+    def compare(rows: Tensor, columns: Tensor) -> Blocks:
+        chunk = chunk_size(None, (len(rows), len(columns)))
+        for start in range(0, len(rows), chunk):
+            with torch.no_grad(), full_precision(rows.device):
+                yield start, metric(rows[start : start + chunk], columns).float()
+
+    return compare
+
+
+def nearest_in(blocks: Blocks, n: int, k: int) -> tuple[Tensor, Tensor]:
+    """`nearest`, from the similarities of n images to themselves."""
+    found, lowest = [], []
+    for start, block in blocks:
+        block = block.clone()
+        block.diagonal(start).fill_(torch.inf)  # oneself
+        lowest.append(block.amin(1))
+        found.append(block.sort(dim=1, descending=True, stable=True).indices[:, :k])
+    assert sum(map(len, found)) == n
+    return torch.cat(found), torch.cat(lowest)
+
+
+def pairs_in(blocks: Blocks, row: Tensor, column: Tensor) -> Tensor:
+    """The similarity of each pair (row, column), [pairs]; pairs in order of their rows."""
+    found = []
+    for start, block in blocks:
+        first, last = torch.searchsorted(row, torch.tensor([start, start + len(block)], device=row.device)).tolist()
+        found.append(block[row[first:last] - start, column[first:last]])
+    return torch.cat(found)

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from clipreid.errors import UserError
-from clipreid.evaluation.kreciprocal import check_k_reciprocal, k_reciprocal
-from clipreid.evaluation.kwf import alpha_expansion, check_expansion, check_kwf, kwf
+from clipreid.evaluation.kreciprocal import check_k_reciprocal, k_reciprocal, k_reciprocal_by
+from clipreid.evaluation.kwf import alpha_expansion, check_expansion, check_kwf, kwf, kwf_by
+from clipreid.evaluation.neighbours import by_metric
 from clipreid.evaluation.similarity import Matrix, as_features, unit_rows
+from clipreid.metric import Metric, needs_cosine
 
 _CAMERAS = ("query_cameras", "gallery_cameras")
 
@@ -30,6 +32,7 @@ class Method:
     rows: Callable[..., Iterator[Tensor]]
     check: Callable[..., None]  # raises UserError for options out of range
     note: str
+    by: Callable[..., Iterator[Tensor]] | None = None  # the same by another metric than the cosine, where it can
 
     @property
     def options(self) -> dict[str, Any]:
@@ -43,11 +46,13 @@ METHODS = {
         k_reciprocal,
         check_k_reciprocal,
         "transductive: each result depends on the whole gallery and on all other queries, without labels",
+        k_reciprocal_by,
     ),
     "kwf": Method(
         kwf,
         check_kwf,
         "transductive: each result depends on the whole gallery and its cameras, not on other queries or labels",
+        kwf_by,
     ),
     "aqe": Method(
         alpha_expansion,
@@ -62,6 +67,13 @@ def get_method(name: str) -> Method:
     if name not in METHODS:
         raise UserError(f"unknown re-ranking method {name!r}; valid are {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def check_metric(metric: Metric, method: str, what: str | None = None) -> None:
+    """Raises UserError, naming `what` is asked for, where a method cannot re-rank by a metric: by another one than the
+    cosine it needs similarities from -1 to 1, and "aqe" can only use the cosine, for it adds features up."""
+    if not metric.bounded or get_method(method).by is None:
+        needs_cosine(metric, what or f"re-ranking by {method}")
 
 
 def all_options(method: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -89,11 +101,12 @@ def rerank(
     *,
     query_cameras: Any = None,
     gallery_cameras: Any = None,
+    metric: Metric | None = None,
     **options: Any,
 ) -> Tensor:
     """Re-ranked similarities [Q, G], float32 on the features' device, larger is closer: for `evaluate(similarity=...)`.
 
-    All methods compare features by cosine and are transductive, see `METHODS`:
+    All methods are transductive, see `METHODS`, and compare features by cosine, unless `metric` says how:
 
     - "k-reciprocal" (`k_reciprocal`; k1=20, k2=6, lambda_value=0.3): depends on gallery and all queries.
     - "kwf" (`kwf`; candidates=100, neighbours=6, weighting="inverse-distance", epsilon=0.1): depends on the gallery.
@@ -104,10 +117,13 @@ def rerank(
         method: a name in `METHODS`.
         query_cameras, gallery_cameras: [Q] and [G] numbers, -1 unknown; only "kwf" looks at them. Without them, no
             camera is the query's.
+        metric: `model.metric`, where that is not the cosine. "k-reciprocal" and "kwf" work by one whose similarities
+            lie between -1 and 1 (`Metric.bounded`).
         options: of the method, by name.
 
     Raises:
-        UserError: an unknown method or option, one out of range, shapes that disagree, non-finite features.
+        UserError: an unknown method or option, one out of range, shapes that disagree, non-finite features, a metric
+            that the method cannot use.
     """
     rows = reranked_rows(
         query_features,
@@ -115,6 +131,7 @@ def rerank(
         method,
         query_cameras=query_cameras,
         gallery_cameras=gallery_cameras,
+        metric=metric,
         **options,
     )
     q = as_features(query_features, "query_features")
@@ -132,6 +149,7 @@ def reranked_rows(
     *,
     query_cameras: Any = None,
     gallery_cameras: Any = None,
+    metric: Metric | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """`rerank` in blocks of queries [c, G], in order, where [Q, G] is too large to hold; `evaluate` takes this too.
@@ -149,6 +167,10 @@ def reranked_rows(
     cameras = {name: _cameras(*of, name, q.device) for name, of in zip(_CAMERAS, given, strict=True)}
     wanted = {name: cameras[name] for name in _CAMERAS if name in inspect.signature(chosen.rows).parameters}
     units = unit_rows(q.float(), "query_features"), unit_rows(g.to(q.device).float(), "gallery_features")
+    if metric is not None and not metric.cosine:
+        check_metric(metric, method)
+        assert chosen.by is not None
+        return chosen.by(by_metric(metric), q.float(), g.to(q.device).float(), **wanted, **options)
     return chosen.rows(units[0][: len(q)], units[1][: len(g)], **wanted, **options)
 
 

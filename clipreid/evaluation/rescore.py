@@ -9,9 +9,8 @@ from clipreid.errors import UserError
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import Predicate, Protocol, get_protocol
 from clipreid.evaluation.report import Report
-from clipreid.evaluation.rerank import all_options, get_method, reranked_rows
+from clipreid.evaluation.rerank import all_options, check_metric, get_method, reranked_rows
 from clipreid.evaluation.score import Scored
-from clipreid.metric import needs_cosine
 
 
 def check_rerank(method: str, options: dict[str, Any], protocol: str | Protocol | Predicate) -> None:
@@ -32,13 +31,14 @@ def rescore(found: Scored, method: str, **options: Any) -> Report:
         found: what `score` returned.
         method, options: as for `rerank`. Errors too.
     """
-    needs_cosine(found.metric, f"re-ranking by {method}")
+    metric = found.metric_of(found.feature)
+    check_metric(metric, method)
     features = found.query_features[found.feature], found.gallery_features[found.feature]
     rules = found.reports[found.feature].protocol
     check_rerank(method, options, rules)
-    rows = reranked_rows(
-        *features, method, query_cameras=found.query.cameras, gallery_cameras=found.gallery.cameras, **options
-    )
+    cameras = found.query.cameras, found.gallery.cameras
+    how = {"query_cameras": cameras[0], "gallery_cameras": cameras[1], "metric": metric, **options}
+    rows = reranked_rows(*features, method, **how)
     report = evaluate(None, None, found.query.metadata(), found.gallery.metadata(), rules, similarity=rows)
     note = f"{reranked_name(method, options)} is {get_method(method).note}"
     return replace(report, notes=(note, *found.notes, *report.notes))

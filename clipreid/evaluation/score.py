@@ -21,7 +21,7 @@ from clipreid.evaluation.health import Health, measure_health
 from clipreid.evaluation.metrics import evaluate
 from clipreid.evaluation.protocols import Protocol, get_protocol
 from clipreid.evaluation.report import Report
-from clipreid.evaluation.similarity import chunk_size
+from clipreid.evaluation.similarity import chunk_size, full_precision
 from clipreid.metric import Cosine, Metric
 
 if TYPE_CHECKING:
@@ -78,15 +78,20 @@ class Scored:
         features, where they are compared by cosine; else the similarities [Q, G] of the model's metric."""
         feature = feature or self.feature
         query, gallery = self.query_features[feature], self.gallery_features[feature]
-        if self.metric.cosine or feature != TEST:
+        if self.metric_of(feature).cosine:
             return {"query_features": query, "gallery_features": gallery}
         return {"similarity": self._by_metric(query, gallery)}
+
+    def metric_of(self, feature: str) -> Metric:
+        """The model's metric for its test feature, the cosine for every other one."""
+        return self.metric if feature == TEST else Cosine()
 
     @torch.no_grad()
     def _by_metric(self, query: Tensor, gallery: Tensor) -> Tensor:
         place = next((p.device for p in self.metric.parameters()), query.device)
         rows = query.split(chunk_size(None, (len(query), len(gallery))))
-        return torch.cat([self.metric(part.to(place), gallery.to(place)).float().cpu() for part in rows])
+        with full_precision(place):
+            return torch.cat([self.metric(part.to(place), gallery.to(place)).float().cpu() for part in rows])
 
     def entry(self, feature: str | None = None) -> dict[str, Any]:
         """What `metrics.json` keeps: the report of `feature`, its name, its CMC, and the figures of every part."""
@@ -183,6 +188,11 @@ def score(
         splits[name] = part.split.with_digests(unlike) if count_copies else part.split
     features.setdefault("gallery", features["query"])  # the same images are embedded once
     splits.setdefault("gallery", splits["query"])
+    if rules.captions and "projection" not in features["gallery"]:
+        raise UserError(
+            f"{data.name}: captions are compared with the projection of images, which is no part of this model's test "
+            "feature: score images against images with --protocol market1501"
+        )
     bad = sum(len(cache.bad) for _, cache in images.values())
     sides = features["query"], features["gallery"], splits["query"], splits["gallery"]
     scored = Scored({}, *sides, bad, model.metric, data.pattern, tuple(notes), count_copies=count_copies)

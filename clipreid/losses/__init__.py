@@ -1,7 +1,20 @@
-"""Losses: pure functions on tensors, one file for each family; each returns a scalar."""
+"""Losses: pure functions on tensors, one file for each family; each loss returns a scalar, unless it says so."""
 
 from clipreid.losses.contrastive import clip_loss, image_text_logits, keep_loss, siglip_loss, supcon_loss
-from clipreid.losses.identity import id_loss
+from clipreid.losses.distillation import relation_loss
+from clipreid.losses.identity import arcface_logits, id_loss
 from clipreid.losses.metric import triplet_loss
+from clipreid.losses.regularisers import head_likeness
 
-__all__ = ["clip_loss", "id_loss", "image_text_logits", "keep_loss", "siglip_loss", "supcon_loss", "triplet_loss"]
+__all__ = [
+    "arcface_logits",
+    "clip_loss",
+    "head_likeness",
+    "id_loss",
+    "image_text_logits",
+    "keep_loss",
+    "relation_loss",
+    "siglip_loss",
+    "supcon_loss",
+    "triplet_loss",
+]

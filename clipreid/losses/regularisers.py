@@ -1,4 +1,4 @@
-"""Regularisers: losses that look at weights or features alone, not at labels."""
+"""Regularisers: losses that look at weights, features or attention alone, not at labels."""
 
 from __future__ import annotations
 
@@ -33,3 +33,21 @@ def consistency_loss(a: Tensor, b: Tensor) -> Tensor:
         a, b: [B, D]; row i of both is of the same image.
     """
     return (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
+
+
+def head_likeness(scores: Tensor) -> Tensor:
+    """How alike the heads of an attention are, for each image: the head-enrich loss of DPM (Tan et al., ACM MM 2022).
+
+    `||A A^T - I||_F^2 / H^2` with the rows of A, the scores of one head, L2-normalised: 0 where all heads look at
+    different patches. The published loss is the sum over the batch, which grows with it.
+
+    Args:
+        scores: [B, H, N] of H heads on N patches, before the softmax.
+
+    Returns:
+        [B].
+    """
+    unit = F.normalize(scores.float(), dim=2)
+    likeness = unit @ unit.mT  # [B, H, H]
+    own = torch.eye(scores.shape[1], device=scores.device)
+    return (likeness - own).square().sum((1, 2)) / scores.shape[1] ** 2
