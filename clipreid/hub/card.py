@@ -94,11 +94,14 @@ def _making(facts: Facts) -> str:
 
 def _loading(facts: Facts) -> str:
     height, width = _crop(facts.config["backbone"])
+    compared = "compare by dot product"
+    if facts.metric != "cosine":
+        compared = f"compare by the {facts.metric}: model.metric(queries, gallery)"
     lines = [
         "## How to load it",
         "```bash\npip install clipreid\n```",
         f'```python\nimport clipreid\n\nmodel = clipreid.load("{facts.repository}")\nfeatures = model.embed(["a.jpg", '
-        f'"b.jpg"])  # float32 [2, {facts.width}], unit length; compare by dot product\n```',
+        f'"b.jpg"])  # float32 [2, {facts.width}], unit length; {compared}\n```',
         f"Give crops that show one {_either(facts)} each. `embed` prepares them: turned upright by EXIF, "
         f"transparency on black, of 16 bits the upper eight; the whole crop is resized to {height}x{width} (height x "
         f"width, {facts.interpolation}), RGB 0..1, mean {_triple(facts.mean)}, std {_triple(facts.std)}.",

@@ -35,6 +35,7 @@ class Facts:
     images: Sequence[str] = ()  # files to show: curves.png, ranked_lists.png
     identities: bool = False  # whether per-identity tensors are published
     calibration: Mapping[str, Any] | None = None  # public: calibration.json
+    metric: str = "cosine"  # by which the test features are compared
 
     @property
     def backbone(self) -> str:

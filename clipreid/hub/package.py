@@ -157,6 +157,7 @@ def package(
         [name for name in (CURVES, LISTS) if name in files],
         include_identities,
         calibration,
+        model.metric.name,
     )
     files = {CARD: make_card(facts).encode(), **files}
     check_paths(files, run, [str(config["backbone"]["name"]), *names.specs])

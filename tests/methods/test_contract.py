@@ -258,11 +258,17 @@ def is_flag(settings: type, name: str) -> bool:
     return tyro.conf.Suppress not in getattr(get_type_hints(settings, include_extras=True)[name], "__metadata__", ())
 
 
+def off_at_zero(settings: type, settled: Any) -> list[str]:
+    """Shares and probabilities that switch something off at 0: without it, what shapes it has no effect."""
+    names = [field.name for field in dataclasses.fields(settings) if isinstance(getattr(settled, field.name), float)]
+    return [name for name in names if not getattr(settled, name) and range_of(settings, name) == (0, 1)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_changes_the_output(name: str, street: Path, tmp_path: Path) -> None:
-    """Alone, together with another choice of a word (`--schedule steps` for the milestones), on two data sets, or
-    without the run that is continued (whose tower decides some settings)."""
+    """Alone, together with another choice of a word (`--schedule steps` for the milestones) or with what is off at 0, on
+    two data sets, or without the run that is continued (whose tower decides some settings)."""
     method, backbone = get_method(name), f"hf:{tmp_path / 'small'}"  # smaller than tiny-clip: there are many runs
     write_tiny_folder(tmp_path / "small", context=32, clipreid={"image_size": [64, 32], "raw_logits": False})
     continued, hints, count = init_of(method, street, tmp_path, backbone), get_type_hints(method.Config), [0]
@@ -295,6 +301,7 @@ def test_every_setting_changes_the_output(name: str, street: Path, tmp_path: Pat
     contexts += [
         {key: word} for key, hint in hints.items() for word in choices_of(hint) if word != getattr(default, key)
     ]
+    contexts += [{name: 0.5} for name in off_at_zero(method.Config, settled)]
     contexts.append({"data": (f"folder:{street}", f"folder:{another_street(tmp_path)}")})
     contexts += [context | {"init": None} for context in contexts if continued is not None]
     silent = []

@@ -23,6 +23,7 @@ from clipreid.config import configure
 from clipreid.errors import UserError
 from clipreid.evaluation import evaluate
 from clipreid.export import export_onnx
+from clipreid.hub.package import package
 from clipreid.methods import build, clip_reid
 from clipreid.metric import Cosine, MaskedCosine
 from clipreid.model import ReIDModel
@@ -406,6 +407,14 @@ def test_a_run_is_compared_by_its_metric_everywhere(
         assert f"{what} compares features by cosine, and this model compares them by its own metric (masked" in said
     with pytest.raises(UserError, match=r"^an ONNX graph compares .* \(masked cosine\)"):
         export_onnx(model, tmp_path / "onnx")
+
+
+def test_the_card_says_how_features_are_compared(run: Path) -> None:
+    files = package(run, "me/demo")
+    card = files["README.md"]
+    assert isinstance(card, bytes)
+    assert "unit length; compare by the masked cosine: model.metric(queries, gallery)" in card.decode()
+    assert "dot product" not in card.decode()
 
 
 def test_the_control_without_a_mask_is_compared_by_cosine(clip: str) -> None:
