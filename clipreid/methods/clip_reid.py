@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ from clipreid.prompts import IdentityPrompts
 from clipreid.training.averages import averaged
 from clipreid.training.batches import feature_batches, fit_batches, image_batches
 from clipreid.training.drift import report_drift
+from clipreid.training.occluding import occluding, training_library
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run, refuse_text_free
 from clipreid.training.schedules import prompt_rate
@@ -132,6 +134,17 @@ class Config:
     """Augmentation: spread of a random gain of each colour channel, as other light and cameras have; 0: none"""
     tint_share: Annotated[float, Between(0, 1)] = 1.0
     """Augmentation: probability that an image gets such gains"""
+    occluders: Literal["none", "street"] = "none"
+    """Augmentation: street: painted things in front of images, of classes that are in no test set; none: nothing"""
+    occluder_folder: Annotated[Path | None, none_is("those of --occluders")] = None
+    """Folder of your own cut-outs instead (PNG or WebP with transparency, in one folder per class): its part train/, or
+    half of its classes"""
+    occlude_probability: Annotated[float, Between(0, 1)] = 0.5
+    """How often an image gets an occluder, where there are some"""
+    severity_least: Annotated[float, Between(0.05, 0.9)] = 0.1
+    """Least share of the crop that an occluder hides"""
+    severity_most: Annotated[float, Between(0.05, 0.9)] = 0.5
+    """Most of it; uniform between the two"""
     checkpoint_every: int = 1
     """Stage 2: epochs between checkpoints"""
     cameras: Suppress[tuple[int, ...]] = ()
@@ -185,7 +198,8 @@ STAGE_FLAGS = {
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
         "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
         "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "weight_keep", "average", "pad",
-        "flip", "erase", "tint", "tint_share", "train_interpolation", "precision", "validate", "test",
+        "flip", "erase", "tint", "tint_share", "occluders", "occluder_folder", "occlude_probability", "severity_least",
+        "severity_most", "train_interpolation", "precision", "validate", "test",
     ),
 }  # fmt: skip
 
@@ -205,6 +219,7 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
         check_cls(config.sie, backbone.family, backbone.name)
         cameras, views = known_numbers(config.sie, *data.sides)
         config = replace(config, cameras=cameras, views=views)
+    training_library(config)  # refuses what cannot be read
     return fit_batches(config, data, flags, processes)
 
 
@@ -437,7 +452,7 @@ def tuning_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config
         Stage(
             name="stage2",
             module=Tuning(model, bank, text_scale(run.backbone), config, frozen_features(run, model, bank, config)),
-            batches=image_batches(run),
+            batches=image_batches(run, change=occluding(config)),
             optimisers=(stage_optimiser(model, config),),
             rate=stage_rate(config),
             epochs=config.epochs,

@@ -53,6 +53,7 @@ from clipreid.prompts.template import word_embeddings
 from clipreid.training.averages import averaged
 from clipreid.training.batches import image_batches
 from clipreid.training.drift import report_drift
+from clipreid.training.occluding import occluding
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run
 from clipreid.training.sets import RunData
@@ -229,13 +230,13 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
     if joint:
         frozen = clip_reid.frozen_features(run, model, bank, config)
         module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config, frozen)
-        batches = image_batches(run)
+        batches = image_batches(run, change=occluding(config))
     else:
         model.requires_grad_(False)
         module = OnFrozenTower(model, config)
         module.requires_grad_(True)
         module.neck.norm.bias.requires_grad_(False)  # type: ignore[union-attr]
-        batches = token_batches(run, functools.partial(frozen_tokens, model))
+        batches = token_batches(run, functools.partial(frozen_tokens, model), occluding(config))
     stage = Stage(
         name="saga",
         module=module,

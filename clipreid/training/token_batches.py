@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from clipreid.data import Pixels, mixed_pk_indices, process_slice, seed_for
-from clipreid.training.batches import Batches, Lazy, augmented, cache_on_gpu, image_batches
+from clipreid.training.batches import CHANGES, Batches, Change, Lazy, augmented, cache_on_gpu, image_batches
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch
 
@@ -20,7 +20,7 @@ CHUNK = 64  # images through the tower at a time
 Tokens = Callable[[Tensor, Batch], Batch]  # normalised pixels [B, 3, H, W] and what is known of them -> [B, ...] each
 
 
-def token_batches(run: Run, tokens: Tokens) -> Batches:
+def token_batches(run: Run, tokens: Tokens, change: Change | None = None) -> Batches:
     """PK batches of what `tokens` returns (kept as float16, given as float32), with "labels" and "rows" [B].
 
     `config.token_views` augmented views of every image are computed by every process, before its first batch, and kept
@@ -31,8 +31,9 @@ def token_batches(run: Run, tokens: Tokens) -> Batches:
     Args:
         run: as for `image_batches`; its method's settings also have token_views and cache_gb.
         tokens: of a frozen tower, in eval mode.
+        change: as for `image_batches`.
     """
-    config, made = run.config, functools.partial(_augmented, run, cache_on_gpu(run.crops(), run.device))
+    config, made = run.config, functools.partial(_augmented, run, cache_on_gpu(run.crops(), run.device), change)
     with torch.no_grad():
         first = tokens(*made(torch.arange(1), 0))
     size = sum(2 * x.numel() for x in first.values()) * len(run.data.labels)  # bytes of one view
@@ -40,7 +41,7 @@ def token_batches(run: Run, tokens: Tokens) -> Batches:
     budget = f"(one takes {size / 1e9:.3g} GB, --cache-gb {config.cache_gb:g})"
     if not views:
         run.log.say(f"no augmented view of the tokens is kept {budget}: the tower works in every step")
-        return _computed(run, tokens)
+        return _computed(run, tokens, change)
     run.log.say(f"tokens of {views} of {config.token_views} augmented views are kept {budget}")
     kept: list[Batch] = []  # {name: [N, ...]} of each view, float16 on the CPU
 
@@ -64,11 +65,14 @@ def token_batches(run: Run, tokens: Tokens) -> Batches:
     return batches
 
 
-def _augmented(run: Run, crops: Pixels, rows: Tensor, view: int) -> tuple[Tensor, Batch]:
-    """These training images, augmented and normalised [B, 3, H, W], and their cameras and views [B]."""
+def _augmented(run: Run, crops: Pixels, change: Change | None, rows: Tensor, view: int) -> tuple[Tensor, Batch]:
+    """Training images, perhaps changed, augmented and normalised [B, 3, H, W], and their cameras and views [B]."""
     cameras, views = run.data.sides
     generator = torch.Generator().manual_seed(seed_for(run.seed, 0, int(rows[0]), view + 1))
     images = crops.index_select(0, rows.to(crops.device)).to(run.device)
+    if change is not None:
+        drawn = torch.Generator().manual_seed(seed_for(run.seed, 0, int(rows[0]), CHANGES + view))
+        images, _ = change(0, images, drawn, (0, 1))
     about = {"cameras": cameras[rows].to(run.device), "views": views[rows].to(run.device)}
     return augmented(run, images, generator), about
 
@@ -85,9 +89,9 @@ def _view(made: Callable[[Tensor, int], tuple[Tensor, Batch]], tokens: Tokens, c
     return kept
 
 
-def _computed(run: Run, tokens: Tokens) -> Batches:
+def _computed(run: Run, tokens: Tokens, change: Change | None) -> Batches:
     """The same batches with the tower at work in every step, every image augmented anew."""
-    images = image_batches(run)
+    images = image_batches(run, change=change)
 
     def batches(epoch: int) -> Sequence[Batch]:
         pixels = images(epoch)
