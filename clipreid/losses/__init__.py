@@ -1,6 +1,6 @@
 """Losses: pure functions on tensors, one file for each family; each loss returns a scalar, unless it says so."""
 
-from clipreid.losses.contrastive import clip_loss, image_text_logits, keep_loss, siglip_loss, supcon_loss
+from clipreid.losses.contrastive import clip_loss, image_text_logits, siglip_loss, supcon_loss
 from clipreid.losses.distillation import relation_loss
 from clipreid.losses.identity import arcface_logits, id_loss
 from clipreid.losses.metric import triplet_loss
@@ -12,7 +12,6 @@ __all__ = [
     "head_likeness",
     "id_loss",
     "image_text_logits",
-    "keep_loss",
     "relation_loss",
     "siglip_loss",
     "supcon_loss",

@@ -56,18 +56,6 @@ def supcon_loss(logits: Tensor, row_labels: Tensor, column_labels: Tensor) -> Te
     return -((log_p * positive).sum(1) / counts).mean()
 
 
-def keep_loss(logits: Tensor, before: Tensor) -> Tensor:
-    """How far logits over texts have moved from what they were: KL(before || now), the mean over images.
-
-    The distillation term of learning without forgetting (Li and Hoiem, arXiv 1606.09282, eq. 3, at temperature 1).
-
-    Args:
-        logits, before: [B, n], of the trained and of the frozen tower.
-    """
-    target = before.float().softmax(dim=1)
-    return F.kl_div(logits.float().log_softmax(dim=1), target, reduction="batchmean")
-
-
 def clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE over matching image-text pairs (Radford et al., arXiv 2103.00020, fig. 3).
 

@@ -27,10 +27,9 @@ from clipreid.distributed import gather
 from clipreid.evaluation import extract
 from clipreid.hooks import TokenHook
 from clipreid.hooks.side import SideEmbedding, check_cls, known_numbers
-from clipreid.losses import id_loss, image_text_logits, keep_loss, supcon_loss, triplet_loss
+from clipreid.losses import id_loss, image_text_logits, supcon_loss, triplet_loss
 from clipreid.model import Output, ReIDModel, default_aggregator
 from clipreid.prompts import IdentityPrompts
-from clipreid.training.averages import averaged
 from clipreid.training.batches import feature_batches, fit_batches, image_batches
 from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding, training_library
@@ -120,10 +119,6 @@ class Config:
     """Weight of the image-to-text loss"""
     i2t_scale: Annotated[float | None, Between(0, 1e4), none_is("the backbone's own")] = None
     """Factor on the cosines of the image-to-text loss"""
-    weight_keep: Annotated[float, Between(0, 1e3)] = 0.0
-    """Weight of keeping, for each image, what the frozen tower said of it: the image-to-text logits (KL divergence)"""
-    average: Annotated[float, Between(0, 0.9999)] = 0.0
-    """Stage 2 ends with an exponential moving average of its weights along the steps, with this decay; 0: the last"""
     pad: int = 10
     """Augmentation: pixels of padding before a random crop, at a height of 256"""
     flip: float = 0.5
@@ -197,7 +192,7 @@ STAGE_FLAGS = {
         *TOWER_FLAGS, "prompts", "epochs", "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser",
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
         "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
-        "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "weight_keep", "average", "pad",
+        "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "pad",
         "flip", "erase", "tint", "tint_share", "occluders", "occluder_folder", "occlude_probability", "severity_least",
         "severity_most", "train_interpolation", "precision", "validate", "test",
     ),
@@ -385,15 +380,11 @@ class Tuning(nn.Module):
     """Stage 2 as a module: a batch of augmented images to the weighted losses (equation 9).
 
     bank: [I, E] fixed text features; None leaves out what needs texts.  scale: temperature of image-text logits.
-    frozen: [N, E] features of the training images by the tower as it was, for `weight_keep`.
     """
 
-    def __init__(
-        self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config, frozen: Tensor | None = None
-    ) -> None:
+    def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
         super().__init__()
         self.model, self.bank, self.scale, self.config = model, bank, config.i2t_scale or scale, config  # no buffers
-        self.before = None if frozen is None or bank is None else image_text_logits(frozen, bank, self.scale)  # [N, I]
 
     def forward(self, batch: Batch) -> Losses:
         """This process's "pixels" [B, 3, H, W] and "labels" [B] (and "cameras", "views") to the global losses."""
@@ -402,15 +393,7 @@ class Tuning(nn.Module):
     def losses(self, output: Output, batch: Batch) -> Losses:
         """Features and logits of all processes to the losses; the batch is this process's."""
         with full_precision(batch["labels"].device):
-            losses = tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
-            return losses | self.kept(output, batch)
-
-    def kept(self, output: Output, batch: Batch) -> Losses:
-        """The loss of `weight_keep`; none without it, or without texts."""
-        if self.before is None or self.bank is None:
-            return {}
-        now = image_text_logits(output.features["projection"], self.bank, self.scale)  # [G, I]
-        return {"keep_loss": self.config.weight_keep * keep_loss(now, self.before[gather(batch["rows"])])}
+            return tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
 
 
 def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: float | None, config: Config) -> Losses:
@@ -441,22 +424,14 @@ def triplet_of(feature: Tensor, labels: Tensor, config: Config) -> Tensor:
     return triplet_loss(feature, labels, config.margin, normalise=unit, soft=config.soft_margin)
 
 
-def frozen_features(run: Run, model: ReIDModel, bank: Tensor | None, config: Config) -> Tensor | None:
-    """[N, E] for `weight_keep`, before anything is trained; None where nothing is to be kept."""
-    return image_features(run, model) if config.weight_keep and bank is not None else None
-
-
 def tuning_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config) -> Stage:
     """PK batches of augmented images, one optimiser."""
-    return averaged(
-        Stage(
-            name="stage2",
-            module=Tuning(model, bank, text_scale(run.backbone), config, frozen_features(run, model, bank, config)),
-            batches=image_batches(run, change=occluding(config)),
-            optimisers=(stage_optimiser(model, config),),
-            rate=stage_rate(config),
-            epochs=config.epochs,
-            checkpoint_every=config.checkpoint_every,
-        ),
-        config.average,
+    return Stage(
+        name="stage2",
+        module=Tuning(model, bank, text_scale(run.backbone), config),
+        batches=image_batches(run, change=occluding(config)),
+        optimisers=(stage_optimiser(model, config),),
+        rate=stage_rate(config),
+        epochs=config.epochs,
+        checkpoint_every=config.checkpoint_every,
     )

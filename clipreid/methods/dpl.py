@@ -30,7 +30,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -40,9 +39,9 @@ from clipreid.aggregation import Aggregator
 from clipreid.aggregation.gated import GatedFusion
 from clipreid.backbones import Backbone
 from clipreid.backbones.partners import Partner, PartnerName, check_partner
-from clipreid.config import Between, RunConfig, none_is
+from clipreid.config import Between, RunConfig
 from clipreid.data import seed_for
-from clipreid.data.occluders import Library, read_library, street_library
+from clipreid.data.occluders import Library
 from clipreid.distributed import gather
 from clipreid.errors import UserError
 from clipreid.hub.checks import read_tensors
@@ -54,9 +53,9 @@ from clipreid.losses.regularisers import consistency_loss
 from clipreid.methods import clip_reid
 from clipreid.model import Output, ReIDModel, default_aggregator
 from clipreid.prompts.dual import DualPrompts
-from clipreid.training.averages import averaged
 from clipreid.training.batches import image_batches
 from clipreid.training.drift import report_drift
+from clipreid.training.occluding import training_library
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.pairs import occluded_view, pair_batches, pair_features
 from clipreid.training.run import Run
@@ -75,15 +74,8 @@ class Config(clip_reid.Config):
     """identity: one text per identity, as CLIP-ReID; dual: a second one with its occluder; none: without texts"""
     occluders: Literal["street", "none"] = "street"
     """street: painted things of classes that are not in the test sets; none: two views without any"""
-    occluder_folder: Annotated[Path | None, none_is("those of --occluders")] = None
-    """Folder of your own cut-outs instead (PNG or WebP with transparency, in one folder per class): its part train/, or
-    half of its classes"""
     occlude_probability: Annotated[float, Between(0, 1)] = 1.0
     """How often the second view of an image gets an occluder in stage 2 (assumed)"""
-    severity_least: Annotated[float, Between(0.05, 0.9)] = 0.1
-    """Least share of the crop that an occluder hides (assumed)"""
-    severity_most: Annotated[float, Between(0.05, 0.9)] = 0.5
-    """Most of it; uniform between the two (assumed)"""
     occluder_tokens: Annotated[int, Between(1, 32)] = 2
     """Stage 1: learned tokens O of an occluder (assumed)"""
     occluder_tokens_per: Literal["shared", "class"] = "shared"
@@ -117,10 +109,11 @@ TINY: dict[str, dict[str, Any]] = {
     "default": {**clip_reid.TINY["default"]},
     "paper": {**clip_reid.TINY["paper"], "partner": "mobilenetv4_conv_small_050"},
 }
+BOTH_STAGES = ("prompts", "occluders", "occluder_folder", "severity_least", "severity_most")  # what both of them read
 STAGE_FLAGS = {
     "stage1": (*clip_reid.STAGE_FLAGS["stage1"], "occluder_tokens", "occluder_tokens_per", "occluded_draws"),
     "stage2": (
-        *(name for name in clip_reid.STAGE_FLAGS["stage2"] if name != "prompts"), "occlude_probability",
+        *(name for name in clip_reid.STAGE_FLAGS["stage2"] if name not in BOTH_STAGES),
         "weight_occluded_i2t", "weight_occluder", "weight_consistency", "fusion", "partner", "fusion_start",
     ),
 }  # fmt: skip
@@ -134,11 +127,6 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
             cannot be read; a partner that cannot be had.
     """
     fitted: Any = clip_reid.fit(config, data, backbone, flags, processes)
-    if config.severity_least > config.severity_most:
-        raise UserError(
-            f"--severity-least {config.severity_least:g} is above --severity-most {config.severity_most:g}: "
-            "exchange them"
-        )
     library = training_library(config)
     if config.prompts == "dual":
         if library is None:
@@ -148,15 +136,6 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
     if config.fusion != "none":
         check_partner(config.partner, backbone.image_size, processes)
     return fitted
-
-
-def training_library(config: Config) -> Library | None:
-    """The occluders that training pastes; None: there are none. Raises `UserError` as `read_library`."""
-    if config.occluders == "none":
-        if config.occluder_folder is not None:
-            raise UserError("--occluders none and --occluder-folder exclude each other: leave one of them out")
-        return None
-    return street_library("train") if config.occluder_folder is None else read_library(config.occluder_folder, "train")
 
 
 def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
@@ -318,10 +297,8 @@ class Pairs(clip_reid.Tuning):
 
     config: Config
 
-    def __init__(
-        self, model: ReIDModel, banks: Banks, scale: float | None, config: Config, frozen: Tensor | None = None
-    ) -> None:
-        super().__init__(model, banks.texts, scale, config, frozen)
+    def __init__(self, model: ReIDModel, banks: Banks, scale: float | None, config: Config) -> None:
+        super().__init__(model, banks.texts, scale, config)
         self.banks = banks
 
     def losses(self, output: Output, batch: Batch) -> Losses:
@@ -335,7 +312,7 @@ class Pairs(clip_reid.Tuning):
             if self.config.weight_consistency:
                 compared = {name: output.features[name] for name in self.model.aggregator.test}
                 losses["consistency_loss"] = self.config.weight_consistency * apart(compared, second)
-            return losses | self.kept(output, batch)
+            return losses
 
 
 def second_view(labels: Tensor) -> Tensor:
@@ -376,14 +353,12 @@ def apart(features: dict[str, Tensor], second: Tensor) -> Tensor:
 
 def tuning_stage(run: Run, model: ReIDModel, banks: Banks, config: Config, library: Library | None) -> Stage:
     """PK batches of augmented images in two views, one optimiser."""
-    frozen = clip_reid.frozen_features(run, model, banks.texts, config)
-    stage = Stage(
+    return Stage(
         name="stage2",
-        module=Pairs(model, banks, clip_reid.text_scale(run.backbone), config, frozen),
+        module=Pairs(model, banks, clip_reid.text_scale(run.backbone), config),
         batches=image_batches(run, views=2, change=occluded_view(config, library)),
         optimisers=(stage_optimiser(model, config),),
         rate=stage_rate(config),
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
     )
-    return averaged(stage, config.average)

@@ -42,13 +42,13 @@ from clipreid.distributed import gather
 from clipreid.errors import UserError
 from clipreid.hooks import TokenHook
 from clipreid.hooks.patch_transfer import PatchTransfer
-from clipreid.losses import arcface_logits, head_likeness, id_loss, image_text_logits, keep_loss, relation_loss
+from clipreid.losses import arcface_logits, head_likeness, id_loss, image_text_logits, relation_loss
 from clipreid.methods import clip_reid
 from clipreid.metric import MaskedCosine, masked_cosine
 from clipreid.model import Output, ReIDModel, default_aggregator
-from clipreid.training.averages import averaged
 from clipreid.training.batches import image_batches
 from clipreid.training.drift import report_drift
+from clipreid.training.occluding import occluding
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run
 from clipreid.training.sets import RunData
@@ -181,19 +181,17 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
     bank = None
     if config.prompts == "identity":
         bank = yield from clip_reid.learned_bank(run, model, config)  # [I, E]
-    frozen = clip_reid.frozen_features(run, model, bank, config)
     saliency = Saliency(model, config) if config.patch_transfer else None
-    module = Objective(model, bank, clip_reid.text_scale(run.backbone), config, frozen, saliency)
-    stage = Stage(
+    module = Objective(model, bank, clip_reid.text_scale(run.backbone), config, saliency)
+    yield Stage(
         name="dpm",
         module=module,
-        batches=image_batches(run),
+        batches=image_batches(run, change=occluding(config)),
         optimisers=optimisers(model, module, config),
         rate=stage_rate(config),
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
     )
-    yield averaged(stage, config.average)
     report_drift(run, model)
 
 
@@ -238,7 +236,6 @@ class Objective(nn.Module):
     Args:
         bank: [I, E] fixed text features; None leaves out what needs texts.
         scale: temperature of image-text logits, None for raw dot products.
-        frozen: [N, E] features of the training images by the tower as it was, for `weight_keep`.
         saliency: for patch transfer.
     """
 
@@ -248,12 +245,10 @@ class Objective(nn.Module):
         bank: Tensor | None,
         scale: float | None,
         config: Config,
-        frozen: Tensor | None = None,
         saliency: Saliency | None = None,
     ) -> None:
         super().__init__()
         self.model, self.bank, self.scale, self.config = model, bank, config.i2t_scale or scale, config  # no buffers
-        self.before = None if frozen is None or bank is None else image_text_logits(frozen, bank, self.scale)  # [N, I]
         self.saliency = saliency
         generator = aggregator_of(model).generator
         masks = [] if generator is None else list(generator.parameters())
@@ -291,7 +286,7 @@ class Objective(nn.Module):
             reduced = likeness.sum() if config.enrich_over == "sum" else likeness.mean()
             losses["enrich_loss"] = config.weight_enrich * reduced
         if self.bank is not None:
-            losses |= self.text_losses(features["projection"], labels, batch, self.bank)
+            losses |= self.text_losses(features["projection"], labels, self.bank)
         return losses
 
     def masked_loss(self, output: Output, labels: Tensor) -> Tensor:
@@ -304,8 +299,8 @@ class Objective(nn.Module):
         logits = arcface_logits(cosine, labels, config.arc_scale, config.arc_margin)  # [G, I]
         return config.weight_masked * id_loss(logits, labels, config.smoothing)
 
-    def text_losses(self, projection: Tensor, labels: Tensor, batch: Batch, bank: Tensor) -> Losses:
-        """Images [G, E] to texts, their relations into the prototypes, and what the frozen tower said of the images."""
+    def text_losses(self, projection: Tensor, labels: Tensor, bank: Tensor) -> Losses:
+        """Images [G, E] to texts, and the relations of these into the prototypes."""
         config, (name,) = self.config, self.model.aggregator.necks
         logits = image_text_logits(projection, bank, self.scale)  # [G, I]
         losses = {"i2t_loss": config.weight_i2t * id_loss(logits, labels, config.smoothing)}
@@ -314,8 +309,6 @@ class Objective(nn.Module):
             temperature, itself = config.relation_temperature, config.relation_itself
             relation = relation_loss(prototypes, bank, labels.unique(), temperature, itself=itself)
             losses["relation_loss"] = config.weight_relation * relation
-        if self.before is not None:
-            losses["keep_loss"] = config.weight_keep * keep_loss(logits, self.before[gather(batch["rows"])])
         return losses
 
 

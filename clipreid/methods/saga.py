@@ -50,7 +50,6 @@ from clipreid.methods import clip_reid
 from clipreid.model import ReIDModel, default_aggregator, need_text
 from clipreid.prompts.anchors import PHRASES, FreeAnchors, TextAnchors, read_phrases
 from clipreid.prompts.template import word_embeddings
-from clipreid.training.averages import averaged
 from clipreid.training.batches import image_batches
 from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding
@@ -228,8 +227,7 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         bank = yield from clip_reid.learned_bank(run, model, config)  # [I, E]
     prepare_blocks(run, model, config)
     if joint:
-        frozen = clip_reid.frozen_features(run, model, bank, config)
-        module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config, frozen)
+        module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config)
         batches = image_batches(run, change=occluding(config))
     else:
         model.requires_grad_(False)
@@ -237,7 +235,7 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         module.requires_grad_(True)
         module.neck.norm.bias.requires_grad_(False)  # type: ignore[union-attr]
         batches = token_batches(run, functools.partial(frozen_tokens, model), occluding(config))
-    stage = Stage(
+    yield Stage(
         name="saga",
         module=module,
         batches=batches,
@@ -246,7 +244,6 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         epochs=config.epochs,
         checkpoint_every=config.checkpoint_every,
     )
-    yield averaged(stage, config.average)
     if joint:
         report_drift(run, model)
 

@@ -12,28 +12,15 @@ import torch
 from torch import Tensor
 
 from clipreid.data import normalise, seed_for
-from clipreid.data.occluders import Library, Occluded, occlude
+from clipreid.data.occluders import Library
 from clipreid.model import ReIDModel
 from clipreid.training.batches import Batches, Change, Lazy, feature_batches
+from clipreid.training.occluding import paste
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch
 
 CHUNK = 64  # images that are occluded and go through the frozen tower at a time
 PAIRS = 6701  # keeps the draws of pairs apart from others
-
-
-def paste(
-    images: Tensor, library: Library, config: Any, probability: float, generator: torch.Generator,
-    share: tuple[int, int] = (0, 1),
-) -> Occluded:  # fmt: skip
-    """uint8 [B, 3, H, W] with an occluder of the library in front of each, with this probability; how much it hides is
-    drawn between the config's severity_least and severity_most. share: as in `augment`."""
-    rank, world = share
-    count = len(images)
-    draws = torch.rand(2, count * world, generator=generator)[:, rank * count : (rank + 1) * count]
-    severity = config.severity_least + (config.severity_most - config.severity_least) * draws[1]
-    severity = severity * (draws[0] < probability)  # 0 leaves an image as it is
-    return occlude(images, library, severity.to(images.device), generator, share=share)
 
 
 def occluded_view(config: Any, library: Library | None) -> Change:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipreid.losses import clip_loss, id_loss, image_text_logits, keep_loss, siglip_loss, supcon_loss, triplet_loss
+from clipreid.losses import clip_loss, id_loss, image_text_logits, siglip_loss, supcon_loss, triplet_loss
 
 RAGGED = torch.tensor([3, 0, 0, 7, 7, 7, 7, 0, 5, 5])  # one alone, then 3, 4 and 2 images, in no order
 
@@ -125,13 +125,6 @@ def test_triplet_of_unit_features_equals_the_loop_and_ignores_their_length(soft:
         expected += math.log1p(math.exp(hardest - nearest)) if soft else max(0.0, hardest - nearest + 0.3)
     assert found == pytest.approx(expected / len(rows), abs=1e-5)
     assert triplet_loss(7 * features, RAGGED, 0.3, normalise=True, soft=soft).item() == pytest.approx(found, abs=1e-6)
-
-
-def test_keeping_is_a_divergence_from_what_was() -> None:
-    before, now = randn(5, 7), randn(5, 7, seed=1)
-    p, q = before.double().softmax(1), now.double().softmax(1)
-    assert keep_loss(now, before).item() == pytest.approx((p * (p / q).log()).sum(1).mean().item(), abs=1e-6)
-    assert keep_loss(before + 3, before).item() == pytest.approx(0, abs=1e-6)  # logits mean the same up to a constant
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.floats(0, 1), st.integers(0, 10**6))

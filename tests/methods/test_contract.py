@@ -267,8 +267,8 @@ def off_at_zero(settings: type, settled: Any) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_changes_the_output(name: str, street: Path, tmp_path: Path) -> None:
-    """Alone, together with another choice of a word (`--schedule steps` for the milestones) or with what is off at 0, on
-    two data sets, or without the run that is continued (whose tower decides some settings)."""
+    """Alone, together with another choice of a word (`--schedule steps` for the milestones) or with what is off at 0,
+    on two data sets, or without the run that is continued (whose tower decides some settings)."""
     method, backbone = get_method(name), f"hf:{tmp_path / 'small'}"  # smaller than tiny-clip: there are many runs
     write_tiny_folder(tmp_path / "small", context=32, clipreid={"image_size": [64, 32], "raw_logits": False})
     continued, hints, count = init_of(method, street, tmp_path, backbone), get_type_hints(method.Config), [0]

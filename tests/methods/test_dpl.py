@@ -24,7 +24,8 @@ from clipreid.methods import build, dpl
 from clipreid.model import Output
 from clipreid.prompts.dual import DualPrompts
 from clipreid.training.launch import build_model, run_method
-from clipreid.training.pairs import occluded_view, pair_batches, paste
+from clipreid.training.occluding import paste
+from clipreid.training.pairs import occluded_view, pair_batches
 from clipreid.training.run import open_run
 from clipreid.training.train import train
 
@@ -285,7 +286,6 @@ def test_weights_scale_their_own_loss(name: str, weight: float) -> None:
     [
         ({"occluders": "none"}, "--prompts dual needs occluders: take --prompts identity"),
         ({"severity_least": 0.6}, "--severity-least 0.6 is above --severity-most 0.5"),
-        ({"occluders": "none", "prompts": "none", "occluder_folder": TWO_CUTOUTS}, "exclude each other"),
         ({"occluder_folder": Path("nowhere")}, "the folder of occluders nowhere is not there"),
         ({"occluder_tokens": 30, "prompt_tokens": 30}, "--occluder-tokens 30: --prompt-tokens 30: the sentence"),
         ({"fusion": "gated", "image_size": (32, 16)}, "needs crops of at least 32x32 pixels"),
@@ -308,9 +308,10 @@ def test_presets_hold_the_parts_of_the_paper() -> None:
 
 
 def test_occluders_of_a_folder_are_those_that_are_pasted() -> None:
-    library = dpl.training_library(dpl.Config(occluder_folder=TWO_CUTOUTS))
-    assert library is not None
-    assert len(library.kinds) == 1  # the other class is kept for tests
+    for chosen in ("none", "street"):
+        library = dpl.training_library(dpl.Config(occluders=chosen, occluder_folder=TWO_CUTOUTS))
+        assert library is not None
+        assert len(library.kinds) == 1  # the other class is kept for tests
     assert dpl.training_library(dpl.Config(occluders="none")) is None
     assert dpl.training_library(dpl.Config()) == LIBRARY
 

@@ -281,12 +281,6 @@ def test_texts_relations_pull_the_prototypes(clip: str) -> None:
     assert history[-1] < 0.05 * history[0]
 
 
-def test_the_frozen_tower_is_kept_to(clip: str) -> None:
-    embed = load_backbone(clip).image.embed_dim
-    frozen = torch.randn(6, embed, generator=torch.Generator().manual_seed(9))
-    assert made(clip, dpm.Config(weight_keep=2.0), frozen)(batch_of(made(clip)), 0)["keep_loss"].item() > 0
-
-
 # Saliency ---------------------------------------------------------------------------------------------------------
 
 
