@@ -16,7 +16,7 @@ from clipreid.errors import UserError
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
     from clipreid.data.occluded import Hide, Written
-    from clipreid.data.occluders import Bank, Library
+    from clipreid.data.occluders import Library
 
 FILL = (123, 117, 104)  # the mean that CLIP subtracts, times 255
 CONDITIONS = ("mask", "object", "person")
@@ -100,6 +100,7 @@ def _check_flags(flags: Occlude) -> None:
 
 def _hide(flags: Occlude, data: ReIDData) -> tuple[Hide, Sequence[str], str]:
     """What occludes one image; the names of its kinds; and words for the user."""
+    from clipreid.data.occluded import bank_of_others
     from clipreid.data.occluders import MASKS, distract, mask_out, read_library, street_library
     from clipreid.data.occluders import occlude as paste
 
@@ -119,7 +120,12 @@ def _hide(flags: Occlude, data: ReIDData) -> tuple[Hide, Sequence[str], str]:
     if library is not None:
         found = library
         return lambda images, _, draws: paste(images, found, severity, draws), found.kinds, _said(found, flags, part)
-    bank, about = _bank(flags, data)
+    if flags.part is not None:
+        raise UserError(
+            f"--part {flags.part} chooses among cut-outs, and {data.name} is occluded by crops of its own identities: "
+            "leave it out, or give --occluders FOLDER"
+        )
+    bank, about = bank_of_others(data, flags.splits or ("query",), flags.seed)
     return lambda images, who, draws: distract(images, [who], bank, severity, draws), (data.noun,), about
 
 
@@ -127,36 +133,6 @@ def _said(library: Library, flags: Occlude, part: str) -> str:
     counts = Counter(one.kind for one in library.cutouts)
     source = f"of {flags.occluders}" if flags.occluders else f"of the synthetic street, part {part}"
     return f"{len(library)} cut-outs {source}: {', '.join(f'{count} {kind}' for kind, count in counts.items())}"
-
-
-def _bank(flags: Occlude, data: ReIDData) -> tuple[Bank, str]:
-    """Crops of others: of people nobody asks for, where there are some, else of other identities of the gallery."""
-    from clipreid.data.occluded import make_bank
-
-    if flags.part is not None:
-        raise UserError(
-            f"--part {flags.part} chooses among cut-outs, and {data.name} is occluded by crops of its own identities: "
-            "leave it out, or give --occluders FOLDER"
-        )
-    splits = flags.splits or ("query",)
-    hidden = {name for split in splits for name in data.splits[split].identities.tolist()}
-    for source in ("train", "val", "gallery"):
-        if source not in data.splits or source in splits:
-            continue
-        split = data.splits[source]
-        apart = [row for row, name in enumerate(split.identities.tolist()) if name not in hidden]
-        if len({str(split.identities[row]) for row in apart}) > 1:
-            bank = make_bank(split.select(apart), flags.seed)
-            return bank, f"crops of {len(set(bank.names.tolist()))} identities of {source}, none of which is occluded"
-    if "gallery" in data.splits and len(set(data.splits["gallery"].identities.tolist())) > 1 and len(hidden) > 1:
-        bank = make_bank(data.splits["gallery"], flags.seed)
-        return bank, (
-            "crops of other identities of the gallery: it holds the distractors as well, so that a query may be ranked "
-            "by them"
-        )
-    raise UserError(
-        f"--condition person: {data.name} has no other identities to distract with: give cut-outs, --occluders FOLDER"
-    )
 
 
 def _check_test(data: ReIDData, splits: Sequence[str]) -> None:

@@ -102,6 +102,32 @@ def make_bank(split: Split, seed: int) -> Bank:
     return Bank(pixels, split.identities[rows])
 
 
+def bank_of_others(data: ReIDData, splits: Sequence[str] = ("query",), seed: int = 0) -> tuple[Bank, str]:
+    """Crops to stand in front of the images of these splits, and what they are, in words: of identities that are not
+    among these, where there are some, else of the gallery.
+
+    Raises:
+        UserError: the data have no other identities.
+    """
+    hidden = {name for split in splits for name in data.splits[split].identities.tolist()}
+    for source in ("train", "val", "gallery"):
+        if source not in data.splits or source in splits:
+            continue
+        split = data.splits[source]
+        apart = [row for row, name in enumerate(split.identities.tolist()) if name not in hidden]
+        if len({str(split.identities[row]) for row in apart}) > 1:
+            bank = make_bank(split.select(apart), seed)
+            return bank, f"crops of {len(set(bank.names.tolist()))} identities of {source}, none of which is occluded"
+    if "gallery" in data.splits and len(set(data.splits["gallery"].identities.tolist())) > 1 and len(hidden) > 1:
+        return make_bank(data.splits["gallery"], seed), (
+            "crops of other identities of the gallery: it holds the distractors as well, so that a query may be ranked "
+            "by them"
+        )
+    raise UserError(
+        f"--condition person: {data.name} has no other identities to distract with: give cut-outs, --occluders FOLDER"
+    )
+
+
 @dataclass(frozen=True)
 class _Occluder:
     """What is asked for, as in `write_occluded`."""

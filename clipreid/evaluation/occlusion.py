@@ -22,6 +22,7 @@ from torch import Tensor
 from clipreid.aggregation.base import patch_tokens
 from clipreid.aggregation.saga import SagaAggregator
 from clipreid.data import ReIDData, Split, pixel_cache, seed_for
+from clipreid.data.occluded import bank_of_others
 from clipreid.data.occluders import Bank, Library, Occluded, distract, mask_out, occlude, street_library
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
@@ -32,7 +33,6 @@ from clipreid.model import ReIDModel
 Condition = Literal["mask", "object", "person"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 BATCH = 64  # queries occluded at once
-BANK_SIZE = (128, 64)  # of the crops that stand in front of others
 COVERED = 0.5  # share of a patch that an occluder hides, from which the patch counts as hidden
 
 
@@ -48,13 +48,10 @@ class Occluders:
 
     @classmethod
     def of(cls, data: ReIDData, objects: Library | None = None) -> Occluders:
-        """Test occluders: `objects`, or the street's; and people of the street for the street, elsewhere the crops of
-        `data` itself, each in front of somebody else."""
-        if data.name.startswith("synthetic"):
-            others: Library | Bank = street_library("test", persons=True).only("person")
-        else:
-            gallery = data.splits["gallery"]
-            others = Bank(torch.from_numpy(np.asarray(pixel_cache(gallery, BANK_SIZE).pixels)), gallery.identities)
+        """Test occluders: `objects`, or the street's; and people of the street for the street, elsewhere crops of
+        `data` itself, each in front of somebody else. Raises `UserError` where there is nobody else."""
+        street = data.name.partition(":")[0] == "synthetic"
+        others = street_library("test", persons=True).only("person") if street else bank_of_others(data)[0]
         return cls(street_library("test") if objects is None else objects, others)
 
 
