@@ -40,6 +40,7 @@ STRETCH = 0.5  # how much taller or wider than the crop's shape a rectangle may 
 ROUNDS = 12  # of bisection
 DRAWS = 7  # uniform numbers for each image
 MIDDLE = (0.15, 0.85)  # the columns of another crop that are shown, over its width: the individual stands in the middle
+CHUNK = 8  # images pasted into at a time: what is computed for so many fits into a cache
 SIDES = (96, 256)  # of textures: for crops up to 160 rows, and for larger ones
 
 
@@ -93,7 +94,6 @@ def occlude(
     chosen = (counts.cumsum(0) - counts)[kinds] + _whole(draws[1], counts[kinds])
     side = SIDES[images.shape[2] > 160]
     textures, solid = (every[chosen] for every in library.textures(side, images.device))  # [B, S, 4, S], [B, S, S]
-    textures = textures.float() / 255
     return _paste(images, textures, solid, aspect[chosen], stands[chosen] > 0, kinds, wanted, seen, draws)
 
 
@@ -125,10 +125,10 @@ def distract(
     who = np.asarray(identities).astype(str).tolist()
     rows = [bank.choose(own, uniform) for own, uniform in zip(who, draws[0].tolist(), strict=True)]
     left, right = (round(edge * bank.pixels.shape[3]) for edge in MIDDLE)
-    crops = bank.pixels[rows].to(images.device)[..., left : max(right, left + 1)].float() / 255
+    crops = bank.pixels[rows].to(images.device)[..., left : max(right, left + 1)].float()
     side = SIDES[images.shape[2] > 160]
     crops = torch.nn.functional.interpolate(crops, (side, side), mode="bilinear", antialias=True)
-    textures = torch.cat([crops, torch.ones_like(crops[:, :1])], 1).transpose(1, 2).contiguous()
+    textures = torch.cat([crops.clamp_(0, 255), torch.full_like(crops[:, :1], 255)], 1).transpose(1, 2).contiguous()
     shape = (right - left) / bank.pixels.shape[2]  # width over height of what is shown
     aspect = torch.full_like(draws[0], shape)
     stands, solid = aspect > 0, textures[:, :, 3] > 0
@@ -178,15 +178,25 @@ def _paste(
     seen: Tensor | None,
     draws: Tensor,
 ) -> Occluded:
-    """Textures [B, S, 4, S], solid where bool [B, S, S] is true, into the images, as `draws` [DRAWS, B] say."""
+    """Textures [B, S, 4, S] in 0..255, where they are solid [B, S, S], into the images, as `draws` [DRAWS, B] say."""
     right = draws[2] < 0.5
     mirrored = torch.where(stands, draws[3] < 0.5, right)  # the end outside of the crop is the left one
     placing = Placing(aspect, stands, right, *draws[4:])
     boxes = find_boxes(placing, solid, mirrored, wanted, (images.shape[2], images.shape[3]), seen)
-    layer = draw(textures, boxes, mirrored, *images.shape[2:])  # [B, 4, H, W]
-    asked = (wanted > 0)[:, None, None]  # [B, 1, 1]
-    pixels = torch.where(asked[:, None], blend(layer, images), images)
-    return _result(pixels, (layer[:, 3] > 0.5) & asked, kinds, seen)
+    asked = wanted > 0
+    chunks = zip(*(each.split(CHUNK) for each in (images, textures, boxes.T, mirrored, asked)), strict=True)
+    pasted = [_paste_chunk(image, texture, box.T, *more) for image, texture, box, *more in chunks]
+    pixels, hidden = (torch.cat(parts) for parts in zip(*pasted, strict=True))
+    return _result(pixels, hidden, kinds, seen)
+
+
+def _paste_chunk(
+    images: Tensor, textures: Tensor, boxes: Tensor, mirrored: Tensor, asked: Tensor
+) -> tuple[Tensor, Tensor]:
+    """uint8 [b, 3, H, W], the images with their textures where asked, and bool [b, H, W], what is hidden."""
+    layer = draw(textures.float() / 255, boxes, mirrored, *images.shape[2:])  # [b, 4, H, W]
+    pixels = torch.where(asked[:, None, None, None], blend(layer, images), images)
+    return pixels, (layer[:, 3] > 0.5) & asked[:, None, None]
 
 
 def _result(pixels: Tensor, hidden: Tensor, kinds: Tensor, seen: Tensor | None) -> Occluded:
