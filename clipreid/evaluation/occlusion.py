@@ -217,6 +217,7 @@ def shown(data: ReIDData, model: ReIDModel, place: Place, occluders: Occluders, 
     query = data.splits["query"]
     _, rows = np.unique(query.identities, return_index=True)
     some = query.select(sorted(rows[:count].tolist()))
-    crops = torch.from_numpy(np.array(pixel_cache(some, model.image_size, interpolation=model.interpolation).pixels))
+    cache = pixel_cache(some, model.image_size, interpolation=model.interpolation)
+    crops = torch.from_numpy(np.asarray(cache.pixels))
     found = next(occluded_queries(crops, some, place, occluders, model.mean))
     return crops[:BATCH], found.pixels, found.masks

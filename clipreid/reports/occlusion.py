@@ -102,16 +102,16 @@ def draw_occluded(
         grid = figure.subplots(len(clean), len(columns), squeeze=False)
         for row, cells in enumerate(grid):
             shown: list[tuple[Any, dict[str, Any]]] = [
-                (clean[row].permute(1, 2, 0), {}),
-                (occluded[row].permute(1, 2, 0), {}),
-                (masks[row], {"cmap": "gray"}),
+                (clean[row].permute(1, 2, 0).numpy(), {}),
+                (occluded[row].permute(1, 2, 0).numpy(), {}),
+                (masks[row].numpy(), {"cmap": "gray"}),
             ]
             if weights is not None:  # 1: as much as the patches get on average
                 most = float(weights[row].max()) * weights[row].numel()
                 scale = {"cmap": "viridis", "vmin": 0, "vmax": max(2.0, most)}
-                shown.append((weights[row] * weights[row].numel(), scale))
+                shown.append((weights[row].numpy() * weights[row].numel(), scale))
             if anchors is not None:
-                shown.append((anchors[row], {"cmap": "tab20", "vmin": 0, "vmax": 19}))
+                shown.append((anchors[row].numpy(), {"cmap": "tab20", "vmin": 0, "vmax": 19}))
             for cell, (image, how) in zip(cells, shown, strict=True):
                 cell.imshow(image, aspect="auto", interpolation="nearest", **how)
                 cell.set(xticks=[], yticks=[])

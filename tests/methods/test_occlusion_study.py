@@ -1,0 +1,139 @@
+"""The occlusion study: the same draws for every run, what is measured, what is written, what is refused."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import tyro
+from launching import ROOT, paint_street
+from short_runs import short_run
+
+import clipreid
+from clipreid.data import load_data
+from clipreid.errors import UserError
+from clipreid.evaluation import occlusion
+from clipreid.evaluation.occlusion import Occluders, Place, hidden_patches, occluded_queries, places, pooling_inside
+from clipreid.evaluation.score import score
+from clipreid.methods import clip_reid, saga
+
+
+@pytest.fixture(scope="module")
+def recipe() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("occlusion_study", ROOT / "recipes" / "occlusion_study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["occlusion_study"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return paint_street(tmp_path_factory.mktemp("study") / "crops", train=4, test=3)
+
+
+@pytest.fixture(scope="module")
+def runs(street: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    short_run(clip_reid, street, folder / "cls-0")
+    short_run(saga, street, folder / "saga-0", folder / "cls-0")
+    return folder / "cls-0", folder / "saga-0"
+
+
+def parse(recipe: ModuleType, *args: object) -> Any:
+    return tyro.cli(recipe.OcclusionStudy, args=[*map(str, args)], config=(tyro.conf.OmitArgPrefixes,))
+
+
+def test_the_study_writes_table_curves_and_pictures(
+    recipe: ModuleType, runs: tuple[Path, Path], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = ("--severities", 0, 0.4, "--draws", 2, "--threads", 1, "--queries", 2)
+    output = tmp_path / "study"
+    recipe.main(parse(recipe, "--run", *runs, "--data", f"folder:{street}", "--output", output, *cells))
+    with open(output / "occlusion.csv") as handle:
+        rows = list(csv.DictReader(handle))
+    assert {row["arm"] for row in rows} == {"cls", "saga"}
+    assert {row["condition"] for row in rows} == {"mask", "object", "person"}
+    assert {row["aggregation"] for row in rows if row["arm"] == "saga"} == {"concat", "saga", "final", "projection"}
+    lines = [row for row in rows if (row["arm"], row["aggregation"]) == ("saga", "saga")]
+    assert [(row["severity"], row["draw"]) for row in lines[:3]] == [("0.0", "0"), ("0.4", "0"), ("0.4", "1")]
+    assert len(lines) == 9
+    data = load_data(f"folder:{street}")
+    clean = score(data, clipreid.load(runs[1])).reports["saga"].metrics["mAP"]
+    for row in lines:
+        if row["severity"] == "0.0":
+            assert float(row["mAP"]) == pytest.approx(clean, abs=1e-5)  # nothing hidden: as `evaluate` says
+            assert row["inside"] == ""
+        else:
+            assert float(row["reached"]) == pytest.approx(0.4, abs=0.03)
+            assert 0 < float(row["inside"]) < 1
+    assert all(row["inside"] == "" for row in rows if row["arm"] == "cls")
+    table = (output / "occlusion.md").read_text()
+    assert "clean" in table
+    assert "with 40% hidden" in table
+    assert {"occlusion.png", "queries-cls-0.png", "queries-saga-0.png"} <= {file.name for file in output.iterdir()}
+    assert "mAP" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is there already and not empty: name a new folder"):
+        recipe.main(parse(recipe, "--run", *runs, "--output", output))
+
+
+def test_every_severity_meets_the_same_draws(street: Path) -> None:
+    data, generator = load_data(f"folder:{street}"), torch.Generator().manual_seed(1)
+    query, occluders = data.splits["query"], Occluders.of(data)
+    crops = torch.randint(0, 256, (len(query), 3, 128, 64), dtype=torch.uint8, generator=generator)
+
+    def hide(condition: Any, severity: float, draw: int = 0) -> Any:
+        place = Place(condition, severity, draw)
+        (found,) = occluded_queries(crops, query, place, occluders, (0.5, 0.5, 0.5))
+        return found
+
+    for condition in occlusion.CONDITIONS:
+        some, more = hide(condition, 0.2), hide(condition, 0.5)
+        assert torch.equal(some.masks, hide(condition, 0.2).masks)
+        assert torch.equal(some.kinds, more.kinds)
+        assert not torch.equal(some.masks, hide(condition, 0.2, draw=1).masks)
+        assert torch.equal(hide(condition, 0.0).pixels, crops)
+    some, more = hide("mask", 0.2), hide("mask", 0.5)
+    assert not (some.masks & ~more.masks).any()
+    assert (some.pixels[some.masks[:, None].expand(-1, 3, -1, -1)] == 128).all()
+
+
+def test_weight_inside_is_what_lies_on_hidden_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    masks = torch.zeros(3, 4, 4, dtype=torch.bool)
+    masks[0, :2], masks[1, :, :1] = True, True  # the upper half; a quarter, half of the left patches; nothing
+    assert hidden_patches(masks, (2, 2)).tolist() == [
+        [[True, True], [False, False]], [[True, False], [True, False]], [[False, False], [False, False]],
+    ]  # fmt: skip
+    weights = torch.tensor([[0.1, 0.2], [0.3, 0.4]]).expand(2, 2, 2)
+    monkeypatch.setattr(occlusion, "pooling_weights", lambda model, crops: weights[: len(crops)])
+    model: Any = SimpleNamespace()
+    inside, covered = pooling_inside(model, torch.zeros(3, 3, 4, 4, dtype=torch.uint8), masks)
+    assert inside == pytest.approx(((0.1 + 0.2) + (0.1 + 0.3)) / 2)
+    assert covered == pytest.approx(0.5)
+    assert pooling_inside(model, torch.zeros(1, 3, 4, 4, dtype=torch.uint8), masks[2:]) == (None, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ((["rain"], [0.4], 3), "--conditions rain: choose among mask, object, person"),
+        ((["mask"], [0.4, 1.2], 3), "--severities 1.2: a share that is hidden, from 0 to below 1"),
+        ((["mask"], [0.4], 0), "at least one draw"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        places(*given)
+
+
+def test_clean_queries_are_scored_once() -> None:
+    assert places(["mask", "object"], [0.4, 0], 2) == [
+        Place("mask", 0, 0), Place("mask", 0.4, 0), Place("mask", 0.4, 1),
+        Place("object", 0, 0), Place("object", 0.4, 0), Place("object", 0.4, 1),
+    ]  # fmt: skip
