@@ -57,6 +57,8 @@ class DualPrompts(IdentityPrompts):
         flags |= {"id": "--prompt-tokens"}
         try:
             self.occluded = Template(backbone, sentences, slots, flags=flags, otherwise="use --prompts identity")
+        except UserError:  # itself a ValueError
+            raise
         except ValueError as error:  # the nouns stand before the second slot
             raise UserError(
                 f"--prompts dual: {', '.join(map(repr, dict.fromkeys(nouns)))} have different numbers of tokens in "
