@@ -106,9 +106,9 @@ def test_the_bank_has_a_text_for_each_class_and_identity(backbone: Backbone) -> 
 
 
 def test_nouns_of_different_lengths_are_refused(backbone: Backbone) -> None:
-    prompts_of(backbone, noun=["person", "hat"], count=2)
+    DualPrompts(backbone, 2, ["person", "hat"], 1, occluder_tokens=1)
     with pytest.raises(UserError, match=r"'person', 'red hat' have different numbers of tokens .*give one --noun"):
-        prompts_of(backbone, noun=["person", "red hat"], count=2)
+        DualPrompts(backbone, 2, ["person", "red hat"], 1, occluder_tokens=1)
 
 
 # Views ---------------------------------------------------------------------------------------------------------------
