@@ -51,7 +51,7 @@ def test_the_paper_preset_is_what_was_published() -> None:
         "aggregation": "cls", "sie": "none", "sie_coefficient": 1.0, "balance": "proportional",
         "identities_per_batch": None, "images_per_identity": None, "checkpoint_every": 1, "cameras": (), "views": (),
         "lora_rank": 8, "lora_alpha": 16.0, "triplet_features": "raw", "triplet_taps": "all", "soft_margin": False,
-        "i2t_scale": None, "tint": 0.0, "tint_share": 1.0,
+        "tint": 0.0, "tint_share": 1.0,
         "occluders": "none", "occluder_folder": None, "occlude_probability": 0.5, "severity_least": 0.1,
         "severity_most": 0.5,
     }  # fmt: skip

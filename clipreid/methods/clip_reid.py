@@ -117,8 +117,6 @@ class Config:
     """Weight of the triplet loss"""
     weight_i2t: float = 1.0
     """Weight of the image-to-text loss"""
-    i2t_scale: Annotated[float | None, Between(0, 1e4), none_is("the backbone's own")] = None
-    """Factor on the cosines of the image-to-text loss"""
     pad: int = 10
     """Augmentation: pixels of padding before a random crop, at a height of 256"""
     flip: float = 0.5
@@ -192,7 +190,7 @@ STAGE_FLAGS = {
         *TOWER_FLAGS, "prompts", "epochs", "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser",
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
         "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
-        "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale", "pad",
+        "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "pad",
         "flip", "erase", "tint", "tint_share", "occluders", "occluder_folder", "occlude_probability", "severity_least",
         "severity_most", "train_interpolation", "precision", "validate", "test",
     ),
@@ -384,7 +382,7 @@ class Tuning(nn.Module):
 
     def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
         super().__init__()
-        self.model, self.bank, self.scale, self.config = model, bank, config.i2t_scale or scale, config  # no buffers
+        self.model, self.bank, self.scale, self.config = model, bank, scale, config  # no buffers
 
     def forward(self, batch: Batch) -> Losses:
         """This process's "pixels" [B, 3, H, W] and "labels" [B] (and "cameras", "views") to the global losses."""

@@ -248,7 +248,7 @@ class Objective(nn.Module):
         saliency: Saliency | None = None,
     ) -> None:
         super().__init__()
-        self.model, self.bank, self.scale, self.config = model, bank, config.i2t_scale or scale, config  # no buffers
+        self.model, self.bank, self.scale, self.config = model, bank, scale, config  # no buffers
         self.saliency = saliency
         generator = aggregator_of(model).generator
         masks = [] if generator is None else list(generator.parameters())

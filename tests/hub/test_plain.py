@@ -245,7 +245,7 @@ OF_TRAINING = {
         "prompts", "prompt_tokens", "prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "epochs",
         "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser", "weight_decay", "schedule", "warmup",
         "warmup_factor", "milestones", "identities_per_batch", "images_per_identity", "balance", "smoothing", "margin",
-        "soft_margin", "triplet_features", "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "i2t_scale",
+        "soft_margin", "triplet_features", "triplet_taps", "weight_id", "weight_triplet", "weight_i2t",
         "pad", "flip", "erase", "tint", "tint_share", "occluders", "occluder_folder", "occlude_probability",
         "severity_least", "severity_most", "checkpoint_every", "sie_coefficient", "cameras", "views",
     },
