@@ -80,7 +80,7 @@ def test_the_default_preset_is_for_lora() -> None:
     flags, config = settle()
     assert (config.tuning, config.optimiser, config.schedule) == ("lora", "adamw", "cosine")
     assert (config.rate, config.head_rate) == (2e-4, 3.5e-4)
-    assert (config.triplet_features, config.tint, config.tint_share) == ("unit", 0.2, 0.5)
+    assert (config.triplet_features, config.tint, config.tint_share) == ("unit", 0.1, 1.0)
     assert (config.lora_rank, config.lora_alpha) == (8, 16.0)
     assert flags == RunConfig(BIG)  # pixels, positions and interpolation of the backbone
     assert configure(clip_reid) == (RunConfig(), settle("tiny-clip")[1])

@@ -151,8 +151,7 @@ class Config:
 # float32.
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
-        "triplet_features": "unit", "tint": 0.2, "tint_share": 0.5,
-        "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
+        "triplet_features": "unit", "tint": 0.1, "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
     },
     "paper": {
         "tuning": "full", "optimiser": "adam", "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, "head_rate": 5e-6,
@@ -162,13 +161,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# The tiny backbones want larger rates (their weights are far from converged) and fewer epochs. Rate and rank of
-# LoRA were chosen on training images of cameras and people left out (benchmarks/factors.py), the rate of full tuning
-# among two values; the others are not tuned.
+# The tiny backbones want larger rates (their weights are far from converged) and fewer epochs. The rates of LoRA
+# and of full tuning (of two) were chosen on training images of cameras and people left out (benchmarks/factors.py); the
+# others are not tuned.
 TINY: dict[str, dict[str, Any]] = {
     "default": {
         "prompt_epochs": 15, "prompt_warmup": 1, "prompt_rate": 3.5e-3, "epochs": 4, "least_steps": 180, "warmup": 0.5,
-        "lora_rank": 32, "lora_alpha": 64.0,
         "rate": {"full": 2e-4, "lora": 4e-3, "head": 3.5e-3}, "head_rate": 3.5e-3,
     },
     "paper": {
