@@ -62,8 +62,8 @@ VARIANTS = {  # flags of the recipe, besides the preset `default`
             (0.2, "8e-3"),
         )
     },
-    # From here on trained in bfloat16 (--precision bf16), which changed the mAP of the default by less than 0.1. The CSV
-    # has three more, of settings that did not help and are gone: half-keep (KL divergence from the frozen tower's
+    # From here on trained in bfloat16 (--precision bf16), which changed the mAP of the default by less than 0.1. The
+    # CSV has three more, of settings that did not help and are gone: half-keep (KL divergence from the frozen tower's
     # image-text logits, weight 1), half-average (moving average of the weights, decay 0.95), and wide-scale-10 (a
     # factor of 10 on the cosines of the image-to-text loss).
     "half": HALF,
