@@ -56,7 +56,7 @@ def shaken(model: ReIDModel) -> ReIDModel:
     return model
 
 
-def made(backbone: str, config: Any = None, frozen: Tensor | None = None) -> Any:
+def made(backbone: str, config: Any = None) -> Any:
     """An objective on a model whose weights do something, and the text bank."""
     torch.manual_seed(0)
     config = config or dpm.Config()
@@ -64,7 +64,7 @@ def made(backbone: str, config: Any = None, frozen: Tensor | None = None) -> Any
     model = shaken(build(dpm, loaded, config, IDENTITIES))
     bank = torch.randn(IDENTITIES, loaded.image.embed_dim, generator=torch.Generator().manual_seed(4))
     saliency = dpm.Saliency(model, config) if config.patch_transfer else None
-    found = dpm.Objective(model, bank if config.prompts == "identity" else None, 10.0, config, frozen, saliency)
+    found = dpm.Objective(model, bank if config.prompts == "identity" else None, 10.0, config, saliency)
     return found.train()
 
 

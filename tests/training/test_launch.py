@@ -40,7 +40,7 @@ def test_help_has_no_riddles(name: str, capsys: pytest.CaptureFixture[str], monk
     ("args", "shown"),
     [
         ((), {"rate": "0.004", "epochs": "4", "prompt-epochs": "15", "tuning": "lora", "pixels": "backbone"}),
-        (("--tuning", "full"), {"rate": "0.0001", "tuning": "full"}),
+        (("--tuning", "full"), {"rate": "0.0002", "tuning": "full"}),
         (("--preset", "paper"), {"rate": "0.0002", "epochs": "6", "milestones": "4 6", "pixels": "half"}),
         (("--backbone=hf:openai/clip-vit-base-patch16", "--preset=paper"), {"rate": "5e-06", "epochs": "60"}),
         (("--backbone", "hf:x/y"), {"rate": "0.0002", "prompt-rate": "0.00035", "least-steps": "0"}),
