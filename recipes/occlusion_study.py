@@ -32,7 +32,18 @@ from clipreid.config import none_is
 from clipreid.data import ReIDData, load_data
 from clipreid.data.occluders import read_library
 from clipreid.errors import UserError, print_user_errors
-from clipreid.evaluation.occlusion import CONDITIONS, Cell, Condition, Occluders, Place, alignment, places, shown, study
+from clipreid.evaluation.occlusion import (
+    CONDITIONS,
+    Cell,
+    Condition,
+    Occluders,
+    Place,
+    alignment,
+    over_draws,
+    places,
+    shown,
+    study,
+)
 from clipreid.flags import parse_flags
 from clipreid.hub import read_config
 from clipreid.hub.download import find_run
@@ -81,11 +92,12 @@ def rows_of(arm: str, seed: int, cell: Cell) -> list[dict[str, Any]]:
     ]
 
 
-def add(found: dict[Any, Any], arm: str, cell: Cell) -> None:
-    """Keeps the reports of a cell."""
+def add(found: dict[Any, Any], arm: str, seed: int, cell: Cell) -> None:
+    """Keeps the reports of a cell, by arm and feature, place and seed."""
     for name, report in cell.reports.items():
         lines = found.setdefault((arm, name), {})
-        lines.setdefault((cell.place.condition, cell.place.severity), []).append(replace(report, histogram=None))
+        seeds = lines.setdefault((cell.place.condition, cell.place.severity), {})
+        seeds.setdefault(seed, []).append(replace(report, histogram=None))
 
 
 def one_run(
@@ -99,7 +111,7 @@ def one_run(
     occluders = Occluders.of(data, objects)
     for nth, cell in enumerate(study(data, model, cells, occluders), start=1):
         rows += rows_of(arm, seed, cell)
-        add(found, arm, cell)
+        add(found, arm, seed, cell)
         place, report = cell.place, cell.reports.get("concat") or next(iter(cell.reports.values()))
         print(
             f"{run}  {nth}/{len(cells)}  {place.condition} {place.severity:.0%} draw {place.draw}  "
@@ -131,7 +143,10 @@ def main(config: OcclusionStudy) -> None:
             writer = csv.DictWriter(handle, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-    reports: Reports = found
+    reports: Reports = {
+        line: {place: [over_draws(draws) for draws in seeds.values()] for place, seeds in cells_of.items()}
+        for line, cells_of in found.items()
+    }
     at = min(config.severities, key=lambda severity: abs(severity - 0.4))
     table = occlusion_table(reports, at)
     words = f"{data.name}, mAP in %; with {at:.0%} hidden; in brackets the difference to the first line, 95 % interval"

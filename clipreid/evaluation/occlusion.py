@@ -148,6 +148,16 @@ def study(
         yield Cell(place, scored.reports, reached, inside, covered)
 
 
+def over_draws(reports: Sequence[Report]) -> Report:
+    """The draws of one run at one severity as one report: each query has the mean of its figures, so that runs which
+    meet the same draws stay paired, query by query."""
+    first, scores = reports[0], [report.per_query for report in reports]
+    metrics = {name: float(np.mean([report.metrics[name] for report in reports])) for name in first.metrics}
+    hits = {f"rank{k}": np.mean([each["first_rank"] <= k for each in scores], 0) for k in (1, 5, 10)}
+    means = {name: np.mean([each[name] for each in scores], 0) for name in ("ap", "inp")}
+    return replace(first, metrics=metrics, per_query=first.per_query | means | hits, histogram=None)
+
+
 def features_of(model: ReIDModel, split: Split, pixels: Tensor) -> dict[str, Tensor]:
     """The features of uint8 [Q, 3, H, W] by name, [Q, D] each, on the CPU."""
     about: dict[str, Any] = about_images(split, None)

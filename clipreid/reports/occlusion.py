@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Line = tuple[str, str]  # (arm, feature)
-# at (condition, severity) the reports of all seeds and draws
+# at (condition, severity) a report of each seed (`over_draws`)
 Reports = Mapping[Line, Mapping[tuple[str, float], Sequence[Report]]]
 STYLES = tuple((colour, line) for line in ("-", "--", ":") for colour in (MAIN, WRONG, RIGHT, OTHER))
 

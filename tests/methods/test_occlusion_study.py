@@ -16,8 +16,16 @@ from short_runs import short_run
 import clipreid
 from clipreid.data import load_data
 from clipreid.errors import UserError
-from clipreid.evaluation import occlusion
-from clipreid.evaluation.occlusion import Occluders, Place, hidden_patches, occluded_queries, places, pooling_inside
+from clipreid.evaluation import compare, confidence, evaluate, occlusion
+from clipreid.evaluation.occlusion import (
+    Occluders,
+    Place,
+    hidden_patches,
+    occluded_queries,
+    over_draws,
+    places,
+    pooling_inside,
+)
 from clipreid.evaluation.score import score
 from clipreid.methods import clip_reid, saga
 
@@ -130,6 +138,31 @@ def test_weight_inside_is_what_lies_on_hidden_patches(monkeypatch: pytest.Monkey
 def test_what_cannot_be_measured_is_refused(given: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         places(*given)
+
+
+def test_draws_are_averaged_query_by_query_so_that_they_stay_paired() -> None:
+    drawn = torch.Generator().manual_seed(2)
+    table = {"identity": [0, 1, 2, 3] * 3, "camera": [0] * 12}
+    gallery = {"identity": [0, 1, 2, 3] * 3, "camera": [1] * 12}
+    sides = [
+        [
+            evaluate(torch.randn(12, 8, generator=drawn), torch.randn(12, 8, generator=drawn), table, gallery)
+            for _ in range(3)
+        ]
+        for _ in range(2)
+    ]
+    found = over_draws(sides[0])
+    assert found.metrics["mAP"] == pytest.approx(sum(one.metrics["mAP"] for one in sides[0]) / 3)
+    own = confidence(found)
+    for name, value in found.metrics.items():
+        assert own[name][0] <= value <= own[name][1]
+    same = compare(found, over_draws(sides[0]))
+    assert same.difference_interval["mAP"] == (0.0, 0.0)
+    other = compare(found, over_draws(sides[1]))
+    expected = sum(one.metrics["mAP"] for one in sides[1]) / 3 - found.metrics["mAP"]
+    assert other.difference["mAP"] == pytest.approx(expected)
+    hit = [sum(one.per_query["first_rank"] <= 1 for one in sides[0]) / 3]
+    assert found.per_query["rank1"] == pytest.approx(hit[0])
 
 
 def test_clean_queries_are_scored_once() -> None:
