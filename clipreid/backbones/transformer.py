@@ -49,7 +49,7 @@ class Attention(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """Softmax attention, [B, H, N, D] each.
 
-    Half precision on a CPU is computed in float32: PyTorch 2.14 takes seven times as long for its gradients.
+    Half precision on a CPU is computed in float32: PyTorch 2.14 takes over three times as long for its gradients.
     """
     if q.device.type == "cpu" and q.dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", enabled=False):
