@@ -27,7 +27,7 @@ from clipreid.data.occluders import Bank, Library, Occluded, distract, mask_out,
 from clipreid.errors import UserError
 from clipreid.evaluation.extract import extract
 from clipreid.evaluation.report import Report
-from clipreid.evaluation.score import Scored, about_images, score
+from clipreid.evaluation.score import Scored, score
 from clipreid.model import ReIDModel
 
 Condition = Literal["mask", "object", "person"]
@@ -133,14 +133,14 @@ def study(
         UserError: as `score`; a protocol whose queries are captions.
     """
     clean = score(data, model, progress=progress)
-    if "query" not in data.splits or clean.feature == "projection":
+    if clean.feature == "projection":
         raise UserError(f"{data.name} asks with captions: there is no image to hide something of")
     cache = pixel_cache(clean.query, model.image_size, interpolation=model.interpolation)
     crops = torch.from_numpy(np.asarray(cache.pixels))  # uint8 [Q, 3, H, W]
     for place in cells:
         batches = list(occluded_queries(crops, clean.query, place, occluders, model.mean))
         pixels, masks = (torch.cat([getattr(each, name) for each in batches]) for name in ("pixels", "masks"))
-        features = features_of(model, clean.query, pixels)
+        features = features_of(model, pixels)
         scored: Scored = replace(clean, query_features=features, reports={}, _health={})
         scored.add_reports(clean.reports[clean.feature].protocol)
         inside, covered = pooling_inside(model, pixels, masks)
@@ -158,10 +158,9 @@ def over_draws(reports: Sequence[Report]) -> Report:
     return replace(first, metrics=metrics, per_query=first.per_query | means | hits, histogram=None)
 
 
-def features_of(model: ReIDModel, split: Split, pixels: Tensor) -> dict[str, Tensor]:
-    """The features of uint8 [Q, 3, H, W] by name, [Q, D] each, on the CPU."""
-    about: dict[str, Any] = about_images(split, None)
-    found = extract(model.embed_parts, pixels, about=about, device=model.device)
+def features_of(model: ReIDModel, pixels: Tensor) -> dict[str, Tensor]:
+    """The features of uint8 [Q, 3, H, W] by name, [Q, D] each, on the CPU; cameras are unknown, as in `score`."""
+    found = extract(model.embed_parts, pixels, device=model.device)
     assert isinstance(found, dict)
     return {name: x.cpu() for name, x in found.items()}
 

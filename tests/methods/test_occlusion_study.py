@@ -1,8 +1,6 @@
 """The occlusion study: the same draws for every run, what is measured, what is written, what is refused."""
 
 import csv
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import tyro
-from launching import ROOT, paint_street
+from launching import load_recipe, paint_street
 from short_runs import short_run
 
 import clipreid
@@ -32,13 +30,7 @@ from clipreid.methods import clip_reid, saga
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("occlusion_study", ROOT / "recipes" / "occlusion_study.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["occlusion_study"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("occlusion_study")
 
 
 @pytest.fixture(scope="module")

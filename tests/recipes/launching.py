@@ -1,7 +1,9 @@
 """Helpers of the recipe tests: a painted street on disk, and the commands that users type."""
 
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 from PIL import Image
@@ -30,3 +32,14 @@ def command(recipe: str, *flags: object, processes: int = 1) -> list[str]:
     several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     starter = one if processes == 1 else several
     return [sys.executable, "-m", *starter, str(ROOT / "recipes" / recipe), *map(str, flags)]
+
+
+def load_recipe(name: str) -> ModuleType:
+    """`recipes/NAME.py` as a module of this process."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "recipes" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module

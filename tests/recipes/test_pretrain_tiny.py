@@ -1,14 +1,12 @@
 """Pretraining: the recipe makes a loadable folder for both families, and the shipped weights know language."""
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
-from launching import ROOT
+from launching import load_recipe
 
 from clipreid.backbones import load_backbone
 from clipreid.backbones.load import WEIGHTS
@@ -17,13 +15,7 @@ from clipreid.data.synthetic.pretraining import captioned_images
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pretrain_tiny", ROOT / "recipes" / "pretrain_tiny.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["pretrain_tiny"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("pretrain_tiny")
 
 
 @pytest.mark.parametrize("family", ["clip", "siglip"])

@@ -1,8 +1,6 @@
 """The zero-shot table: each backbone prepared in its own way, what it costs, and what scrambled pixels do to it."""
 
 import csv
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +11,7 @@ import pytest
 import torch
 import tyro
 from image_only import save_osnet, save_timm
-from launching import ROOT
+from launching import load_recipe
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import ToPILImage
@@ -35,13 +33,7 @@ PEOPLE = 40
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("zero_shot", ROOT / "recipes" / "zero_shot.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["zero_shot"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("zero_shot")
 
 
 @pytest.fixture(scope="module")
