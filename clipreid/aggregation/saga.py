@@ -27,7 +27,7 @@ class Aligned:
 
     feature: Tensor  # [B, C]
     weights: Tensor  # [B, N] how much each patch counts; each row sums to one
-    attention: Tensor | None  # [B, N, K+M] of the last block, mean over heads; None for kinds without anchors
+    attention: Tensor | None  # [B, N, K+M] of the last block, mean over heads; None for the kinds mean and cls
     anchors: Tensor | None  # [K, C] text anchors in the space of the tokens, for `anchor_diversity_loss`
 
     @property
@@ -69,8 +69,9 @@ class SAGA(nn.Module):
         domain: M, 0 for none.
         score: what makes a patch count: `max`; `entropy`, exp(-entropy) of its attention; `uniform`, nothing.
         kind: `saga`. Controls: `repeated`, in which the mean patch, mapped, stands K times in the place of the text
-            anchors (same capacity, no text); `mean`, the mean of X; `cls`, the CLS token as it is given. The last two
-            have no parameters. The control with free anchors is a matter of what is passed.
+            anchors (same capacity, no text); `mean` and `cls`, in which the mean patch or the CLS token is the only
+            patch, and stands for the text anchors too (same capacity, nothing to choose among). The control with free
+            anchors is a matter of what is passed.
         count: K of `repeated`.
         feed_forward: False leaves the feed-forward network out.
         centre: subtract the mean of the text anchors.
@@ -107,8 +108,6 @@ class SAGA(nn.Module):
         self.width, self.embed_dim, self.domain, self.count = width, embed_dim, domain, count
         self.score, self.kind, self.centre = score, kind, centre
         self.blocks = nn.ModuleList()
-        if kind in ("mean", "cls"):
-            return
         self.map = nn.Linear(embed_dim if kind == "saga" else width, width, bias=False)
         nn.init.xavier_uniform_(self.map.weight)
         if domain:
@@ -147,20 +146,18 @@ class SAGA(nn.Module):
         Raises:
             ValueError: anchors or CLS missing, or a wrong shape.
         """
-        count = patches.shape[1]
-        even = torch.full_like(patches[..., 0], 1 / max(1, count), dtype=torch.float32)  # [B, N]
-        if self.kind == "cls":
-            if cls is None:
-                raise ValueError("the kind cls needs the CLS token")
-            return Aligned(cls, even, None, None)
-        if self.kind == "mean":
-            return Aligned(patches.mean(1), even, None, None)
-        text, keys = self._keys(patches, anchors)
-        x = patches
+        if self.kind == "cls" and cls is None:
+            raise ValueError("the kind cls needs the CLS token")
+        weights = torch.full_like(patches[..., 0], 1 / max(1, patches.shape[1]), dtype=torch.float32)  # [B, N]
+        x, single = patches, self.kind in ("mean", "cls")
+        if single:
+            x = repeat(patches.mean(1) if cls is None or self.kind == "mean" else cls, "b c -> b 1 c")
+        text, keys = self._keys(x, anchors)
         for block in self.blocks:
             x, attention = block(x, keys)
+        if single:
+            return Aligned(x[:, 0], weights, None, None)
         attention = attention.float().mean(1)  # [B, N, K+M]
-        weights = even
         if self.score != "uniform":
             score = attention.amax(2) if self.score == "max" else _concentration(attention)
             weights = score / score.sum(1, keepdim=True)  # [B, N]; a score is at least 1/(K+M)
@@ -169,7 +166,7 @@ class SAGA(nn.Module):
     def _keys(self, patches: Tensor, anchors: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """Text anchors in the space of the tokens [K, C], and all anchors of each image [B, K+M, C]."""
         mean, text = patches.mean(1), None  # [B, C]
-        if self.kind == "repeated":
+        if self.kind != "saga":
             keys = repeat(self.map(mean), "b c -> b k c", k=self.count)
         else:
             if anchors is None or anchors.dim() != 2 or anchors.shape[1] != self.embed_dim:

@@ -73,7 +73,8 @@ class Config(clip_reid.Config):
     mode: Literal["frozen", "joint"] = "frozen"
     """frozen: a stage of its own on the trained run of --init; joint: together with stage 2 of CLIP-ReID"""
     kind: Literal["saga", "repeated", "mean", "cls"] = "saga"
-    """saga, or a control: repeated (the mean patch in the place of every text anchor), mean (of the patches), cls"""
+    """saga, or a control of the same size: repeated (the mean patch in the place of every text anchor); mean, cls (the
+    mean patch or the CLS token instead of the patches)"""
     anchors: Literal["text", "free"] = "text"
     """text: learned phrases through the text tower; free: free vectors, the control without text"""
     anchor_count: Annotated[int | None, Between(1, 1000), none_is("as many as phrases, 24")] = None
@@ -97,7 +98,8 @@ class Config(clip_reid.Config):
     feed_forward: bool = True
     """Whether the blocks have a feed-forward network"""
     copy_block: bool = True
-    """Start new blocks from the tower's block at that layer (those of an --init by this method stay)"""
+    """Start new blocks from the tower's block at that layer (not for the kind cls; those of an --init by this method
+    stay)"""
     score: Literal["max", "entropy", "uniform"] = "max"
     """What makes a patch count: its largest attention; how little its attention is spread; nothing"""
     centre: bool = False
@@ -253,7 +255,7 @@ def prepare_blocks(run: Run, model: ReIDModel, config: Config) -> None:
     aggregator, folder = aggregator_of(model), None if run.flags.init is None else find_run(run.flags.init)
     trained = {} if folder is None else read_tensors(folder / HEADS, folder)
     for nth, block in enumerate(aggregator.saga.blocks):
-        if config.copy_block and f"aggregator.saga.blocks.{nth}.q_proj.weight" not in trained:
+        if config.copy_block and config.kind != "cls" and f"aggregator.saga.blocks.{nth}.q_proj.weight" not in trained:
             block.copy_from(model.tower.encoder.layers[aggregator.layer - 1])  # type: ignore[operator]
     if cut := getattr(aggregator.anchors, "cut", ()):
         run.log.say(

@@ -22,7 +22,7 @@ from clipreid.errors import UserError
 from clipreid.hub.files import CONFIG, write_json
 from clipreid.training.crop import about_crops, check_whole_patches, fit_crop
 from clipreid.training.folder import choose_folder, claim
-from clipreid.training.harness import Log, make_accelerator, set_threads, start_tracking
+from clipreid.training.harness import Log, make_accelerator, set_threads, slow_half, start_tracking
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import RunData, check_batch, check_opened, decode, read_sets, shared_people
 from clipreid.training.unchanged import content_of, machine_of
@@ -182,6 +182,8 @@ def _introduce(run: Run, shape: float | None) -> None:
             "  note: image-text logits are cosine x the backbone's scale; the published raw dot products need weights "
             "known to be OpenAI's (a tag or Hub name; of a plain file or folder say so with --raw-logits)"
         )
+    if warning := slow_half(run.flags.precision, run.device):
+        run.log.warn(warning)
     height, width = run.backbone.image_size
     for note in about_crops(run.backbone, run.flags.stride, shape):
         say(f"  note: {note}")

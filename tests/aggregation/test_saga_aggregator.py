@@ -131,14 +131,15 @@ def test_repeated_keys_are_the_mapped_mean_patch() -> None:
 
 
 @torch.no_grad()
-def test_mean_and_cls_are_what_they_say_and_have_no_parameters() -> None:
+def test_mean_and_cls_put_one_token_in_the_place_of_the_patches() -> None:
+    """The size of `repeated`, and what `repeated` makes of an image that has this token as its only patch."""
     patches, text = inputs()
-    cls = torch.randn(B, C)
-    for kind, expected in (("mean", patches.mean(1)), ("cls", cls)):
+    cls, repeated = torch.randn(B, C), saga(kind="repeated")
+    for kind, token in (("mean", patches.mean(1)), ("cls", cls)):
         module = saga(kind=kind)
-        assert not list(module.parameters())
+        module.load_state_dict(repeated.state_dict())
         found = module(patches, text, cls)
-        assert torch.equal(found.feature, expected)
+        torch.testing.assert_close(found.feature, repeated(token[:, None]).feature)
         assert torch.equal(found.weights, torch.full((B, N), 1 / N))
         assert found.attention is found.assignment is found.anchors is None
 
@@ -244,7 +245,6 @@ def test_a_copied_block_attends_as_the_tower_does() -> None:
     assert [b.heads for b in fresh.blocks] == [HEADS, HEADS]  # type: ignore[union-attr]
     assert not torch.equal(fresh.blocks[0].q_proj.weight, block.self_attn.q_proj.weight)  # type: ignore[union-attr, arg-type]
     assert torch.equal(SAGA.like(block, E, feed_forward=False).blocks[1].k_proj.bias, block.self_attn.k_proj.bias)  # type: ignore[union-attr, arg-type]
-    assert not list(SAGA.like(block, E, kind="mean").parameters())
     block.self_attn.q_proj.weight.zero_()
     assert module.blocks[0].q_proj.weight.abs().max() > 0  # a copy  # type: ignore[union-attr, operator]
 
@@ -399,12 +399,12 @@ def test_features_without_weight_are_no_test_feature_but_are_computed_all_the_sa
 
 
 @torch.no_grad()
-def test_the_control_cls_is_the_feature_beside_it() -> None:
+def test_the_controls_cls_and_mean_read_the_final_cls_and_the_patches_of_the_layer() -> None:
     given = tokens()
-    features = SagaAggregator(saga(kind="cls"), None, 2, beside())(given, {})
-    assert torch.equal(features["saga"], given.cls)
-    features = SagaAggregator(saga(kind="mean"), None, 2, beside())(given, {})
-    assert torch.equal(features["saga"], given.taps[2][:, 1:].mean(1))
+    for kind, token in (("cls", given.cls), ("mean", given.taps[2][:, 1:].mean(1))):
+        module = saga(kind=kind)
+        found = SagaAggregator(module, None, 2, beside())(given, {})["saga"]
+        torch.testing.assert_close(found, saga(kind="repeated")(token[:, None]).feature)
 
 
 def test_what_losses_need_is_kept_in_training_only() -> None:

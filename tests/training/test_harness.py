@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from clipreid.errors import UserError
-from clipreid.training.harness import Log, Progress, clock, set_threads
+from clipreid.training import harness
+from clipreid.training.harness import Log, Progress, clock, half_slowdown, set_threads, slow_half
 
 
 @pytest.fixture
@@ -127,3 +128,14 @@ def test_progress_prints_means_speed_and_time_left(
     assert (first["step"], first["epoch"], first["loss"], first["id_loss"], first["rate"]) == (24, 1, 4.5, 4.0, 0.001)
     assert (second["step"], second["epoch"], second["loss"], second["id_loss"]) == (25, 2, 3.0, 2.0)  # anew
     assert first["images_per_second"] == pytest.approx((2 * 64 + 32) / 8)
+
+
+def test_half_precision_that_makes_training_slower_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert half_slowdown() > 0
+    monkeypatch.setattr(harness, "half_slowdown", lambda: 26.14)
+    assert "bf16: matrix products take 26.1 times as long" in str(slow_half("bf16", cpu))
+    assert slow_half("no", cpu) is None
+    assert slow_half("bf16", torch.device("cuda")) is None
+    monkeypatch.setattr(harness, "half_slowdown", lambda: 0.6)
+    assert slow_half("bf16", cpu) is None
