@@ -50,6 +50,7 @@ from clipreid.hub.download import find_run
 from clipreid.hub.files import run_name
 from clipreid.reports.occlusion import Reports, draw_occluded, occlusion_table, plot_occlusion
 from clipreid.training.harness import set_threads
+from clipreid.training.sets import val_as_test
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class OcclusionStudy:
     """A new folder for the table, curves and pictures"""
     data: str = "synthetic:new-cameras"
     """Whose queries are occluded"""
+    validate: bool = False
+    """Take the identity-disjoint val split, to choose settings by; never the test split for that"""
+    fusions: Annotated[tuple[str, ...], none_is("the run's own")] = ()
+    """Further weights of SAGA's parts saga, final and projection, such as 2,0.2,0.05 (its recipe's --fuse-saga, ...)"""
     severities: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)
     """Shares of the query that are hidden"""
     conditions: tuple[Condition, ...] = CONDITIONS
@@ -77,6 +82,14 @@ class OcclusionStudy:
 
 def arm_of(run: str, seed: int) -> str:
     return run_name(Path(run)).removesuffix(f"-{seed}")
+
+
+def read_weights(given: str) -> tuple[float, ...]:
+    """ "2,0.2,0.05" to numbers."""
+    try:
+        return tuple(float(weight) for weight in given.split(","))
+    except ValueError as error:
+        raise UserError(f"--fusions {given}: numbers with commas between them, such as 2,0.2,0.05") from error
 
 
 def rows_of(arm: str, seed: int, cell: Cell) -> list[dict[str, Any]]:
@@ -107,9 +120,10 @@ def one_run(
     model = clipreid.load(run).to(config.device)
     seed = int(read_config(find_run(run)).get("run", {}).get("seed", 0))
     arm, rows = arm_of(run, seed), []
+    fusions = [read_weights(given) for given in config.fusions]
     objects = None if config.occluders is None else read_library(config.occluders, "test")
     occluders = Occluders.of(data, objects)
-    for nth, cell in enumerate(study(data, model, cells, occluders), start=1):
+    for nth, cell in enumerate(study(data, model, cells, occluders, fusions), start=1):
         rows += rows_of(arm, seed, cell)
         add(found, arm, seed, cell)
         place, report = cell.place, cell.reports.get("concat") or next(iter(cell.reports.values()))
@@ -135,6 +149,9 @@ def main(config: OcclusionStudy) -> None:
     config.output.mkdir(parents=True, exist_ok=True)
     set_threads(config.threads)
     data = load_data(config.data)
+    if config.validate and "val" not in data.splits:
+        raise UserError(f"--validate: {data.name} has no val split")
+    data = val_as_test(data) if config.validate else data
     found: dict[Any, Any] = {}
     rows: list[dict[str, Any]] = []
     for run in runs:

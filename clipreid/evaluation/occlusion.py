@@ -33,6 +33,7 @@ from clipreid.model import ReIDModel
 Condition = Literal["mask", "object", "person"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 BATCH = 64  # queries occluded at once
+FUSED = ("saga", "final", "projection")
 COVERED = 0.5  # share of a patch that an occluder hides, from which the patch counts as hidden
 
 
@@ -125,14 +126,18 @@ def study(
     model: ReIDModel,
     cells: Sequence[Place],
     occluders: Occluders,
+    fusions: Sequence[Sequence[float]] = (),
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Cell]:
     """Scores a model at every place; the gallery is embedded once.
 
+    fusions: further weights of the parts of the test feature, each a report of its own (`fused`).
+
     Raises:
-        UserError: as `score`; a protocol whose queries are captions.
+        UserError: as `score`; a protocol whose queries are captions; other than three weights.
     """
     clean = score(data, model, progress=progress)
+    clean = replace(clean, gallery_features=clean.gallery_features | fused(clean.gallery_features, fusions))
     if clean.feature == "projection":
         raise UserError(f"{data.name} asks with captions: there is no image to hide something of")
     cache = pixel_cache(clean.query, model.image_size, interpolation=model.interpolation)
@@ -141,6 +146,7 @@ def study(
         batches = list(occluded_queries(crops, clean.query, place, occluders, model.mean))
         pixels, masks = (torch.cat([getattr(each, name) for each in batches]) for name in ("pixels", "masks"))
         features = features_of(model, pixels)
+        features |= fused(features, fusions)
         scored: Scored = replace(clean, query_features=features, reports={}, _health={})
         scored.add_reports(clean.reports[clean.feature].protocol)
         inside, covered = pooling_inside(model, pixels, masks)
@@ -163,6 +169,23 @@ def features_of(model: ReIDModel, pixels: Tensor) -> dict[str, Tensor]:
     found = extract(model.embed_parts, pixels, device=model.device)
     assert isinstance(found, dict)
     return {name: x.cpu() for name, x in found.items()}
+
+
+def fused(features: Mapping[str, Tensor], fusions: Sequence[Sequence[float]]) -> dict[str, Tensor]:
+    """SAGA's parts, each of unit length, times the roots of other weights: [N, D] each, by names such as "2:0.2:0.05".
+
+    Nothing for a model without the part `saga`; raises `UserError` for other than three weights.
+    """
+    found = {}
+    for weights in fusions:
+        if len(weights) != len(FUSED) or min(weights) < 0 or not sum(weights):
+            raise UserError(f"--fusions: a weight for each of {', '.join(FUSED)}, such as 2,0.2,0.05")
+        if FUSED[0] in features:
+            parts = [
+                weight**0.5 * F.normalize(features[name], dim=1) for name, weight in zip(FUSED, weights, strict=True)
+            ]
+            found[":".join(f"{weight:g}" for weight in weights)] = F.normalize(torch.cat(parts, dim=1), dim=1)
+    return found
 
 
 # The mechanism ------------------------------------------------------------------------------------------------------

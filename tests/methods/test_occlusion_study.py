@@ -1,6 +1,7 @@
 """The occlusion study: the same draws for every run, what is measured, what is written, what is refused."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -23,6 +24,7 @@ from clipreid.evaluation.occlusion import (
     over_draws,
     places,
     pooling_inside,
+    study,
 )
 from clipreid.evaluation.score import score
 from clipreid.methods import clip_reid, saga
@@ -53,14 +55,21 @@ def parse(recipe: ModuleType, *args: object) -> Any:
 def test_the_study_writes_table_curves_and_pictures(
     recipe: ModuleType, runs: tuple[Path, Path], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = ("--severities", 0, 0.4, "--draws", 2, "--threads", 1, "--queries", 2)
+    cells = ("--severities", 0, 0.4, "--draws", 2, "--threads", 1, "--queries", 2, "--fusions", "0,0,3", "2,0.2,0.05")
     output = tmp_path / "study"
     recipe.main(parse(recipe, "--run", *runs, "--data", f"folder:{street}", "--output", output, *cells))
     with open(output / "occlusion.csv") as handle:
         rows = list(csv.DictReader(handle))
     assert {row["arm"] for row in rows} == {"cls", "saga"}
     assert {row["condition"] for row in rows} == {"mask", "object", "person"}
-    assert {row["aggregation"] for row in rows if row["arm"] == "saga"} == {"concat", "saga", "final", "projection"}
+    parts = {"concat", "saga", "final", "projection"}
+    assert {row["aggregation"] for row in rows if row["arm"] == "cls"} == parts - {"saga"}
+    assert {row["aggregation"] for row in rows if row["arm"] == "saga"} == parts | {"0:0:3", "2:0.2:0.05"}
+    for fusion, same in (("0:0:3", "projection"), ("2:0.2:0.05", "concat")):  # the run's own weights: its test feature
+        figures = (
+            [row["mAP"] for row in rows if row["arm"] == "saga" and row["aggregation"] == x] for x in (fusion, same)
+        )
+        assert len({tuple(each) for each in figures}) == 1
     lines = [row for row in rows if (row["arm"], row["aggregation"]) == ("saga", "saga")]
     assert [(row["severity"], row["draw"]) for row in lines[:3]] == [("0.0", "0"), ("0.4", "0"), ("0.4", "1")]
     assert len(lines) == 9
@@ -81,6 +90,39 @@ def test_the_study_writes_table_curves_and_pictures(
     assert "mAP" in capsys.readouterr().out
     with pytest.raises(UserError, match="is there already and not empty: name a new folder"):
         recipe.main(parse(recipe, "--run", *runs, "--output", output))
+
+
+def test_what_the_study_refuses_before_it_hides_anything(
+    recipe: ModuleType, runs: tuple[Path, Path], street: Path, tmp_path: Path
+) -> None:
+    given = ("--run", runs[1], "--data", f"folder:{street}", "--output", tmp_path / "study", "--threads", 1)
+    for wrong, message in (
+        (("--validate",), "--validate: .* has no val split"),
+        (("--fusions", "2,a"), "--fusions 2,a: numbers with commas"),
+        (("--fusions", "2,1"), "--fusions: a weight for each of saga, final, projection"),
+        (("--fusions", "0,0,0"), "--fusions: a weight for each"),
+    ):
+        with pytest.raises(UserError, match=message):
+            recipe.main(parse(recipe, *given, *wrong))
+    assert list((tmp_path / "study").iterdir()) == []  # a second try goes into the same folder
+
+
+@torch.no_grad()
+def test_a_query_that_is_in_the_gallery_does_not_find_its_own_clean_image(
+    runs: tuple[Path, Path], street: Path
+) -> None:
+    data, model = load_data(f"folder:{street}"), clipreid.load(runs[0])
+    all_images = data.splits["gallery"]
+    single = all_images.select(range(0, len(all_images), 3))
+    own = replace(data, splits={"query": single, "gallery": all_images}, protocol="no-cameras")
+    (found,) = study(own, model, [Place("mask", 0.0, 0)], Occluders.of(data))
+    features = model.embed([all_images.image(row) for row in range(len(all_images))])
+    rows = [*range(0, len(all_images), 3)]
+    hits = []
+    for row in rows:
+        order = [at for at in (features @ features[row]).argsort(descending=True).tolist() if at != row]
+        hits.append(all_images.identities[order[0]] == all_images.identities[row])
+    assert found.reports["concat"].metrics["rank1"] == pytest.approx(sum(hits) / len(hits))
 
 
 def test_every_severity_meets_the_same_draws(street: Path) -> None:
