@@ -38,7 +38,7 @@ from pathlib import Path
 import numpy as np
 from IPython.display import HTML, display
 
-from clipreid import explore
+from clipreid import explore, load
 from clipreid.data.synthetic.people import COLOURS
 from clipreid.data.synthetic.street import SETS
 from clipreid.evaluation import format_table
@@ -208,8 +208,20 @@ own = {names[i]: explore.images_of(crops, names[i], most=5) for i in shown}
 explore.draw_rows([explore.Row(name, [*images, *explore.looks(learned.model, images)]) for name, images in own.items()])
 
 # %% [markdown]
-# One map for each image is all that this model can show. Maps of *anchors*, where each anchor takes its own patches
-# of a person, come with the SAGA aggregation; runs of this version have none.
+# ## Where do anchors look?
+#
+# A run of [SAGA](../docs/methods/saga.md) has anchors: phrases such as "a backpack", partly learned. Every patch
+# attends to them; the more clearly it fits one, the more it counts in the feature. Train one and start Jupyter with
+# `SAGA=runs/saga` in the environment:
+#
+#     accelerate launch recipes/saga.py --init runs/demo --output runs/saga
+
+# %%
+SAGA = os.environ.get("SAGA", "")
+if SAGA:
+    display(explore.draw_anchors(load(SAGA), [images[0] for images in own.values()]))
+else:
+    print("no SAGA=... in the environment: nothing to show here")
 
 # %% [markdown]
 # ## Look around

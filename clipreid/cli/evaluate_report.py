@@ -9,6 +9,7 @@ import clipreid
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
     from clipreid.cli.scoring import Asked
     from clipreid.evaluation.protocols import Protocol
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from clipreid.reports.html import Section
 
 RANKED_LISTS = "ranked_lists.png"
+POOLED = 4  # queries whose patches are shown
 
 
 def report_section(
@@ -49,7 +51,26 @@ def report_section(
     how: dict[str, Any] = {"protocol": rules, "look": look, "label": label, "others": others, **found.compared()}
     if (state := found.health()) is not None:
         how["facts"] = state.facts()
+    how["further"] = pooling(model, found)
     return section_of(name, report, found.query, found.gallery, **how)
+
+
+def pooling(model: ReIDModel, found: Scored) -> dict[str, tuple[Figure, str]]:
+    """What each patch of a few queries counts, for a model that weighs patches; nothing for others."""
+    import numpy as np
+
+    from clipreid.evaluation.occlusion import alignment
+    from clipreid.reports.occlusion import draw_occluded
+
+    _, first = np.unique(found.query.identities, return_index=True)
+    crops = model.crops([found.query.image(int(row)) for row in sorted(first[:POOLED])])
+    if (aligned := alignment(model, crops)) is None:
+        return {}
+    caption = (
+        "<b>What each patch counts</b> in the feature <code>saga</code> (1: as much as the others), and the anchor "
+        "that it attends to most, each in its colour."
+    )
+    return {"patches": (draw_occluded(crops, None, None, *aligned), caption)}
 
 
 def about_model(model: ReIDModel) -> str:

@@ -13,6 +13,7 @@ from clipreid.explore.domains import fused_precision, line_of, mean_precision, s
 from clipreid.explore.figures import (
     Row,
     draw_ablation,
+    draw_anchors,
     draw_map,
     draw_probe,
     draw_rows,
@@ -31,6 +32,7 @@ __all__ = [
     "browse",
     "chance_cosine",
     "draw_ablation",
+    "draw_anchors",
     "draw_map",
     "draw_probe",
     "draw_rows",

@@ -16,8 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from clipreid.errors import UserError
+from clipreid.evaluation.occlusion import alignment
 from clipreid.explore.bank import SHUFFLED, Strings, order_by
 from clipreid.reports.figures import GRID, INK, MAIN, OTHER, RIGHT, WRONG, styled
+from clipreid.reports.occlusion import draw_occluded
 from clipreid.reports.thumbnails import overlay_attention
 
 if TYPE_CHECKING:
@@ -90,6 +92,17 @@ def looks(model: ReIDModel, images: Sequence[Image.Image]) -> list[Image.Image]:
     if maps is None:
         raise UserError("this image tower is wrapped, and does not give its attention")
     return [overlay_attention(image, share.numpy()) for image, share in zip(images, maps, strict=True)]
+
+
+def draw_anchors(model: ReIDModel, images: Sequence[Image.Image], title: str = "") -> Figure:
+    """What each patch of the images counts in SAGA's feature, and the anchor that it attends to most (`Aligned`).
+
+    Raises UserError for a model without SAGA.
+    """
+    crops = model.crops(images)  # uint8 [n, 3, H, W]
+    if (aligned := alignment(model, crops)) is None:
+        raise UserError("this model has no anchors: train one with recipes/saga.py")
+    return draw_occluded(crops, None, None, *aligned, title)
 
 
 @_dressed

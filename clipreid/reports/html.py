@@ -46,6 +46,7 @@ class Section:
     label: str = "result"  # what `report` is of: stage 2, ...
     others: Mapping[str, Report] = field(default_factory=dict)  # to compare with: zero-shot, ...
     facts: Sequence[tuple[str, str]] = ()  # further lines below the table, each with its name
+    figures: Mapping[str, tuple[Figure, str]] = field(default_factory=dict)  # further ones: file name -> and caption
 
 
 def section_of(
@@ -62,11 +63,13 @@ def section_of(
     label: str = "result",
     others: Mapping[str, Report] | None = None,
     facts: Sequence[tuple[str, str]] = (),
+    further: Mapping[str, tuple[Figure, str]] | None = None,
     **how: int,
 ) -> Section:
     """The part of the page for one data set; arguments as for `find_examples`, `how` its numbers.
 
-    label, others: what `report` is of, and reports to compare it with, by name.  facts: as in `Section`.
+    label, others: what `report` is of, and reports to compare it with, by name.  facts, further: `facts` and
+        `figures` of `Section`.
     """
     rules = get_protocol(report.protocol if protocol is None else protocol)
     features = query_features, gallery_features
@@ -77,7 +80,7 @@ def section_of(
     cameras = None
     if known and not rules.draws:
         cameras = camera_pairs(query_features, gallery_features, query, gallery, rules, similarity)
-    return Section(name, report, examples, cameras, label, others or {}, facts)
+    return Section(name, report, examples, cameras, label, others or {}, facts, further or {})
 
 
 def write_report(folder: str | Path, sections: Sequence[Section], title: str, subtitle: str = "") -> list[Path]:
@@ -219,7 +222,7 @@ def _figures(section: Section) -> dict[str, tuple[Figure, str]]:
             figures.plot_cameras(section.cameras),
             "<b>Camera pairs.</b> mAP in percent with one camera's images as gallery; empty: no query has a match.",
         )
-    return found
+    return found | dict(section.figures)
 
 
 def _figure_row(section: Section, number: str) -> str:

@@ -83,41 +83,42 @@ def _curve(
 
 
 def draw_occluded(
-    clean: Tensor, occluded: Tensor, masks: Tensor, weights: Tensor | None, anchors: Tensor | None, title: str = ""
+    clean: Tensor,
+    occluded: Tensor | None,
+    masks: Tensor | None,
+    weights: Tensor | None,
+    anchors: Tensor | None,
+    title: str = "",
 ) -> Figure:
     """A row for each query: crop, occluded crop, what is hidden, what each patch counts, the anchor of each patch.
 
     Args:
-        clean, occluded: uint8 [n, 3, H, W].
+        clean, occluded: uint8 [n, 3, H, W]; occluded and masks are None where nothing is hidden.
         masks: bool [n, H, W].
         weights: [n, h, w], each map sums to one; None for a model without pooling weights.
         anchors: [n, h, w], numbers of anchors; None for a model without.
     """
     from matplotlib.figure import Figure
 
-    more = {"weights": weights, "anchors": anchors}
-    columns = ["query", "occluded", "hidden", *(name for name, given in more.items() if given is not None)]
+    columns: dict[str, tuple[Tensor, dict[str, Any]]] = {"query": (clean.permute(0, 2, 3, 1), {})}
+    if occluded is not None:
+        columns["occluded"] = (occluded.permute(0, 2, 3, 1), {})
+    if masks is not None:
+        columns["hidden"] = (masks, {"cmap": "gray", "vmin": 0, "vmax": 1})
+    if weights is not None:  # 1: as much as the patches get on average
+        counts = weights * weights[0].numel()
+        columns["weights"] = (counts, {"cmap": "viridis", "vmin": 0, "vmax": max(2.0, float(counts.max()))})
+    if anchors is not None:
+        columns["anchors"] = (anchors, {"cmap": "tab20", "vmin": 0, "vmax": 19})
     with styled():
         figure = Figure(figsize=(1.2 * len(columns), 2.3 * len(clean) + 0.4), layout="constrained")
         grid = figure.subplots(len(clean), len(columns), squeeze=False)
-        for row, cells in enumerate(grid):
-            shown: list[tuple[Any, dict[str, Any]]] = [
-                (clean[row].permute(1, 2, 0).numpy(), {}),
-                (occluded[row].permute(1, 2, 0).numpy(), {}),
-                (masks[row].numpy(), {"cmap": "gray"}),
-            ]
-            if weights is not None:  # 1: as much as the patches get on average
-                most = float(weights[row].max()) * weights[row].numel()
-                scale = {"cmap": "viridis", "vmin": 0, "vmax": max(2.0, most)}
-                shown.append((weights[row].numpy() * weights[row].numel(), scale))
-            if anchors is not None:
-                shown.append((anchors[row].numpy(), {"cmap": "tab20", "vmin": 0, "vmax": 19}))
-            for cell, (image, how) in zip(cells, shown, strict=True):
-                cell.imshow(image, aspect="auto", interpolation="nearest", **how)
+        for column, (name, (images, how)) in enumerate(columns.items()):
+            grid[0, column].set_title(name, color=INK)
+            for cell, image in zip(grid[:, column], images, strict=True):
+                cell.imshow(image.numpy(), aspect="auto", interpolation="nearest", **how)
                 cell.set(xticks=[], yticks=[])
                 cell.grid(False)
-        for cell, name in zip(grid[0], columns, strict=True):
-            cell.set_title(name, color=INK)
         if title:
             figure.suptitle(title)
     return figure

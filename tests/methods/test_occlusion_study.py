@@ -13,6 +13,8 @@ from launching import load_recipe, paint_street
 from short_runs import short_run
 
 import clipreid
+from clipreid import explore
+from clipreid.cli import main
 from clipreid.data import load_data
 from clipreid.errors import UserError
 from clipreid.evaluation import compare, confidence, evaluate, occlusion
@@ -204,3 +206,18 @@ def test_clean_queries_are_scored_once() -> None:
         Place("mask", 0, 0), Place("mask", 0.4, 0), Place("mask", 0.4, 1),
         Place("object", 0, 0), Place("object", 0.4, 0), Place("object", 0.4, 1),
     ]  # fmt: skip
+
+
+def test_report_and_notebook_show_what_each_patch_counts(runs: tuple[Path, Path], street: Path, tmp_path: Path) -> None:
+    data = f"folder:{street}"
+    for run, shown in zip(runs, (False, True), strict=True):
+        main(["evaluate", str(run), "--data", data, "--report", str(tmp_path / run.name), "--threads", "1"])
+        assert (tmp_path / run.name / "patches.png").exists() == shown
+        assert ("What each patch counts" in (tmp_path / run.name / "index.html").read_text()) == shown
+    images = [load_data(data).splits["query"].image(row) for row in range(2)]
+    figure = explore.draw_anchors(clipreid.load(runs[1]), images)
+    assert [cell.get_title() for cell in figure.axes] == ["query", "weights", "anchors", "", "", ""]
+    weights = figure.axes[1].images[0].get_array()
+    assert weights.mean() == pytest.approx(1, abs=1e-5)  # what a patch gets on average
+    with pytest.raises(UserError, match="this model has no anchors"):
+        explore.draw_anchors(clipreid.load(runs[0]), images)
