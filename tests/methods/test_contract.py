@@ -1,6 +1,7 @@
 """What every method proves, over all files of `clipreid/methods/`, with no line written for one of them."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -31,6 +32,7 @@ from clipreid.hub.package import package
 from clipreid.methods import get_method, method_names
 from clipreid.model import ReIDModel
 from clipreid.training import launch as launching_module
+from clipreid.training import sets as sets_module
 from clipreid.training.folder import FREE
 from clipreid.training.harness import Progress
 from clipreid.training.launch import run_method
@@ -294,6 +296,7 @@ class Outcomes:
         write_tiny_folder(folder / "small", context=32, clipreid={"image_size": [64, 32], "raw_logits": False})
         self.backbone = f"hf:{folder / 'small'}"  # smaller than tiny-clip: there are many runs
         self.init = init_of(method, street, folder, self.backbone)
+        self.read = functools.cache(sets_module.load_data)
 
     def __call__(self, **given: Any) -> tuple[str, set[str]] | None:
         """The tensors of a run with these settings, hashed, and the settings that it read; None where it is refused."""
@@ -309,6 +312,7 @@ class Outcomes:
         read: set[str] = set()
         flags, config = short_flags(self.method, self.street, run, init, backbone=self.backbone, **given)
         with pytest.MonkeyPatch.context() as patch:  # training alone is looked at
+            patch.setattr(sets_module, "load_data", self.read)
             patch.setattr(launching_module, "measure", lambda *args: None)
             patch.setattr(launching_module, "results_table", lambda *args: "")
             run_method(self.method, flags, watched(config, read))
