@@ -191,7 +191,8 @@ def check_values(config: Any) -> None:
     Raises:
         UserError: with the flag, its value, and what it may be.
     """
-    for name, hint in _hints(type(config)).items():
+    kind: type = type(config)
+    for name, hint in _hints(kind).items():
         value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if words := choices_of(hint):
             for word in value if isinstance(value, tuple) else (value,):
