@@ -5,6 +5,7 @@ A leaf: nothing of clipreid but `errors` is imported here.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -133,11 +134,15 @@ RATES = ("rate", "head_rate", "prompt_rate")  # of learning: above 0, below 1
 
 def range_of(kind: type, name: str) -> tuple[float, float] | None:
     """The range of a number of a dataclass of settings: `Between` in its type, else by its name; None: it has none."""
-    hint = get_type_hints(kind, include_extras=True)[name]
-    for mark in getattr(hint, "__metadata__", ()):
+    for mark in getattr(_hints(kind, marked=True)[name], "__metadata__", ()):
         if isinstance(mark, Between):
             return mark.least, mark.most
     return (0, 1) if name in RATES else RANGES.get(name)
+
+
+@functools.cache  # they are asked for each number of each run, and slow to find
+def _hints(kind: type, marked: bool = False) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=marked)
 
 
 def configure(method: ModuleType, **given: Any) -> tuple[RunConfig, Any]:
@@ -186,7 +191,8 @@ def check_values(config: Any) -> None:
     Raises:
         UserError: with the flag, its value, and what it may be.
     """
-    for name, hint in get_type_hints(type(config)).items():
+    kind: type = type(config)
+    for name, hint in _hints(kind).items():
         value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if words := choices_of(hint):
             for word in value if isinstance(value, tuple) else (value,):

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from clipreid.aggregation import Aggregator, Pooled, Taps
@@ -367,6 +366,8 @@ def need_text(backbone: Backbone, what: str) -> nn.Module:
 
 def _with_lora(tower: nn.Module, rank: int, alpha: float, backbone: str) -> nn.Module:
     """Adapters on the attention and MLP Linears of every block (Hu et al., arXiv 2106.09685)."""
+    from peft import LoraConfig, get_peft_model  # slow to import, and most commands adapt nothing
+
     targets = tower.lora_targets if isinstance(tower, ImageTower) else LORA_TARGETS
     settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets)
     wrapped: nn.Module = get_peft_model(tower, settings)

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipreid.backbones import load_backbone
 from clipreid.backbones.imported import IMPORTED
@@ -46,9 +45,8 @@ def set_strength(model: ReIDModel, strength: float) -> ReIDModel:
         return model
     adapted = [model.image] if model.tuning == "lora" else []
     adapted += [model.text] if model.text is not None and model.text_tuning == "lora" else []
-    for module in (module for tower in adapted for module in tower.modules()):
-        if isinstance(module, LoraLayer):
-            module.set_scale("default", strength)
+    for layer in (layer for tower in adapted for layer in _lora_layers(tower)):
+        layer.set_scale("default", strength)
     _interpolate(model, strength)
     hooks: list[Any] = list(model.hooks.values())
     for hook in hooks:
@@ -69,12 +67,18 @@ def keep_strength(model: ReIDModel) -> ReIDModel:
     """
     if model.hooks:
         raise ValueError("the strength of a model with token hooks cannot become part of its weights")
-    for layer in (layer for layer in model.modules() if isinstance(layer, LoraLayer)):
+    for layer in _lora_layers(model):
         if "default" in layer.lora_B:
             layer.lora_B["default"].weight.mul_(model.strength)
             layer.set_scale("default", 1.0)
     model.ends, model.strength = {}, 1.0  # what is interpolated is in the weights already
     return model
+
+
+def _lora_layers(module: nn.Module) -> list[Any]:
+    from peft.tuners.lora import LoraLayer  # loaded with the adapters already
+
+    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
 
 
 @torch.no_grad()

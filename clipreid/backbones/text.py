@@ -83,6 +83,8 @@ class TextTower(nn.Module):
 
     def reset_parameters(self) -> None:
         """CLIP's scaled normal initialisation (see `init_encoder`), for training from scratch."""
+        if self.embeddings.token_embedding.weight.is_meta:  # as in the image tower
+            return
         nn.init.normal_(self.embeddings.token_embedding.weight, std=0.02)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=0.01)
         init_encoder(self.encoder)

@@ -160,6 +160,8 @@ class VisionTower(nn.Module):
         """CLIP's scaled normal initialisation (see `init_encoder`), for training from scratch."""
         std = self.width**-0.5
         conv = self.embeddings.patch_embedding
+        if conv.weight.is_meta:  # shapes only, which torch takes long to fill with nothing
+            return
         nn.init.normal_(conv.weight, std=(3 * self.patch_size**2) ** -0.5)
         nn.init.normal_(self.embeddings.position_embedding.weight, std=std)
         init_encoder(self.encoder)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -156,6 +155,8 @@ def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0)
 def load_tower(tower: Any, tuning: str, file: Path, folder: Path) -> None:
     """Fills an image or text tower from the file of its adapter or of all its weights; nothing for "head"."""
     if tuning == "lora":
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict  # loaded with the adapters already
+
         wanted = get_peft_model_state_dict(tower, save_embedding_layers=False)
         set_peft_model_state_dict(tower, read_tensors(file, folder, wanted))
     elif tuning == "full":

@@ -30,11 +30,6 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
     home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
     trainer = hub.env(home, "alice-write") | {"CLIPREID_CACHE": str(tmp_path / "c"), "ACCELERATE_USE_CPU": "true"}
 
-    def typed(*words: object, home: Path | None = None) -> str:
-        env = trainer if home is None else hub.env(home) | {"CLIPREID_CACHE": str(home / "pixels")}
-        line = [sys.executable, "-m", "clipreid", *map(str, words)]
-        return done(subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True))
-
     # train, and publish at the end
     flags = ["--data", f"folder:{street}", "--output", "run", "--prompt-epochs", 2, "--epochs", 3]
     flags += ["--identities-per-batch", 8, "--push", "alice/street", "--rate", 5e-3]
@@ -47,41 +42,33 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
     zero_shot = clipreid.load(tmp_path / "run", strength=0).embed(crops).numpy()
     assert np.abs(wanted - zero_shot).max() > 1e-2  # the training did something
 
-    # load in a fresh process with an empty cache
+    # load, embed, search in words and export in a fresh process with an empty cache
+    embed = ["embed", "alice/street", street / "test", "--output", "gallery.parquet", "--pattern", "market1501"]
+    search = ["search", "alice/street", "--gallery", "gallery.parquet", "--json"]
+    export = ["export", "alice/street", "--format", "onnx", "--output", "onnx"]
+    commands = [list(map(str, words)) for words in (embed, [*search, "--text", "a person"], export)]
     code = f"""
-        import clipreid, numpy
-        numpy.save({str(tmp_path / "loaded.npy")!r}, clipreid.load("alice/street").embed({list(map(str, crops))}))
+        import clipreid, contextlib, numpy, os
+        from clipreid.cli import main
+        os.chdir({str(tmp_path)!r})
+        numpy.save("loaded.npy", clipreid.load("alice/street").embed({list(map(str, crops))}))
+        embed, search, export = {commands}
+        main(embed)
+        with open("texts.json", "w") as file, contextlib.redirect_stdout(file):
+            main(search)
+        main(export)
     """
-    done(hub.python(dedent(code), elsewhere))
+    done(hub.python(dedent(code), elsewhere, CLIPREID_CACHE=str(elsewhere / "pixels")))
     np.testing.assert_allclose(np.load(tmp_path / "loaded.npy"), wanted, atol=1e-6)
-
-    # embed and search there
-    typed(
-        "embed",
-        "alice/street",
-        street / "test",
-        "--output",
-        "gallery.parquet",
-        "--pattern",
-        "market1501",
-        home=elsewhere,
-    )
+    texts = json.loads((tmp_path / "texts.json").read_text())
+    assert len(texts["queries"][0]["results"]) == 10
     gallery = Gallery.open(tmp_path / "gallery.parquet")
     assert len(gallery) == len(crops)
-    found = json.loads(
-        typed(
-            "search",
-            "alice/street",
-            "--gallery",
-            "gallery.parquet",
-            "--image",
-            crops[5],
-            "--top",
-            len(crops),
-            "--json",
-            home=elsewhere,
-        )
-    )
+
+    # search there, as typed
+    env = hub.env(elsewhere) | {"CLIPREID_CACHE": str(elsewhere / "pixels")}
+    line = [sys.executable, "-m", "clipreid", *search, "--image", str(crops[5]), "--top", str(len(crops))]
+    found = json.loads(done(subprocess.run(line, env=env, cwd=tmp_path, capture_output=True, text=True)))
     hits = found["queries"][0]["results"]
     order = np.argsort(-(wanted @ wanted[5]), kind="stable")
     similarities = {Path(hit["path"]).name: hit["similarity"] for hit in hits}
@@ -90,10 +77,6 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
     assert Path(hits[0]["path"]).name == crops[order[0]].name == crops[5].name
     identity, camera = int(crops[5].name[:4]), int(crops[5].name[6])
     assert (hits[0]["identity"], hits[0]["camera"]) == (str(identity).zfill(4), camera)
-    texts = json.loads(
-        typed("search", "alice/street", "--gallery", "gallery.parquet", "--text", "a person", "--json", home=elsewhere)
-    )
-    assert len(texts["queries"][0]["results"]) == 10
 
     # with peft and transformers only
     base = shutil.copytree(Path(clipreid.__file__).parent / "weights" / "tiny-clip", tmp_path / "base")
@@ -103,7 +86,6 @@ def test_from_crops_to_a_search_in_another_place(hub: Hub, tmp_path: Path) -> No
     np.testing.assert_allclose(np.load(tmp_path / "plain.npy")[0], wanted[5], atol=1e-4)
 
     # with onnxruntime only
-    typed("export", "alice/street", "--format", "onnx", "--output", "onnx", home=elsewhere)
     code = f"""
         sys.modules["torch"] = None
         import json, numpy, onnxruntime

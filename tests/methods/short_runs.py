@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from clipreid.config import configure
+from clipreid.config import RunConfig, configure
 from clipreid.hub.initial import inherited
 from clipreid.methods import clip_reid
 from clipreid.training.launch import run_method
@@ -24,11 +24,17 @@ def short(method: ModuleType) -> dict[str, Any]:
 
 def short_run(method: ModuleType, street: Path, output: Path, init: Path | None = None, **given: Any) -> Run:
     """Trains and scores a method on the street in `folder:street`; `given` are further flags."""
+    return run_method(method, *short_flags(method, street, output, init, **given))
+
+
+def short_flags(
+    method: ModuleType, street: Path, output: Path, init: Path | None = None, **given: Any
+) -> tuple[RunConfig, Any]:
+    """The flags of a `short_run`, and the method's settings."""
     base = {**short(method), "image_size": (64, 32), "data": (f"folder:{street}",), "output": output, "threads": 1}
     if init is not None:
         base = {**inherited(method, init), **base, "init": init}
-    flags, config = configure(method, **{**base, **given})
-    return run_method(method, flags, config)
+    return configure(method, **{**base, **given})
 
 
 def init_of(method: ModuleType, street: Path, folder: Path, backbone: str) -> Path | None:

@@ -1,11 +1,16 @@
 """What every method proves, over all files of `clipreid/methods/`, with no line written for one of them."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
 import pytest
@@ -15,7 +20,7 @@ from launch_method import launch_method
 from launching import paint_street
 from processes import in_processes
 from safetensors.torch import load, load_file
-from short_runs import BACKBONES, init_of, short, short_run
+from short_runs import BACKBONES, init_of, short, short_flags, short_run
 from tiny_models import write_tiny_folder
 from torch import Tensor
 
@@ -27,12 +32,14 @@ from clipreid.hub.package import package
 from clipreid.methods import get_method, method_names
 from clipreid.model import ReIDModel
 from clipreid.training import launch as launching_module
+from clipreid.training import sets as sets_module
 from clipreid.training.folder import FREE
 from clipreid.training.harness import Progress
+from clipreid.training.launch import run_method
+from clipreid.training.run import Run
 from clipreid.training.stage import Stage
 
 METHODS = method_names()
-Made = Callable[[str, str], Path]
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +52,30 @@ def inits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("inits")
 
 
-@pytest.fixture(scope="module")
-def made(street: Path, inits: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """`made(method, backbone)`: a finished short run of it; skips where the method refuses the backbone."""
-    runs: dict[tuple[str, str], Path | UserError] = {}
+@dataclass
+class Made:
+    """A short run, the model that its process trained, and what each of its stages was seen to train."""
 
-    def make(name: str, backbone: str) -> Path:
+    folder: Path
+    model: ReIDModel
+    stages: dict[str, list[str]]
+
+
+Make = Callable[[str, str], Made]
+
+
+@pytest.fixture(scope="module")
+def made(street: Path, inits: Path, tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """`made(method, backbone)`: a finished short run of it, looked at meanwhile; skips where the method refuses the
+    backbone."""
+    runs: dict[tuple[str, str], Made | UserError] = {}
+
+    def make(name: str, backbone: str) -> Made:
         if (name, backbone) not in runs:
             method, folder = get_method(name), tmp_path_factory.mktemp("made") / f"{name}-{backbone}"
             try:
                 init = init_of(method, street, inits, backbone)
-                short_run(method, street, folder, init, backbone=backbone)
-                runs[name, backbone] = folder
+                runs[name, backbone] = watched_run(method, street, folder, init, backbone)
             except UserError as error:
                 runs[name, backbone] = error
         found = runs[name, backbone]
@@ -66,6 +85,35 @@ def made(street: Path, inits: Path, tmp_path_factory: pytest.TempPathFactory) ->
         return found
 
     return make
+
+
+def watched_run(method: ModuleType, street: Path, folder: Path, init: Path | None, backbone: str) -> Made:
+    models, stages = [], {}
+    train, save_model = launching_module.train, launching_module.save_model
+
+    def watched_train(stage: Stage, run: Run) -> None:
+        whole = {"module": stage.module, "image": run.backbone.image, "text": run.backbone.text}
+        before = {part: state_of(module) for part, module in whole.items()}
+        optimised = {
+            id(p) for optimiser in stage.optimisers for group in optimiser.param_groups for p in group["params"]
+        }
+        trainable = {id(p) for p in stage.module.parameters() if p.requires_grad}
+        faults = ["an optimiser has what the module does not train"] * (not optimised <= trainable)
+        train(stage, run)
+        changed = [
+            (f"{part}.{key}", id(parameter) in optimised)
+            for part, module in whole.items()
+            for key, parameter in module.named_parameters()
+            if not torch.equal(parameter, before[part][key])
+        ]
+        faults += [f"changed {key}" for key, declared in changed if not declared]
+        stages[stage.name] = faults + ["trained nothing"] * (not changed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launching_module, "train", watched_train)
+        patch.setattr(launching_module, "save_model", lambda model, to: (models.append(model), save_model(model, to)))
+        short_run(method, street, folder, init, backbone=backbone)
+    return Made(folder, models[0], stages)
 
 
 def crops_of(model: ReIDModel, count: int = 5) -> Tensor:
@@ -79,20 +127,11 @@ def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", METHODS)
-def test_saved_and_loaded_it_gives_the_features_of_the_trained_model(
-    name: str, backbone: str, street: Path, inits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Made
-) -> None:
-    made(name, backbone)
-    kept: list[ReIDModel] = []
-    original = launching_module.save_model
-    monkeypatch.setattr(
-        launching_module, "save_model", lambda model, folder: (kept.append(model), original(model, folder))
-    )
-    method = get_method(name)
-    short_run(method, street, tmp_path / "run", init_of(method, street, inits, backbone), backbone=backbone)
-    loaded, crops = clipreid.load(tmp_path / "run"), crops_of(kept[0])
+def test_saved_and_loaded_it_gives_the_features_of_the_trained_model(name: str, backbone: str, made: Make) -> None:
+    run = made(name, backbone)
+    loaded, crops = clipreid.load(run.folder), crops_of(run.model)
     assert loaded.method == name
-    torch.testing.assert_close(loaded.embed(crops), kept[0].eval().embed(crops), atol=1e-6, rtol=0)
+    torch.testing.assert_close(loaded.embed(crops), run.model.eval().embed(crops), atol=1e-6, rtol=0)
     first = loaded.embed(crops)
     assert torch.equal(first, loaded.embed(crops))  # embedding twice is equal
     torch.testing.assert_close(first.norm(dim=1), torch.ones(len(crops)))
@@ -101,9 +140,9 @@ def test_saved_and_loaded_it_gives_the_features_of_the_trained_model(
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_published_loads_alike_and_holds_nothing_per_identity(
-    name: str, backbone: str, made: Made, tmp_path: Path
+    name: str, backbone: str, made: Make, tmp_path: Path
 ) -> None:
-    run = made(name, backbone)
+    run = made(name, backbone).folder
     method = get_method(name)
     files = package(run, "alice/demo")
     assert "identities.safetensors" not in files
@@ -130,40 +169,10 @@ def test_what_is_published_loads_alike_and_holds_nothing_per_identity(
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_changes_what_a_stage_trains_and_nothing_else(
-    name: str, backbone: str, street: Path, inits: Path, tmp_path: Path, made: Made
-) -> None:
-    made(name, backbone)
-    method = get_method(name)
-    init = init_of(method, street, inits, backbone)
-    seen: list[str] = []
-
-    def watched(stage: Stage, run: Any) -> None:
-        declared = {
-            id(p) for optimiser in stage.optimisers for group in optimiser.param_groups for p in group["params"]
-        }
-        whole = {"module": stage.module, "image": run.backbone.image, "text": run.backbone.text}
-        before = {part: state_of(module) for part, module in whole.items()}
-        trainable = {id(p) for p in stage.module.parameters() if p.requires_grad}
-        assert declared <= trainable, f"{stage.name}: an optimiser has what is not trained by the module"
-        train_one_epoch(stage, run)
-        changed = 0
-        for part, module in whole.items():
-            for key, parameter in module.named_parameters():
-                if not torch.equal(parameter, before[part][key]):
-                    assert id(parameter) in declared, f"{stage.name} changed {part}.{key}"
-                    changed += 1
-        assert changed, f"{stage.name} trained nothing"
-        seen.append(stage.name)
-
-    def train_one_epoch(stage: Stage, run: Any) -> None:
-        original(dataclasses.replace(stage, epochs=1, after_epoch=None), run)
-
-    original = launching_module.train
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launching_module, "train", watched)
-        short_run(method, street, tmp_path / "run", init, backbone=backbone)
-    assert seen == json.loads((tmp_path / "run" / "config.json").read_text())["stages"]
+def test_a_stage_changes_what_it_trains_and_nothing_else(name: str, backbone: str, made: Make) -> None:
+    run = made(name, backbone)
+    assert not {stage: faults for stage, faults in run.stages.items() if faults}
+    assert list(run.stages) == json.loads((run.folder / "config.json").read_text())["stages"]
 
 
 class Killed(Exception):
@@ -172,28 +181,33 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_interrupted_and_resumed_it_ends_bit_for_bit_as_uninterrupted(
-    name: str, street: Path, inits: Path, tmp_path: Path, made: Made
+    name: str, street: Path, inits: Path, tmp_path: Path, made: Make
 ) -> None:
-    whole, method = made(name, BACKBONES[0]), get_method(name)
-    init = init_of(method, street, inits, BACKBONES[0])
-    stages, progressed = json.loads((whole / "config.json").read_text())["stages"], Progress.update
-    for stage in stages:
-        run, steps = tmp_path / stage, [0]
+    """In the midst of every stage, of one run."""
+    whole, method, run = made(name, BACKBONES[0]).folder, get_method(name), tmp_path / "run"
+    init, progressed = init_of(method, street, inits, BACKBONES[0]), Progress.update
 
-        def update(self: Progress, losses: dict[str, Tensor], images: int, stage: str = stage,
-                   steps: list[int] = steps) -> None:  # fmt: skip
+    def train(kill_in: str | None = None, **given: Any) -> None:
+        steps = 0
+
+        def update(self: Progress, losses: dict[str, Tensor], images: int) -> None:
+            nonlocal steps
             progressed(self, losses, images)
-            if self.stage == stage and (steps.__setitem__(0, steps[0] + 1) or steps[0]) == self.steps // 2 + 1:
+            steps += self.stage == kill_in
+            if steps == self.steps // 2 + 1:
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Progress, "update", update)
-            with pytest.raises(Killed):
-                short_run(method, street, run, init, backbone=BACKBONES[0])
+            short_run(method, street, run, init, backbone=BACKBONES[0], **given)
+
+    for stage in json.loads((whole / "config.json").read_text())["stages"]:
+        with pytest.raises(Killed):
+            train(kill_in=stage, resume=run.exists())
         with pytest.raises(UserError, match="--resume"):
-            short_run(method, street, run, init, backbone=BACKBONES[0])
-        short_run(method, street, run, init, backbone=BACKBONES[0], resume=True)
-        assert_same_tensors(whole, run)
+            train()
+    train(resume=True)
+    assert_same_tensors(whole, run)
 
 
 def assert_same_tensors(a: Path, b: Path) -> None:
@@ -207,23 +221,21 @@ def assert_same_tensors(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: Path, made: Made) -> None:
-    made(name, BACKBONES[0])
-    method = get_method(name)
+def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: Path, made: Make) -> None:
+    one, method = made(name, BACKBONES[0]).folder, get_method(name)
     init = init_of(method, street, inits, BACKBONES[0])
     flags = [word for key, value in short(method).items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    flags += ["--identities-per-batch", "4", "--data", f"folder:{street}", "--threads", "1"]
+    flags += ["--image-size", "64", "32", "--data", f"folder:{street}", "--threads", "1"]
     flags += ["--init", str(init)] if init else []
+    in_processes(2, launch_method, name, *flags, "--output", str(tmp_path / "two"))
     found = []
-    for processes in (1, 2):
-        run = tmp_path / str(processes)
-        in_processes(processes, launch_method, name, *flags, "--output", str(run))
+    for run in (one, tmp_path / "two"):
         lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
         found.append([line for line in lines if "loss" in line])
     assert [line["stage"] for line in found[0]] == [line["stage"] for line in found[1]]
-    for one, two in zip(*found, strict=True):
-        for key in (key for key in one if key.endswith("loss")):
-            assert one[key] == pytest.approx(two[key], rel=2e-4, abs=1e-5), (one["stage"], one["epoch"], key)
+    for alone, shared in zip(*found, strict=True):
+        for key in (key for key in alone if key.endswith("loss")):
+            assert alone[key] == pytest.approx(shared[key], rel=2e-4, abs=1e-5), (alone["stage"], alone["epoch"], key)
 
 
 def other_values(settings: type, value: Any, name: str) -> list[Any]:
@@ -236,7 +248,7 @@ def other_values(settings: type, value: Any, name: str) -> list[Any]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int):
-        return [value + 1, max(1, value // 8)] if value else [1, 100]
+        return [value + 1, max(1, value // 8)] if value else [1, 20]
     if isinstance(value, float):
         low, high = range_of(settings, name) or (-math.inf, math.inf)
         others = [new for new in (value * 3 if value else 0.5, value / 3, value + 0.25) if low < new < high]
@@ -264,61 +276,90 @@ def off_at_zero(settings: type, settled: Any) -> list[str]:
     return [name for name in names if not getattr(settled, name) and range_of(settings, name) == (0, 1)]
 
 
+def watched(settings: Any, read: set[str]) -> Any:
+    """The same settings, which note what they are asked for, but for copies and checks of all of them."""
+
+    class Watched(type(settings)):  # type: ignore[misc]
+        def __getattribute__(self, name: str) -> Any:
+            if sys._getframe(1).f_globals.get("__name__") not in ("dataclasses", "clipreid.config"):
+                read.add(name)
+            return super().__getattribute__(name)
+
+    return Watched(**{field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)})
+
+
+class Outcomes:
+    """What runs of a method on a small backbone give, each trained once."""
+
+    def __init__(self, method: ModuleType, street: Path, folder: Path) -> None:
+        self.method, self.street, self.folder, self.known = method, street, folder, {}  # type: ignore[var-annotated]
+        write_tiny_folder(folder / "small", context=32, clipreid={"image_size": [64, 32], "raw_logits": False})
+        self.backbone = f"hf:{folder / 'small'}"  # smaller than tiny-clip: there are many runs
+        self.init = init_of(method, street, folder, self.backbone)
+        self.read = functools.cache(sets_module.load_data)
+
+    def __call__(self, **given: Any) -> tuple[str, set[str]] | None:
+        """The tensors of a run with these settings, hashed, and the settings that it read; None where it is refused."""
+        key = json.dumps(given, sort_keys=True, default=str)
+        if key not in self.known:
+            try:
+                self.known[key] = self._trained(self.folder / str(len(self.known)), **{"init": self.init, **given})
+            except UserError:
+                self.known[key] = None
+        return self.known[key]
+
+    def _trained(self, run: Path, init: Path | None, **given: Any) -> tuple[str, set[str]]:
+        read: set[str] = set()
+        flags, config = short_flags(self.method, self.street, run, init, backbone=self.backbone, **given)
+        with pytest.MonkeyPatch.context() as patch:  # training alone is looked at
+            patch.setattr(sets_module, "load_data", self.read)
+            patch.setattr(launching_module, "measure", lambda *args: None)
+            patch.setattr(launching_module, "results_table", lambda *args: "")
+            run_method(self.method, flags, watched(config, read))
+        model = clipreid.load(run)
+        files = [file for file in sorted(run.rglob("*.safetensors")) if "checkpoints" not in file.parts]
+        parts = [*(file.read_bytes() for file in files), model.embed(crops_of(model)).numpy().tobytes()]
+        return hashlib.sha256(b"".join(parts)).hexdigest(), read
+
+
+def contexts_of(method: ModuleType, more: tuple[str, ...], init: Path | None) -> list[dict[str, Any]]:
+    """Where a setting may matter: alone, on two data sets (`more`), beside another choice of a word (`--schedule steps`
+    for the milestones) or what is off at 0, and without the run that is continued, whose tower decides some."""
+    hints, default = get_type_hints(method.Config), method.Config()
+    words = [{key: word} for key, hint in hints.items() for word in choices_of(hint) if word != getattr(default, key)]
+    shares = [{name: 0.5} for name in off_at_zero(method.Config, configure(method, **short(method))[1])]
+    contexts: list[dict[str, Any]] = [{}, {"data": more}, *words, *shares]
+    return contexts[:1] + [context | {"init": None} for context in contexts if init is not None] + contexts[1:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_changes_the_output(name: str, street: Path, tmp_path: Path) -> None:
-    """Alone, together with another choice of a word (`--schedule steps` for the milestones) or with what is off at 0,
-    on two data sets, or without the run that is continued (whose tower decides some settings)."""
-    method, backbone = get_method(name), f"hf:{tmp_path / 'small'}"  # smaller than tiny-clip: there are many runs
-    write_tiny_folder(tmp_path / "small", context=32, clipreid={"image_size": [64, 32], "raw_logits": False})
-    continued, hints, count = init_of(method, street, tmp_path, backbone), get_type_hints(method.Config), [0]
-    prints: dict[str, str | None] = {}
-
-    def outcome(init: Path | None = continued, **given: Any) -> str | None:
-        """The tensors of a run with these settings, hashed; None where they are refused."""
-        key = json.dumps(given | {"init": init}, sort_keys=True, default=str)
-        if key not in prints:
-            count[0] += 1
-            run = tmp_path / str(count[0])
-            try:
-                with pytest.MonkeyPatch.context() as patch:  # training alone is looked at
-                    patch.setattr(launching_module, "measure", lambda *args: None)
-                    patch.setattr(launching_module, "results_table", lambda *args: "")
-                    short_run(method, street, run, init, backbone=backbone, **given)
-                model = clipreid.load(run)
-                parts = [
-                    file.read_bytes() for file in sorted(run.rglob("*.safetensors")) if "checkpoints" not in file.parts
-                ]
-                prints[key] = str(hash(b"".join([*parts, model.embed(crops_of(model)).numpy().tobytes()])))
-            except UserError:
-                prints[key] = None
-        return prints[key]
-
+    """In one of the contexts in which it is read at all."""
+    method, outcome = get_method(name), Outcomes(get_method(name), street, tmp_path)
     assert outcome() is not None
-    default = method.Config()
     settled = configure(method, **short(method))[1]
-    contexts: list[dict[str, Any]] = [{}]
-    contexts += [
-        {key: word} for key, hint in hints.items() for word in choices_of(hint) if word != getattr(default, key)
-    ]
-    contexts += [{name: 0.5} for name in off_at_zero(method.Config, settled)]
-    contexts.append({"data": (f"folder:{street}", f"folder:{another_street(tmp_path)}")})
-    contexts += [context | {"init": None} for context in contexts if continued is not None]
+    contexts = contexts_of(method, (f"folder:{street}", f"folder:{another_street(tmp_path)}"), outcome.init)
+
+    def matters(field: str, context: dict[str, Any]) -> bool:
+        base = outcome(**context) if field not in context else None
+        if base is None or field not in base[1]:
+            return False
+        found = (outcome(**context, **{field: other}) for other in values)
+        return any(each is not None and each[0] != base[0] for each in found)
+
     silent = []
-    for field in dataclasses.fields(method.Config):
-        if field.name in FREE or not is_flag(method.Config, field.name):
+    for field in (field.name for field in dataclasses.fields(method.Config)):
+        if field in FREE or not is_flag(method.Config, field):
             continue
-        value = getattr(settled, field.name)
-        values = other_values(method.Config, value, field.name)
-        assert values, f"no other value is known for {field.name}: {value!r}"
-        for context in contexts:
-            base = outcome(**context) if field.name not in context else None
-            if base and any(outcome(**context, **{field.name: other}) not in (None, base) for other in values):
-                contexts.remove(context)
-                contexts.insert(0, context)  # where one setting matters, the next one may as well
-                break
+        values = other_values(method.Config, getattr(settled, field), field)
+        assert values, f"no other value is known for {field}"
+        context = next((context for context in contexts if matters(field, context)), None)
+        if context is None:
+            silent.append(field)
         else:
-            silent.append(field.name)
+            contexts.remove(context)
+            contexts.insert(min(len(contexts), bool(context)), context)  # the next one may matter there as well
     assert not silent, f"settings that change nothing: {silent}"
 
 

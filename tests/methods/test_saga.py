@@ -583,9 +583,8 @@ class Killed(Exception):
 
 
 @pytest.mark.slow
-def test_the_joint_mode_resumes_bit_for_bit(street: Path, init: Path, tmp_path: Path) -> None:
-    short_run(saga, street, tmp_path / "whole", init, mode="joint")
-    progressed = Progress.close_epochs
+def test_the_joint_mode_resumes_bit_for_bit(street: Path, init: Path, made: Made, tmp_path: Path) -> None:
+    whole, progressed = made(mode="joint"), Progress.close_epochs
 
     def close(self: Progress, epoch: int, epochs: int, **more: float) -> None:
         progressed(self, epoch, epochs, **more)
@@ -597,9 +596,9 @@ def test_the_joint_mode_resumes_bit_for_bit(street: Path, init: Path, tmp_path: 
         with pytest.raises(Killed):
             short_run(saga, street, tmp_path / "killed", init, mode="joint")
     short_run(saga, street, tmp_path / "killed", init, mode="joint", resume=True)
-    files = sorted(x.relative_to(tmp_path / "whole") for x in (tmp_path / "whole").glob("**/*.safetensors"))
+    files = sorted(x.relative_to(whole) for x in whole.glob("**/*.safetensors"))
     for file in files:
-        assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes(), file
+        assert (whole / file).read_bytes() == (tmp_path / "killed" / file).read_bytes(), file
     assert any(file.name == "adapter_model.safetensors" for file in files)
 
 
@@ -621,13 +620,9 @@ def test_it_learns(mode: str, street: Path, init: Path, tmp_path: Path) -> None:
     assert lines[-1]["diversity_loss"] < lines[0]["diversity_loss"]
 
 
-def test_two_processes_are_one_in_joint_mode(street: Path, init: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one_in_joint_mode(init: Path, made: Made, tmp_path: Path) -> None:
     flags = ["--mode", "joint", "--init", str(init), "--epochs", "2", "--prompt-epochs", "2", "-P", "4", "-K", "2"]
-    found = []
-    for processes in (1, 2):
-        run = tmp_path / str(processes)
-        in_processes(processes, launch_method, "saga", *flags, "--threads", "1", "--output", str(run))
-        found.append(losses_of(run))
-    for one, two in zip(*found, strict=True):
+    in_processes(2, launch_method, "saga", *flags, "--threads", "1", "--output", str(tmp_path / "run"))
+    for one, two in zip(losses_of(made(mode="joint")), losses_of(tmp_path / "run"), strict=True):
         for key in (key for key in one if key.endswith("loss")):
             assert one[key] == pytest.approx(two[key], rel=2e-4, abs=1e-5), (one["epoch"], key)

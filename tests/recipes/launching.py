@@ -1,11 +1,13 @@
 """Helpers of the recipe tests: a painted street on disk, and the commands that users type."""
 
 import importlib.util
+import runpy
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from clipreid.data.synthetic.camera import make_camera, render
@@ -32,6 +34,13 @@ def command(recipe: str, *flags: object, processes: int = 1) -> list[str]:
     several = ["torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     starter = one if processes == 1 else several
     return [sys.executable, "-m", *starter, str(ROOT / "recipes" / recipe), *map(str, flags)]
+
+
+def run_recipe(recipe: str, *flags: object) -> None:
+    """`python recipes/RECIPE FLAGS` in this process: starting another one takes longer than a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(ROOT / "recipes" / recipe), *map(str, flags)])
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def load_recipe(name: str) -> ModuleType:

@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import paint_street
+from launching import paint_street, run_recipe
 from PIL import Image
 
 from clipreid.config import configure
@@ -17,8 +15,6 @@ from clipreid.errors import UserError
 from clipreid.methods import clip_reid
 from clipreid.training.launch import parse, run_method
 from clipreid.training.run import Run, open_run
-
-Launch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(autouse=True)
@@ -278,10 +274,11 @@ def test_a_training_that_brought_nothing_does_not_end_as_a_success(
     assert end.index("warning: ") < end.index("run folder: ")
 
 
-def test_exit_status_and_message_of_a_launched_recipe(launch: Launch, tmp_path: Path) -> None:
-    done = launch("clipreid_stage2.py", "--data", f"folder:{tmp_path / 'nowhere'}")
-    assert done.returncode != 0
-    assert f"error: --data folder:{tmp_path / 'nowhere'}" in done.stderr
+def test_exit_status_and_message_of_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_recipe("clipreid_stage2.py", "--data", f"folder:{tmp_path / 'nowhere'}")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith(f"\nerror: --data folder:{tmp_path / 'nowhere'}")
 
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,13 +5,14 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, command
+from launching import ROOT, run_recipe
 from safetensors.torch import load_file
 
 import clipreid
@@ -36,14 +37,13 @@ def losses(run: Path, stage: str) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def finished(street: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Stage 1, then stage 2 in the same folder, with flags only where they must differ from the defaults."""
+    """Stage 1, then stage 2, launched, in the same folder, with flags only where they must differ from the defaults."""
     run = tmp_path_factory.mktemp("runs") / "demo"
-    first = launch("clipreid_stage1.py", "--data", f"folder:{street}", "--output", run, "--prompt-epochs", 2, *BATCH)
-    assert first.returncode == 0, first.stderr
+    run_recipe("clipreid_stage1.py", "--data", f"folder:{street}", "--output", run, "--prompt-epochs", 2, *BATCH)
     assert not (run / "adapter").exists()
-    second = launch("clipreid_stage2.py", "--data", f"folder:{street}", "--output", run, *SHORT)
-    assert second.returncode == 0, second.stderr
-    return run, second.stdout
+    launched = launch("clipreid_stage2.py", "--data", f"folder:{street}", "--output", run, *SHORT)
+    assert launched.returncode == 0, launched.stderr
+    return run, launched.stdout
 
 
 def test_stage_2_continues_stage_1_and_leaves_a_whole_run_folder(finished: tuple[Path, str], street: Path) -> None:
@@ -94,7 +94,7 @@ def test_resume_after_kill_ends_bit_identical(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("--output", whole, *flags)
     process = subprocess.Popen(
-        command("clipreid_stage2.py", "--output", killed, *flags),
+        [sys.executable, ROOT / "recipes" / "clipreid_stage2.py", "--output", killed, *map(str, flags)],
         env=environment,
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
