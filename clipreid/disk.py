@@ -119,6 +119,8 @@ def check_place(flag: str, place: Path, kind: str = "folder") -> None:
         CannotWrite: another kind of thing is there; a folder above it cannot be written; a name that is impossible.
     """
     try:
+        if "\0" in str(place):
+            raise ValueError("it holds a null character")
         path = Path(os.path.abspath(place.expanduser()))
         if path.exists() and path.is_dir() != (kind == "folder"):
             raise CannotWrite(f"{flag} {place} is a {'folder' if path.is_dir() else 'file'}: give a {kind}")
