@@ -1,11 +1,24 @@
-"""`UserError`, an error caused by user input, and how commands print it."""
+"""`UserError`, an error caused by user input, and how commands print it and end."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TextIO
+
+CLOSED = 141  # exit status of a command whose output nobody reads any more, as of any other in a shell (128 + SIGPIPE)
+ROOM, RIGHTS = "make room, or give another place", "check the permissions, or give another place"
+REFUSED = {  # what the machine refuses, and what to do: nothing is wrong with the program
+    "ENOSPC": ROOM, "EDQUOT": ROOM, "EROFS": "give another place", "EACCES": RIGHTS, "EPERM": RIGHTS,
+    "ENAMETOOLONG": "give a shorter name", "EIO": "check the disk", "EMFILE": "raise ulimit -n",
+    "ENFILE": "close other programs", "ELOOP": "mend the links", "ENOMEM": "close other programs",
+}  # fmt: skip
 
 
 class UserError(ValueError):
@@ -19,16 +32,80 @@ class UserError(ValueError):
 
 @contextmanager
 def print_user_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130.
+    """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130; what
+    the disk or the system refuses (`REFUSED`) is such an error too.
 
+    Where nobody reads the output any more (`clipreid ... | head -1`) the command ends quietly, with status `CLOSED`.
     Of several processes only the first one prints. Every other exception is a defect and keeps its traceback.
     """
     try:
+        _print_anything()
+        with _errors_printed(interrupted):
+            yield
+        sys.stdout.flush()
+    except SystemExit:
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+        ignore_closed(sys.stdout)
+        raise
+    except BrokenPipeError:
+        if not (ignore_closed(sys.stdout) | ignore_closed(sys.stderr)):
+            raise  # another pipe or connection
+        sys.exit(CLOSED)
+
+
+@contextmanager
+def _errors_printed(interrupted: str) -> Iterator[None]:
+    try:
         yield
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"\nerror: {error}", file=sys.stderr, flush=True)
+        _say(f"error: {error}")
+        sys.exit(2)
+    except OSError as error:
+        remedy = REFUSED.get(errno.errorcode.get(error.errno or 0, ""))
+        if remedy is None:
+            raise
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        _say(f"error: {' -> '.join(names) or 'a file'}: {error.strerror}: {remedy}")
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\n{interrupted}", file=sys.stderr, flush=True)
         sys.exit(130)
+
+
+def _say(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"\n{text}", file=sys.stderr, flush=True)
+
+
+def _print_anything() -> None:
+    """What the output's encoding has no letters for is written as \\x.. instead of ending the command: names of files
+    that are not UTF-8, and any name in the locale C."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def ignore_closed(stream: TextIO) -> bool:
+    """Whether nobody reads a stream any more; if so, what is written to it from now on is thrown away."""
+    try:
+        number = stream.fileno()
+    except (OSError, ValueError):  # no file: a notebook, a test
+        return False
+    if not _is_closed(stream, number):
+        return False
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, number)
+    os.close(nowhere)
+    return True
+
+
+def _is_closed(stream: TextIO, number: int) -> bool:
+    try:
+        stream.flush()
+    except BrokenPipeError:
+        return True
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    asked = select.poll()
+    asked.register(number, 0)
+    return any(event & select.POLLERR for _, event in asked.poll(0))

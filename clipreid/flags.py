@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
+from itertools import pairwise
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -22,9 +23,22 @@ def parse_flags(kind: Any, args: Sequence[str], **how: Any) -> Any:
     """The command line as `kind`: a dataclass, or a union of them, subcommands. how: further arguments of `tyro.cli`.
 
     Raises:
-        UserError: a flag of one value that is given two different ones. SystemExit: what tyro refuses, and `--help`.
+        UserError: a flag of one value that is given two different ones; an empty word. SystemExit: what tyro refuses,
+            and `--help`.
     """
+    check_words(args)
     return tyro.cli(kind, args=gathered(kind, args), **how)
+
+
+def check_words(args: Sequence[str]) -> None:
+    """Refuses empty words, and words that no file can be named by: "" would be the current folder."""
+    for before, word in pairwise(["", *args]):
+        flag, equals, value = word.partition("=")
+        if not word or (FLAG.fullmatch(flag) and equals and not value):
+            where = f"{flag or before}: " if (flag or before).startswith("-") else ""
+            raise UserError(f"{where}'' is empty: give a value, or leave it out (an unset variable of the shell?)")
+        if "\0" in word:
+            raise UserError(f"{word!r} holds a NUL character, which no name and no value has")
 
 
 def gathered(kind: Any, args: Sequence[str]) -> list[str]:

@@ -5,8 +5,10 @@ B images of one process, G = B x processes, T tokens, C tower width, E embedding
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -27,6 +29,7 @@ from clipreid.metric import Cosine, Metric
 Tuning = Literal["lora", "full", "head"]
 TextTuning = Literal["frozen", "lora", "full"]
 GIVEN = ("cameras", "views")  # what `embed` is told of the images
+SWITCHING = threading.Lock()  # held while a model changes its mode (in no model: models are copied)
 LORA_TARGETS = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
 
@@ -136,6 +139,7 @@ class ReIDModel(nn.Module):
         self.necks = nn.ModuleDict({name: Neck(width, identities) for name, width in widths.items()})
         self.strength = 1.0  # `clipreid.strength` sets it, and keeps weights before and after training in `ends`
         self.ends: dict[str, tuple[Tensor, Tensor]] = {}
+        self.embedding, self.was_training = 0, True  # `evaluating`: how many threads embed, and the mode of before
 
     def train(self, mode: bool = True) -> ReIDModel:
         """As of any module, but a frozen tower keeps the batch statistics it came with (OSNet has some)."""
@@ -143,6 +147,25 @@ class ReIDModel(nn.Module):
         if self.tuning == "head":
             self.image.eval()
         return self
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """In eval mode as long as this lasts; then in the mode of before, also after an error.
+
+        Of several threads the first one switches, and the last one switches back.
+        """
+        with SWITCHING:
+            if not self.embedding:
+                self.was_training = self.training
+                self.eval()
+            self.embedding += 1
+        try:
+            yield
+        finally:
+            with SWITCHING:
+                self.embedding -= 1
+                if not self.embedding:
+                    self.train(self.was_training)
 
     @property
     def tower(self) -> VisionTower:
@@ -213,10 +236,8 @@ class ReIDModel(nn.Module):
 
         about: as for `features`.
         """
-        was_training = self.training
-        self.eval()
-        features = self.features(self.normalise(crops), about)
-        self.train(was_training)
+        with self.evaluating():
+            features = self.features(self.normalise(crops), about)
         names = dict.fromkeys((*self.aggregator.test, *self.aggregator.scored))
         parts = {name: F.normalize(features[name].float(), dim=1) for name in names}
         return {"concat": self.test_feature(features), **parts}
@@ -259,7 +280,7 @@ class ReIDModel(nn.Module):
             float32 [N, D] on the CPU, each row of unit length, also where the weights are `half()` or `bfloat16()`.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read; features that are not finite, which weights give that are absurd.
             ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than images; not one camera or view
                 for each image; batch_size under 1.
         """
@@ -276,7 +297,7 @@ class ReIDModel(nn.Module):
                     raise ValueError(f"{what} must be {len(crops)} numbers, one for each image, not {shape}")
         rows = torch.arange(len(crops)).split(batch_size)
         found = [self.embed_parts(crops[at], {name: x[at] for name, x in about.items()})["concat"].cpu() for at in rows]
-        return torch.cat(found)
+        return check_finite(torch.cat(found))
 
     @torch.no_grad()
     def embed_text(
@@ -311,11 +332,24 @@ class ReIDModel(nn.Module):
             )
         if note := unread(backbone.tokenizer, texts):
             say(note) if say is not None else warnings.warn(note, stacklevel=3)  # behind the wrapper of no_grad
-        backbone.text.to(self.device).eval()
         batches = [texts[i : i + batch_size] for i in range(0, len(texts), batch_size)]
-        with torch.autocast(self.device.type, enabled=False):
+        if not batches:
+            return torch.empty(0, backbone.text.embed_dim)
+        with self.evaluating(), torch.autocast(self.device.type, enabled=False):
+            backbone.text.to(self.device).eval()  # where it is frozen it is no part of the model
             found = [F.normalize(backbone.encode_text(batch).float(), dim=1).cpu() for batch in batches]
-        return torch.cat(found) if found else torch.empty(0, backbone.text.embed_dim)
+        return check_finite(torch.cat(found), "texts")
+
+
+def check_finite(features: Tensor, of: str = "images") -> Tensor:
+    """The features [N, D]; raises `UserError` where some of them are NaN or infinite. of: what they are of."""
+    bad = (~features.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    if bad:
+        raise UserError(
+            f"the features of {len(bad):,} of {len(features):,} {of} (the first is number {bad[0]}) are not finite: "
+            "the weights are finite but absurd, or too large for their type; train anew, or take float32"
+        )
+    return features
 
 
 def _check_batch_size(batch_size: int) -> None:

@@ -1,6 +1,7 @@
 """Flags and settings: presets, ranges, and what of them may be seen by others."""
 
 import dataclasses
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_type_hints
@@ -228,6 +229,22 @@ def test_every_number_has_a_range(kind: type) -> None:
     for name in numbers:
         low, high = range_of(kind, name)  # type: ignore[misc]
         assert low < high
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_every_number_out_of_its_range_is_refused_by_its_flag(method: ModuleType) -> None:
+    """One below and one above, for each number of a method, and once for those of a run."""
+    cases = 0
+    for sound in configure(method) if method is clip_reid else configure(method)[1:]:
+        for name in [name for name, hint in get_type_hints(type(sound)).items() if numeric(hint)]:
+            low, high = range_of(type(sound), name)  # type: ignore[misc]
+            several = "tuple" in str(get_type_hints(type(sound))[name])
+            for wrong in (low - 1, math.nan if high > 2**60 else high + 1):
+                value = dataclasses.replace(sound, **{name: (wrong,) if several else wrong})
+                with pytest.raises(UserError, match=rf"^--{name.replace('_', '-')} "):
+                    check_values(value)
+                cases += 1
+    assert cases > 30
 
 
 @dataclasses.dataclass(frozen=True)

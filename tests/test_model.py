@@ -1,6 +1,8 @@
 """`ReIDModel`: which features it takes, what it trains, that it starts as the backbone it was given, `embed`."""
 
+import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -327,6 +329,47 @@ def test_embed_resizes_the_whole_image(tiny_folder: Folder) -> None:
     marked[:20, :15] = 255
     plain, corner = model.embed([Image.fromarray(image), Image.fromarray(marked)])
     assert (plain - corner).abs().max() > 1e-3
+
+
+def test_embed_restores_the_mode_after_an_error_and_with_several_threads(tiny_folder: Folder) -> None:
+    """No thread may compute in train mode while another one switches back: the features are those of one thread."""
+    model = make(tiny_folder("clip")).train()
+    expected = model.embed(images())
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(*_: Any) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            entered.set()
+            assert leave.wait(60)
+
+    handle = model.tower.encoder.layers[0].register_forward_pre_hook(slow)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(model.embed, images())
+        assert entered.wait(60)
+        torch.testing.assert_close(model.embed(images()), expected)
+        assert not model.training  # the other one still embeds
+        leave.set()
+        torch.testing.assert_close(other.result(), expected)
+    assert model.training
+    handle.remove()
+    broken = model.tower.encoder.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.embed(images())
+    assert all(part.training for part in model.modules())
+    broken.remove()
+    model.embed_text(["a person"])
+    assert model.training
+
+
+def test_features_that_are_not_finite_are_refused_with_their_number(tiny_folder: Folder) -> None:
+    """Weights that are finite but absurd."""
+    model = make(tiny_folder("clip"))
+    with torch.no_grad():
+        for name, parameter in model.tower.named_parameters():
+            if name.endswith("fc2.base_layer.weight"):
+                parameter.fill_(3e38)
+    with pytest.raises(UserError, match=r"the features of 3 of 3 images \(the first is number 0\) are not finite"):
+        model.embed(images())
 
 
 def test_embed_does_not_depend_on_the_batch_size_or_the_mode(tiny_folder: Folder) -> None:

@@ -1,6 +1,5 @@
 """Read CLIP, SigLIP and fixed-resolution SigLIP2 from transformers-format folders, local or on the Hub."""
 
-import json
 import math
 import pickle
 import re
@@ -15,6 +14,7 @@ from clipreid.backbones.build import DEFAULT_SIZE, Source
 from clipreid.backbones.text import TextConfig
 from clipreid.backbones.tokenizer import read_tokenizer
 from clipreid.backbones.vision import VisionConfig
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 
 # transformers' names of activations -> ours
@@ -255,8 +255,8 @@ def _read_json(file: Path) -> dict[str, Any]:
         hint = hint if (file.parent / "open_clip_config.json").is_file() else ""
         raise UserError(f"{file} is missing; a transformers-format folder is needed{hint}")
     try:
-        return json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+        return read_json(file)
+    except ValueError as error:
         raise UserError(f"{file} is not valid JSON: {error}") from error
 
 

@@ -157,7 +157,7 @@ def read_weights(path: str, what: str) -> dict[str, Tensor]:
         is_safe = file.suffix == ".safetensors"
         state = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
     except BROKEN as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"{what}: {file} is not a file of plain weights ({reason}); nothing that could run code is loaded: give a "
             "state dict (.pth) or safetensors"

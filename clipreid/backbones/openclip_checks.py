@@ -1,10 +1,10 @@
 """What can be known of an open_clip name before its weights are downloaded: spelling, tag, activation, architecture."""
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 
 CONFIG_FILE = "open_clip_config.json"
@@ -42,8 +42,8 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"with config.json, is hf:{folder}; a weights file is open_clip:MODEL/FILE)"
         )
     try:
-        return json.loads(file.read_text())["model_cfg"]
-    except (json.JSONDecodeError, KeyError) as error:
+        return read_json(file)["model_cfg"]
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is not a config of open_clip's (JSON with model_cfg): {error}") from error
 
 

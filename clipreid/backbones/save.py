@@ -181,4 +181,4 @@ def preprocessor(family: str, size: tuple[int, int], resample: int, mean: Triple
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2) + "\n")
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

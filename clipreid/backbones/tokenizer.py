@@ -13,6 +13,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from clipreid.backbones.text import TextConfig, pool_positions
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -84,7 +85,7 @@ class FastTokenizer:
             config |= {"bos_token": self.tokenizer.id_to_token(self.never_first), "add_bos_token": False}
         if self.strip_punctuation:
             config["strip_punctuation"] = True
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def _clean(self, text: str) -> str:
         if self.strip_punctuation:
@@ -124,7 +125,7 @@ def read_tokenizer(folder: Path, config: TextConfig, pad_id: int | None) -> Fast
         UserError: an unreadable tokenizer.json, or no end-of-text token.
     """
     settings_file = folder / "tokenizer_config.json"
-    settings = json.loads(settings_file.read_text()) if settings_file.is_file() else {}
+    settings = _settings(settings_file) if settings_file.is_file() else {}
     kind = settings.get("tokenizer_class", "")
     tokenizer = _read_rust_tokenizer(folder, kind)
     if tokenizer is None:
@@ -152,6 +153,16 @@ def read_tokenizer(folder: Path, config: TextConfig, pad_id: int | None) -> Fast
         strip_punctuation=settings.get("strip_punctuation", kind.startswith("SiglipTokenizer")),
         never_first=None if settings.get("add_bos_token") else _token_id(tokenizer, settings.get("bos_token")),
     )
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = read_json(file)
+        if isinstance(settings, dict):
+            return settings
+        raise ValueError(f"it is {type(settings).__name__}")
+    except ValueError as error:
+        raise UserError(f"{file} is no JSON object ({error}): download the tokenizer again") from error
 
 
 def _read_rust_tokenizer(folder: Path, kind: str) -> RustTokenizer | None:

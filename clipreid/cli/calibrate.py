@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from clipreid.cli.scoring import Scoring, check_cameras, known_offsets, read_tests, score_on, to_device
+from clipreid.cli.scoring import (
+    Scoring,
+    check_columns,
+    check_numbers,
+    check_tests,
+    known_offsets,
+    read_tests,
+    score_on,
+    to_device,
+)
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,9 +72,10 @@ def calibrate_run(flags: Calibrate) -> None:
     Raises:
         UserError: the run, the data or the output cannot be used; too few identities or pairs.
     """
-    from clipreid.evaluation import format_table
+    from clipreid.disk import check_place
+    from clipreid.evaluation import format_table, get_protocol
     from clipreid.evaluation.trials import calibrate
-    from clipreid.hub import find_run, load, read_config, snapshot_of
+    from clipreid.hub import check_run, find_run, load, snapshot_of
     from clipreid.hub.calibrated import save_calibration
     from clipreid.reports.reliability import draw_reliability
     from clipreid.training.harness import set_threads
@@ -77,15 +87,22 @@ def calibrate_run(flags: Calibrate) -> None:
         raise UserError(
             f"{name}: a calibration is of the plain features of one model, as search compares them: leave it out"
         )
+    check_numbers(flags, seed=(0, 2**63 - 1), strength=(0, 1))
+    for name in ("strangers", "false_match"):
+        if (share := getattr(flags, name)) is not None and not 0 < share < 1:
+            raise UserError(f"--{name.replace('_', '-')} {share:g}: a share lies between 0 and 1, for example 0.1")
+    if flags.output is not None:
+        check_place("--output", flags.output)
+    if flags.protocol is not None:
+        get_protocol(flags.protocol)
     set_threads(flags.threads)
     folder = find_run(flags.run)
     if snapshot_of(folder) is not None and flags.output is None:
         raise UserError(f"{flags.run} is on the Hub, and nothing is written there: give a folder with --output")
-    if flags.output is not None and flags.output.exists() and not flags.output.is_dir():
-        raise UserError(f"--output {flags.output} is a file: give a folder")
-    config = read_config(folder)
+    config = check_run(folder).record
     data = _one_set(flags, config)
-    check_cameras(flags, flags.run, config, [data])
+    check_tests(flags, flags.run, config, [data])
+    check_columns(flags.by, [data], flags.protocol)
     model = to_device(load(folder, strength=flags.strength))
     print(data.summary(), flush=True)
     scored = score_on(model, data, flags, known_offsets(model, data, flags, config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,9 +16,10 @@ from clipreid.cli.scoring import (
     Scoring,
     before_training,
     centre_on,
-    check_cameras,
     check_extras,
+    check_numbers,
     check_report,
+    check_tests,
     floor_on,
     known_offsets,
     read_tests,
@@ -123,25 +125,30 @@ def compare_runs(flags: Compare) -> None:
     Raises:
         UserError: runs, data, protocol, weight or the report folder cannot be used; the models cannot be compared.
     """
+    from clipreid.disk import Unwritten, check_place, write_whole
     from clipreid.evaluation import compare, format_table, get_protocol
     from clipreid.hub.files import write_json
     from clipreid.training.harness import set_threads
 
-    set_threads(flags.threads)
+    check_numbers(flags, queries=(1, 1000), changed=(0, 100_000), weight=(0, 1))
+    if flags.report is not None:
+        check_place("--report", flags.report)
     if flags.protocol is not None:
         get_protocol(flags.protocol)
+    set_threads(flags.threads)
     a, b = _models(flags)
     sides = (b, a) if a.zero or a.runs[0].folder is None else (a, b)  # an untrained model says no data
     run = sides[0].runs[0]
     tests = read_tests(flags, run.name, run.config)
     for each in (*a.runs, *b.runs):
-        check_cameras(flags, each.name, each.config, tests)
+        check_tests(flags, each.name, each.config, tests)
     check_extras(flags, tests)
     if flags.fuse and flags.weight is None:  # a weight chosen on a val split serves the data sets that have none
         tests.sort(key=lambda data: "val" not in data.splits)
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
     _check_fusion(flags, a, b, tests)
     everything: dict[str, Any] = {}
+    unwritten, lines = Unwritten(), Lines()
     for data in tests:
         print(data.summary(), flush=True)
         found = a.score(data, flags), b.score(data, flags)
@@ -168,12 +175,15 @@ def compare_runs(flags: Compare) -> None:
             chosen = next(((name, each["fusion"]["weight"]) for name, each in everything.items()), None)
             entry["fusion"] = _fuse(flags, data, (a, b), found, chosen)
         if flags.report is not None and not everything:
-            _draw(flags.report, result, found, flags.queries)
+            with unwritten.going_on():
+                _draw(flags.report, result, found, flags.queries)
         everything[data.name] = entry
         if flags.report is not None:
-            flags.report.mkdir(parents=True, exist_ok=True)
-            _write_queries(flags.report / TABLE, data.name, result, new=len(everything) == 1)
-            write_json(flags.report / FIGURES, everything)
+            lines.add(data.name, result)
+            with unwritten.going_on():
+                write_whole(flags.report / TABLE, lines.text())
+                write_json(flags.report / FIGURES, everything)
+    unwritten.check()
     if flags.report is not None:
         print(f"written: {flags.report}/")
 
@@ -234,8 +244,6 @@ def _check_fusion(flags: Compare, a: Model, b: Model, tests: list[ReIDData]) -> 
     """Raises UserError, before anything is scored, for what cannot be fused."""
     if not flags.fuse and flags.weight is None:
         return
-    if flags.weight is not None and not 0 <= flags.weight <= 1:
-        raise UserError(f"--weight {flags.weight}: it is the share of {a.name}, from 0 to 1")
     if len(a.runs) > 1 or len(b.runs) > 1:
         raise UserError("--fuse takes one run on each side: fuse the seeds one by one")
     if flags.weight is None and not any("val" in data.splits for data in tests):
@@ -326,11 +334,19 @@ def _draw(folder: Path, result: Comparison, found: tuple[Found, Found], queries:
     ranked_lists(folder / IMAGE, first.query, first.gallery, similarities, rules, queries, chances=chances)
 
 
-def _write_queries(file: Path, data: str, result: Comparison, new: bool) -> None:
-    with open(file, "w" if new else "a", newline="") as handle:
-        writer = csv.writer(handle)
-        if new:
-            writer.writerow(["data", "row", "path", "identity", f"ap {result.names[0]}", f"ap {result.names[1]}"])
+class Lines:
+    """queries.csv: the AP of every query of every data set so far."""
+
+    def __init__(self) -> None:
+        self.handle = io.StringIO()
+        self.writer = csv.writer(self.handle)
+
+    def add(self, data: str, result: Comparison) -> None:
+        if not self.handle.tell():
+            self.writer.writerow(["data", "row", "path", "identity", f"ap {result.names[0]}", f"ap {result.names[1]}"])
         paths = [""] * len(result.identity) if result.path is None else result.path
         for row, (path, identity, a, b) in enumerate(zip(paths, result.identity, *result.ap, strict=True)):
-            writer.writerow([data, row, path, identity, a, b])
+            self.writer.writerow([data, row, path, identity, a, b])
+
+    def text(self) -> bytes:
+        return self.handle.getvalue().encode(errors="surrogateescape")  # a file's name need not be UTF-8

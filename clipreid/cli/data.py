@@ -12,6 +12,7 @@ from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg
 
 from clipreid.cli.data_occlude import Occlude
 from clipreid.cli.data_split import Split
+from clipreid.cli.scoring import check_numbers
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,8 +71,9 @@ class Convert:
 
     def __call__(self) -> None:
         from clipreid.data import load_data
-        from clipreid.data.convert import convert
+        from clipreid.data.convert import check_output, convert
 
+        check_output(self.output, self.overwrite)
         data = load_data(self.data, pattern=self.pattern, columns=self.columns, noun=self.noun, unknown=self.unknown)
         print(data.summary(), flush=True)
         convert(data, self.output, overwrite=self.overwrite)
@@ -96,47 +98,26 @@ def check(flags: Check) -> bool:
     """
     from clipreid.data.check import read_and_check
     from clipreid.data.sheet import check_sheet, draw_sheet
+    from clipreid.disk import check_place, write_whole
 
-    _check_writable("--sheet", flags.sheet)
-    _check_writable("--json", flags.json)
+    check_numbers(flags)
+    for flag, file in (("--sheet", flags.sheet), ("--json", flags.json)):
+        if file is not None:
+            check_place(flag, file, "file")
     if flags.sheet is not None:
         check_sheet(flags.sheet)
-    if flags.threads is not None and flags.threads < 1:
-        raise UserError(f"--threads {flags.threads}: must be at least 1")
     progress = _progress if sys.stderr.isatty() else None
     report, data = read_and_check(flags.data, flags.pattern, flags.columns, flags.unknown, flags.threads, progress)
     if data is not None:
         report = report.with_findings(_from_protocol(data, report))
     print(report)
     if flags.json is not None:
-        try:
-            flags.json.write_text(json.dumps(report.to_dict(), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"--json {flags.json} cannot be written ({error.strerror or error})") from error
+        write_whole(flags.json, json.dumps(report.to_dict(), indent=1) + "\n")
         print(f"written: {flags.json}")
     if flags.sheet is not None and data is not None:
         draw_sheet(data, flags.sheet)
         print(f"written: {flags.sheet}")
     return report.fit
-
-
-def _check_writable(flag: str, file: Path | None) -> None:
-    """Raises UserError, before anything slow, for a file that cannot be written. An existing file is not changed."""
-    if file is None:
-        return
-    try:
-        file.absolute().parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag} {file}: its folder cannot be made ({error.strerror})") from error
-    if file.is_dir():
-        raise UserError(f"{flag} {file} is a folder: name a file")
-    new = not file.exists()
-    try:
-        file.open("ab").close()
-        if new:
-            file.unlink()
-    except OSError as error:
-        raise UserError(f"{flag} {file} cannot be written ({error.strerror}): name another file") from error
 
 
 def _from_protocol(data: ReIDData, report: CheckReport) -> list[Finding]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from clipreid.cli.scoring import check_numbers
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def occlude(flags: Occlude) -> None:
 
 def _check_flags(flags: Occlude) -> None:
     """Raises UserError for values and flags that mean nothing together."""
+    check_numbers(flags, seed=(0, 2**63 - 1))
     if not 0 <= flags.severity < 1:
         raise UserError(f"--severity {flags.severity:g}: a share of the image, at least 0 and less than 1, such as 0.4")
     if flags.condition == "mask":

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from clipreid.cli.scoring import check_numbers
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
@@ -69,22 +70,35 @@ def split(flags: Split) -> None:
     """
     from clipreid.data import load_data
     from clipreid.data.problems import pooled
-    from clipreid.data.split import find_queries, image_files, pool_images, split_folds, split_once, write_table
+    from clipreid.data.split import (
+        check_shares,
+        find_queries,
+        image_files,
+        pool_images,
+        split_folds,
+        split_once,
+        write_table,
+    )
+    from clipreid.disk import check_place
 
     if flags.cross_validate is not None and flags.test is not None:
         raise UserError("--cross-validate N tests on one of N parts at a time: leave out --test")
+    check_numbers(flags, cross_validate=(2, 1000))
+    check_place("--output", flags.output)
+    folds, test = flags.cross_validate, TEST if flags.test is None else flags.test
+    check_shares(test if folds is None else None, flags.val)
+    names = ["split.csv"] if folds is None else [f"fold{n}.csv" for n in range(1, folds + 1)]
+    tables = [flags.output / name for name in names]
+    if (there := [table for table in tables if table.exists()]) and not flags.overwrite:
+        raise UserError(f"{there[0]} is there already: give another --output, or --overwrite to replace it")
     with pooled():
         data = load_data(flags.data, pattern=flags.pattern, columns=flags.columns, unknown=flags.unknown)
     print(f"{data.summary()}\n", flush=True)
     pool = pool_images(data)
-    if flags.cross_validate is None:
-        tables = [flags.output / "split.csv"]
-        parts = [split_once(pool, TEST if flags.test is None else flags.test, flags.val, flags.seed)]
+    if folds is None:
+        parts = [split_once(pool, test, flags.val, flags.seed)]
     else:
-        tables = [flags.output / f"fold{n}.csv" for n in range(1, flags.cross_validate + 1)]
-        parts = split_folds(pool, flags.cross_validate, flags.val, flags.seed)
-    if (there := [table for table in tables if table.exists()]) and not flags.overwrite:
-        raise UserError(f"{there[0]} is there already: give another --output, or --overwrite to replace it")
+        parts = split_folds(pool, folds, flags.val, flags.seed)
     queries = [find_queries(pool, each) for each in parts]
     files = image_files(pool, flags.output)
     for table, each, asked in zip(tables, parts, queries, strict=True):
@@ -94,8 +108,8 @@ def split(flags: Split) -> None:
     notes = [f"note      {note}" for note in [*pool.notes, *_distractors(pool, parts)]]
     print("\n".join([*notes, _matches(read)]), flush=True)
     print(_expected(pool, parts, queries, read))
-    names = [f"--data csv:{table}" for table in tables]
-    print(f"\nwritten: {', '.join(map(str, tables))}; read with {names[0]}{', ...' if len(names) > 1 else ''}")
+    more = ", ..." if len(tables) > 1 else ""
+    print(f"\nwritten: {', '.join(map(str, tables))}; read with --data csv:{tables[0]}{more}")
 
 
 def _read_back(table: Path, pool: Pool, parts: np.ndarray, queries: np.ndarray) -> ReIDData:

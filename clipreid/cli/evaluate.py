@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, UseAppendAction, arg
@@ -20,10 +19,11 @@ from clipreid.cli.scoring import (
     before_training,
     centre_on,
     centred_name,
-    check_cameras,
     check_columns,
     check_extras,
+    check_numbers,
     check_report,
+    check_tests,
     data_label,
     explain,
     floor_on,
@@ -36,6 +36,8 @@ from clipreid.errors import UserError
 
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
+    from clipreid.disk import Unwritten
+    from clipreid.evaluation.results import Figures
     from clipreid.model import ReIDModel
     from clipreid.reports.html import Section
 
@@ -83,25 +85,30 @@ def evaluate(flags: Evaluate) -> None:
     Raises:
         UserError: the run, the data, the protocol or the report folder cannot be used.
     """
+    from clipreid.disk import Unwritten, check_place
     from clipreid.evaluation import get_protocol
+    from clipreid.evaluation.results import Figures
     from clipreid.hub import snapshot_of
     from clipreid.training.harness import set_threads
 
-    set_threads(flags.threads)
+    check_numbers(flags, queries=(1, 1000))
+    if flags.report is not None:
+        check_place("--report", flags.report)
     if flags.protocol is not None:
         get_protocol(flags.protocol)
+    set_threads(flags.threads)
     asked = Asked.find(flags.run)
-    if asked.folder is not None and snapshot_of(asked.folder) is None:
-        return _evaluate(flags, asked, asked.folder)
-    with TemporaryDirectory() as scratch:  # nothing is written into the cache of the Hub; others have no folder
-        _evaluate(flags, asked, Path(scratch))
+    unwritten = Unwritten()
+    local = asked.folder is not None and snapshot_of(asked.folder) is None  # nothing is written into the Hub's cache
+    _evaluate(flags, asked, Figures(asked.folder if local else None, unwritten), unwritten)
+    unwritten.check()
 
 
-def _evaluate(flags: Evaluate, asked: Asked, record: Path) -> None:
-    """Scores the model; its figures go to metrics.json in `record`."""
+def _evaluate(flags: Evaluate, asked: Asked, figures: Figures, unwritten: Unwritten) -> None:
+    """Scores the model, and keeps its figures."""
     from clipreid.evaluation.rerank import check_metric
     from clipreid.evaluation.results import results_table
-    from clipreid.hub.files import METRICS, read_metrics
+    from clipreid.hub.files import METRICS
     from clipreid.metric import needs_cosine
 
     config = asked.config
@@ -110,16 +117,15 @@ def _evaluate(flags: Evaluate, asked: Asked, record: Path) -> None:
     if flags.zero_shot and not _has_backbone(config):
         raise UserError(f"--zero-shot: {flags.run} was imported, and holds no backbone from before its training")
     strengths = _strengths(flags, config)
-    read_metrics(record)  # raises now where figures could not be saved later
     tests = read_tests(flags, flags.run, config)
-    check_cameras(flags, flags.run, config, tests)
+    check_tests(flags, flags.run, config, tests)
     rerank_options = check_flags(
         flags.rerank, flags.rerank_options, [flags.protocol or data.protocol for data in tests]
     )
     check_report(flags.report, flags.protocol or tests[0].protocol, tests[0].name)
     check_columns(flags.by, tests, flags.protocol)
     check_extras(flags, tests)
-    check_keeping(flags, flags.keep_means, record if record == asked.folder else None, tests)
+    check_keeping(flags, flags.keep_means, figures.folder, tests)
     model = asked.load()
     if flags.rerank is not None:
         check_metric(model.metric, flags.rerank, f"--rerank {flags.rerank}")
@@ -127,20 +133,21 @@ def _evaluate(flags: Evaluate, asked: Asked, record: Path) -> None:
         needs_cosine(model.metric, f"--centre-cameras {flags.centre_cameras}")
     print(f"{flags.run}: {about_model(model)}, {model.device}\n", flush=True)
     if strengths:
-        keep = record if record == asked.folder else None
-        files = score_strengths(flags, config, model, tests, strengths, keep, flags.report)
-        print(_written(asked, files))
+        files = score_strengths(flags, config, model, tests, strengths, figures, unwritten)
+        print(_written(asked, files, unwritten))
         return
     sections: list[Section] = []
     for data in tests:
-        section = _score_data(flags, asked, model, data, record, rerank_options, first=data is tests[0])
+        section = _score_data(flags, asked, model, data, figures, unwritten, rerank_options, data is tests[0])
         sections += [section] if section else []
-    files = [record / METRICS] if record == asked.folder else []
-    if flags.report is not None:
-        write_page(flags.report, sections, asked, model)
-        files.append(flags.report / "index.html")
+    files = [] if figures.folder is None else [figures.folder / METRICS]
     names = [data_label(data, flags.protocol) for data in tests]
-    print(f"{results_table(record, names)}\n\n{_written(asked, files)}")
+    print(f"{results_table(figures.metrics, names)}\n", flush=True)
+    if sections and flags.report is not None:
+        with unwritten.going_on():
+            write_page(flags.report, sections, asked, model)
+        files.append(flags.report / "index.html")
+    print(_written(asked, files, unwritten))
 
 
 def _score_data(
@@ -148,7 +155,8 @@ def _score_data(
     asked: Asked,
     model: ReIDModel,
     data: ReIDData,
-    record: Path,
+    figures: Figures,
+    unwritten: Unwritten,
     rerank_options: dict[str, Any],
     first: bool,
 ) -> Section | None:
@@ -157,7 +165,6 @@ def _score_data(
     first: it is the first data set, the only one whose ranked lists are drawn as an image file.
     """
     from clipreid.evaluation import get_protocol
-    from clipreid.evaluation.results import add_metrics
     from clipreid.evaluation.score import ZERO_SHOT
 
     print(data.summary(), flush=True)
@@ -165,30 +172,33 @@ def _score_data(
     name, protocol = data_label(data, flags.protocol), flags.protocol or data.protocol
     if flags.floor:
         for row, floor in floor_on(data, flags).items():
-            add_metrics(record, row, {name: floor.entry()})
+            figures.add(row, {name: floor.entry()})
     found = asked.score(model, data, flags, offsets)
     explain(found)
     if flags.centre_cameras is not None:
-        add_metrics(record, stage, {name: found.entry()})
-        keep = record if flags.keep_means else None
-        found, stage = score_centred(found, stage, model, data, flags, offsets, keep)
+        figures.add(stage, {name: found.entry()})
+        keep = figures.folder if flags.keep_means else None
+        found, stage = score_centred(found, stage, model, data, flags, offsets, keep, unwritten)
     details = show_details(found, protocol, flags.by, flags.open_set)
-    add_metrics(record, stage, {name: found.entry() | details})
+    figures.add(stage, {name: found.entry() | details})
     if flags.rerank is not None:
-        add_metrics(record, *score_reranked(found, stage, name, flags.rerank, rerank_options))
+        figures.add(*score_reranked(found, stage, name, flags.rerank, rerank_options))
     before = None
     if _has_backbone(asked.config) and (flags.zero_shot or (flags.report and first)):
         untrained = before_training(model, asked.config["backbone"])
         before = score_on(untrained, data, flags)
-        add_metrics(record, ZERO_SHOT, {name: before.entry(before.best())})
+        figures.add(ZERO_SHOT, {name: before.entry(before.best())})
         before = centre_on(before.as_zero_shot(), untrained, data, flags)
         if flags.centre_cameras is not None:
-            add_metrics(record, centred_name(ZERO_SHOT, flags), {name: before.entry()})
+            figures.add(centred_name(ZERO_SHOT, flags), {name: before.entry()})
     if flags.report is None:
         return None
     if first:
-        draw_lists(flags.report / RANKED_LISTS, before, found, flags.queries, stage)
-    return report_section(name, get_protocol(protocol), model, found, before, offsets, stage)
+        with unwritten.going_on():
+            draw_lists(flags.report / RANKED_LISTS, before, found, flags.queries, stage)
+    with unwritten.going_on():  # the images may be gone by now
+        return report_section(name, get_protocol(protocol), model, found, before, offsets, stage)
+    return None
 
 
 def _has_backbone(config: dict[str, Any]) -> bool:
@@ -207,8 +217,10 @@ def _strengths(flags: Evaluate, config: dict[str, Any]) -> tuple[float, ...]:
     return check_strengths(flags.strength, [name for name, given in others.items() if given], flags.run, config)
 
 
-def _written(asked: Asked, files: Sequence[Path]) -> str:
+def _written(asked: Asked, files: Sequence[Path], unwritten: Unwritten) -> str:
     """The last line: which files were written."""
+    if unwritten.errors:
+        return "not everything could be written:"
     if files:
         return f"written: {', '.join(map(str, files))}"
     return f"nothing is written: {asked.name} is {'untrained' if asked.folder is None else 'on the Hub'}"

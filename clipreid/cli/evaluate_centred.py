@@ -10,6 +10,7 @@ from clipreid.errors import UserError
 
 if TYPE_CHECKING:
     from clipreid.data import ReIDData
+    from clipreid.disk import Unwritten
     from clipreid.evaluation.score import Scored
     from clipreid.model import ReIDModel
 
@@ -35,10 +36,12 @@ def score_centred(
     flags: Scoring,
     offsets: tuple[int, int] | None,
     keep: Path | None,
+    unwritten: Unwritten,
 ) -> tuple[Scored, str]:
     """Scores the centred features, prints their figures and what centring changed; returns them and the model's name.
 
-    found: the features as they are, and `stage`, their name in metrics.json. keep: the run folder that gets the means.
+    found: the features as they are, and `stage`, their name in metrics.json. keep: the run folder that gets the
+    means; unwritten: keeps the error where it cannot be written.
     """
     from clipreid.evaluation import compare
     from clipreid.evaluation.centring import centre
@@ -56,5 +59,6 @@ def score_centred(
         change = f"mAP {100 * gain.difference['mAP']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         print(f"centring  {change}, p {gain.p_value['mAP']:.2g}\n", flush=True)
     if keep is not None:
-        print(f"kept      {save_means(keep, means, model, data.name)}\n", flush=True)
+        with unwritten.going_on():
+            print(f"kept      {save_means(keep, means, model, data.name)}\n", flush=True)
     return centred, name

@@ -6,11 +6,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipreid.cli.scoring import Scoring, data_label, known_offsets, score_on
+from clipreid.cli.scoring import data_label, known_offsets, score_on
 from clipreid.errors import UserError
 
 if TYPE_CHECKING:
+    from clipreid.cli.evaluate import Evaluate
     from clipreid.data import ReIDData
+    from clipreid.disk import Unwritten
+    from clipreid.evaluation.results import Figures
     from clipreid.model import ReIDModel
 
 STRENGTH_FIGURE = "strength.png"
@@ -49,24 +52,23 @@ def _strengths(models: dict[str, dict[str, Any]], stage: str) -> dict[float, dic
 
 
 def score_strengths(
-    flags: Scoring,
+    flags: Evaluate,
     config: dict[str, Any],
     model: ReIDModel,
     tests: list[ReIDData],
     strengths: tuple[float, ...],
-    keep: Path | None,
-    report: Path | None,
+    figures: Figures,
+    unwritten: Unwritten,
 ) -> list[Path]:
     """Scores every data set at every strength, prints the table, draws the figure; images are decoded once.
 
-    keep: the run folder whose metrics.json gets the figures, and the image file unless there is a `report`;
-        None: the figures are not kept.
+    figures: get what is scored; their folder, where there is one, gets the image file unless there is a --report.
+    unwritten: keeps the error where that cannot be written.
 
     Returns the files that were written.
     """
     from clipreid.data import short_names, trained_name
-    from clipreid.evaluation.results import add_metrics
-    from clipreid.hub.files import METRICS, last_stage, read_metrics
+    from clipreid.hub.files import METRICS, last_stage
     from clipreid.reports.strength import strength_table
     from clipreid.strength import set_strength
 
@@ -82,21 +84,23 @@ def score_strengths(
         for strength in strengths:
             entry = score_on(set_strength(model, strength), data, flags, offsets).entry()
             curves[short][strength] = entry
-            if keep is not None:
-                places |= add_metrics(keep, model_name(stage, strength), {name: entry})
+            places |= figures.add(model_name(stage, strength), {name: entry})
             print(f"  strength {strength:g}: mAP {entry['mAP']:.1%}", flush=True)
         if trained_name(data.name, trained) is not None:
             in_domain.append(short)
     print(f"\n{strength_table(curves)}\n")
     for line in _untrained(curves):
         print(f"{line}\n")
+    keep = figures.folder
     if keep is not None:  # what was scored before is drawn too
-        kept = read_metrics(keep)
-        curves = {short: _strengths(kept[places[name]], stage) for name, short in zip(names, curves, strict=True)}
+        kept = {short: figures.metrics[places[name]] for name, short in zip(names, curves, strict=True)}
+        curves = {short: _strengths(models, stage) for short, models in kept.items()}
     if in_domain:
         print(f"in-domain (trained on): {', '.join(in_domain)}\n")
     files = [keep / METRICS] if keep is not None else []
-    return files + _draw(curves, in_domain, report or keep)
+    with unwritten.going_on():
+        files += _draw(curves, in_domain, flags.report or keep)
+    return files
 
 
 def _untrained(curves: Curves) -> list[str]:
@@ -117,12 +121,11 @@ def _untrained(curves: Curves) -> list[str]:
 
 def _draw(curves: Curves, in_domain: list[str], folder: Path | None) -> list[Path]:
     """The figure in `folder`, where there is one and a curve has more than one point; returns the files written."""
+    from clipreid.disk import write_whole
     from clipreid.reports.figures import to_png
     from clipreid.reports.strength import plot_strength
 
     if folder is None or max(map(len, curves.values())) < 2:
         return []
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / STRENGTH_FIGURE
-    file.write_bytes(to_png(plot_strength(curves, in_domain)))
-    return [file]
+    write_whole(folder / STRENGTH_FIGURE, to_png(plot_strength(curves, in_domain)))
+    return [folder / STRENGTH_FIGURE]

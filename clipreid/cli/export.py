@@ -42,13 +42,15 @@ def export(flags: Export) -> None:
     """
     from clipreid.backbones.colour import COLOUR
     from clipreid.cli.scoring import Asked
+    from clipreid.disk import check_place
     from clipreid.export import check_merged, check_onnx, export_merged, export_onnx
     from clipreid.hub import load, load_untrained
     from clipreid.hub.checks import read_settings
     from clipreid.strength import check_strength
 
     check_strength(flags.strength)
-    if flags.output.exists() and (not flags.output.is_dir() or any(flags.output.iterdir())):
+    check_place("--output", flags.output)
+    if flags.output.exists() and any(flags.output.iterdir()):
         raise UserError(f"--output {flags.output} is in use: give a new or an empty folder")
     if flags.format == "onnx":
         check_onnx()

@@ -8,6 +8,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from clipreid.cli.scoring import check_numbers
+from clipreid.errors import UserError
+
 
 @dataclass(frozen=True)
 class Import:
@@ -34,4 +37,7 @@ class Import:
     def __call__(self) -> None:
         from clipreid.hub.import_checkpoint import describe, import_checkpoint
 
+        check_numbers(self, stride=(1, 256), views=(1, 10_000), sie_coefficient=(-1e3, 1e3))
+        if self.image_size is not None and not all(8 <= side <= 4096 for side in self.image_size):
+            raise UserError(f"--image-size {' '.join(map(str, self.image_size))}: each side has 8 to 4096 pixels")
         print(describe(import_checkpoint(**vars(self)), self.output))

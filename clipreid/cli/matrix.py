@@ -38,8 +38,11 @@ class Matrix:
 
             print(folds_table(self.runs))
             return
+        from clipreid.disk import check_place
         from clipreid.evaluation.matrix import commands, matrix_table, read_rows, write_csv
 
+        if self.csv is not None:
+            check_place("--csv", self.csv, "file")
         rows, left_out = read_rows(self.runs)
         for line in left_out:
             print(f"left out: {line}")

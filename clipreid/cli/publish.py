@@ -46,11 +46,13 @@ def publish(flags: Publish) -> None:
     Raises:
         UserError: a run, a name or a token that cannot be used, or a refusal by the Hub.
     """
+    from clipreid.hub.checks import read_settings
     from clipreid.hub.files import METRICS
     from clipreid.hub.package import CARD, describe_plain, file_list, package
     from clipreid.hub.publish import check_account, check_repository, describe, publish_command, upload
 
     check_repository(flags.repository)
+    read_settings(flags.run)  # raises before the Hub is asked
     again = publish_command(flags.run, flags.repository, *_given(flags))
     if not flags.dry_run:
         check_account(flags.repository, again)

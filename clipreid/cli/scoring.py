@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,6 +58,16 @@ class Scoring:
     """CPU threads (default: all cores)"""
 
 
+def check_numbers(flags: Any, **ranges: tuple[float, float]) -> None:
+    """Raises UserError for numbers out of their range; ranges: {field: (least, most)}. None is no number."""
+    ranges = {"threads": (1, max(64, 4 * (os.cpu_count() or 1))), **ranges}
+    for name, (least, most) in ranges.items():
+        value = getattr(flags, name, None)
+        if value is not None and not least <= value <= most:
+            end = "" if most == math.inf else f" and at most {most:g}"
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least {least:g}{end}")
+
+
 @dataclass(frozen=True)
 class Asked:
     """What RUN stands for: a run, or an untrained model.
@@ -69,11 +81,11 @@ class Asked:
 
     @classmethod
     def find(cls, run: str) -> Asked:
-        """Raises UserError where it stands for nothing."""
-        from clipreid.hub import find_model, read_config
+        """Raises UserError where it stands for nothing, or for a run that cannot be loaded."""
+        from clipreid.hub import check_run, find_model
 
         found = find_model(run)
-        return cls(found, None, {}) if isinstance(found, str) else cls(run, found, read_config(found))
+        return cls(found, None, {}) if isinstance(found, str) else cls(run, found, check_run(found).record)
 
     @property
     def stage(self) -> str:
@@ -124,10 +136,14 @@ def read_tests(flags: Scoring, run: str | Path, config: dict[str, Any]) -> list[
     return found
 
 
-def check_cameras(flags: Scoring, run: str | Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
-    """Raises UserError for --same-cameras where it is unclear which of several training sets has the data's cameras."""
+def check_tests(flags: Scoring, run: str | Path, config: dict[str, Any], tests: Sequence[ReIDData]) -> None:
+    """Raises UserError for data without query or gallery; for --same-cameras where it is unclear which of several
+    training sets has the data's cameras."""
     from clipreid.data import trained_name
+    from clipreid.evaluation.score import check_test
 
+    for data in tests:
+        check_test(data)
     sets = config.get("run", {}).get("data", [])
     if (
         not flags.same_cameras
@@ -253,11 +269,9 @@ def _progress(split: str, done: int, total: int) -> None:
 
 
 def check_report(folder: Path | None, protocol: str, data: str) -> None:
-    """Raises UserError for a --report that cannot be written or drawn."""
+    """Raises UserError for a --report that cannot be drawn."""
     from clipreid.evaluation import get_protocol
 
-    if folder is not None and folder.exists() and not folder.is_dir():
-        raise UserError(f"--report {folder} is a file: give a folder")
     if folder is not None and get_protocol(protocol).captions:
         raise UserError(
             f"--report draws ranked lists of query images, and the queries of {data} are captions: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, UseAppendAction, arg
 
 from clipreid.cli.calibrate import answer, is_nobody, known_calibration, threshold_of, with_probabilities
-from clipreid.cli.search_centred import about_means, centring, check_centring, kept_means
+from clipreid.cli.scoring import check_numbers
+from clipreid.cli.search_centred import about_means, centring, check_centring, check_kept, kept_means
 from clipreid.errors import UserError, print_user_errors
 
 if TYPE_CHECKING:
@@ -40,6 +42,14 @@ class Loading:
     """How much of the training takes part: 0 (zero-shot) to 1"""
     threads: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
     """CPU threads (default: all cores, shared by the local processes)"""
+
+    def check(self) -> None:
+        """Raises UserError for a model that cannot be had, before anything is read or loaded."""
+        from clipreid.hub import check_run, find_model
+
+        check_numbers(self, strength=(0, 1))
+        if not isinstance(found := find_model(self.run, self.revision), str):
+            check_run(found)
 
     def load(self) -> ReIDModel:
         """The model, on the GPU where there is one: of several, the one of this process."""
@@ -138,9 +148,14 @@ def embed(flags: Embed) -> None:
     """
     from clipreid.search import Gallery, find_images
     from clipreid.search import embed as work
+    from clipreid.search.embedding import check_request
     from clipreid.search.find import is_data
 
+    flags.check()
+    check_request(flags.output, flags.batch_size)
     first = os.environ.get("RANK", "0") == "0"
+    if flags.centre_cameras == "train":
+        check_kept(flags)
     images = find_images(
         flags.images, split=flags.split, pattern=flags.pattern, columns=flags.columns, unknown=flags.unknown
     )
@@ -224,13 +239,18 @@ def search(flags: Search) -> None:
     Raises:
         UserError: the run, the gallery or the queries cannot be used.
     """
+    from clipreid.data.images import check_images
+    from clipreid.disk import check_place
     from clipreid.search import Gallery, mark_itself, write_page
 
     if bool(flags.image) == bool(flags.text):
         both = "one of them, not both" if flags.image else "query images or query sentences"
         raise UserError(f"--image or --text: give {both}")
-    if flags.report is not None and flags.report.exists() and not flags.report.is_dir():
-        raise UserError(f"--report {flags.report} is a file: give a folder")
+    check_numbers(flags, top=(1, math.inf))
+    if flags.prior is not None and not 0 < flags.prior < 1:
+        raise UserError(f"--prior {flags.prior:g}: a share lies between 0 and 1, for example 0.1")
+    if flags.report is not None:
+        check_place("--report", flags.report)
     if lost := [file for file in flags.image if not file.is_file()]:
         what = "is a folder: name images, such as" if lost[0].is_dir() else "no such file; name images, such as"
         raise UserError(f"--image {lost[0]}: {what} query.jpg")
@@ -239,8 +259,10 @@ def search(flags: Search) -> None:
     if len(flags.text) > 1 and not any(len(text.split()) > 1 for text in flags.text):
         note = f"{len(flags.text)} queries of one word each; one query of several words needs quotes:"
         _note(f'{note} --text "{" ".join(flags.text)}"')
-    check_centring(flags)
+    flags.check()
     gallery = Gallery.open(flags.gallery)
+    check_centring(flags, gallery)
+    check_images(flags.image)
     gallery.allowed(flags.top, flags.camera, flags.not_camera)  # before the model is loaded
     if idle := gallery.without_effect(flags.not_camera):
         have = ", ".join(map(str, sorted(set(gallery.cameras.tolist()) - {-1})))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clipreid.errors import UserError
@@ -15,23 +16,26 @@ if TYPE_CHECKING:
     from clipreid.search import Gallery
 
 
-def check_centring(flags: Search) -> None:
-    """Raises UserError for --centre-cameras and --query-camera that cannot be, before anything is loaded."""
+def check_centring(flags: Search, gallery: Gallery) -> None:
+    """Raises UserError for --centre-cameras and --query-camera that cannot be, before a model is loaded."""
     if flags.centre_cameras is not None and flags.text:
         raise UserError("--centre-cameras: no camera took a sentence: leave it out, or ask with --image")
     if len(flags.query_camera) not in (0, 1, len(flags.image)):
         given = f"{len(flags.query_camera)} cameras for {len(flags.image)} images"
         raise UserError(f"--query-camera: {given}: give one for all, or one for each")
-
-
-def centring(flags: Search, gallery: Gallery, model: ReIDModel) -> dict[str, Any]:
-    """What `Gallery.search` is told for --centre-cameras, or for a centred gallery; says on stderr what it is."""
-    means, how = gallery.centred, {}
+    means = gallery.centred
     if means is not None and (flags.centre_cameras is not None or flags.text):
         does = "no sentence can be compared with them" if flags.text else "leave --centre-cameras out"
         raise UserError(f"{flags.gallery} was embedded with --centre-cameras, its features are centred: {does}")
     if flags.query_camera and means is None and flags.centre_cameras is None:
         raise UserError("--query-camera says which mean --centre-cameras subtracts: give that flag too")
+    if flags.centre_cameras == "train":
+        check_kept(flags)
+
+
+def centring(flags: Search, gallery: Gallery, model: ReIDModel) -> dict[str, Any]:
+    """What `Gallery.search` is told for --centre-cameras, or for a centred gallery; says on stderr what it is."""
+    means, how = gallery.centred, {}
     if means is not None:
         whence = "kept in the gallery"
     elif flags.centre_cameras == "gallery":
@@ -51,13 +55,21 @@ def centring(flags: Search, gallery: Gallery, model: ReIDModel) -> dict[str, Any
 
 def kept_means(flags: Loading, model: ReIDModel) -> tuple[CameraMeans, str]:
     """The means that are kept in RUN, and the data whose cameras they are of."""
-    from clipreid.hub import find_model
     from clipreid.search.means import load_means
+
+    return load_means(check_kept(flags), model)
+
+
+def check_kept(flags: Loading) -> Path:
+    """The run folder; raises UserError where no means are kept in it."""
+    from clipreid.hub import find_model
+    from clipreid.search.means import check_means
 
     folder = find_model(flags.run, flags.revision)
     if isinstance(folder, str):
         raise UserError(f"--centre-cameras train: {folder} is untrained: take --centre-cameras gallery")
-    return load_means(folder, model)
+    check_means(folder)
+    return folder
 
 
 def about_means(means: CameraMeans, whence: str, counted: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ and searched, not trained on or scored.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -26,6 +25,7 @@ from clipreid.data.problems import tolerate
 from clipreid.data.tables import Line, TextTable, find_image, merged
 from clipreid.data.values import is_unknown
 from clipreid.data.walk import list_images
+from clipreid.disk import parse_json
 from clipreid.errors import UserError
 
 SEQUENCE = ("videoid", "video", "sequence", "sequenceid", "seq", "seqid")
@@ -137,7 +137,7 @@ def _by_track(table: TextTable, track: str, sequence: str | None, top: str = "")
 
 def _coco_lines(file: Path, folder: Path | None, spec: str) -> tuple[list[Line], list[str]]:
     try:
-        record = json.loads(file.read_text(encoding="utf-8-sig"))
+        record = parse_json(file.read_text(encoding="utf-8-sig"))
         images = {image["id"]: image for image in record["images"]}
         annotations = record["annotations"]
         categories = {entry["id"]: entry.get("name", entry["id"]) for entry in record.get("categories", ())}
@@ -223,7 +223,7 @@ def _labelled(images: Path, labels: Path) -> Iterator[_Label]:
         file = labels / Path(name).with_suffix(".txt")
         known.add(file)
         try:
-            text = file.read_text() if file.is_file() else ""
+            text = file.read_text(encoding="utf-8") if file.is_file() else ""
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{file} cannot be read ({error})") from error
         for number, line in enumerate(text.splitlines(), start=1):

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from clipreid.data.crops import Split
 from clipreid.data.images import Crop, check_interpolation, to_crop
 from clipreid.data.parallel import BLOCK, in_blocks
+from clipreid.disk import parse_json, read_json
 from clipreid.errors import UserError
 
 VERSION = 2  # of the decoding and of the file; raise it when pixels change
@@ -116,7 +117,7 @@ def file_state(path: str) -> bytes:
 def _open(folder: Path, size: tuple[int, int]) -> PixelCache | None:
     """The finished cache in a folder; None when there is none or it is damaged."""
     try:
-        record = json.loads((folder / RECORD).read_text())
+        record = read_json(folder / RECORD)
         kept, blocks = record["kept"], record["blocks"]
         bad = [(str(path), str(reason)) for path, reason in record["bad"]]
         digests, blank = np.array(record["digests"], np.int64), np.isin(kept, record["blank"])
@@ -199,7 +200,7 @@ def _build(split: Split, size: tuple[int, int], interpolation: str, folder: Path
             "digests": [digest for block in blocks for digest in block.digests],
             "blank": [row for block in blocks for row in block.blank],
         }
-        (scratch / RECORD).write_text(json.dumps(record))
+        (scratch / RECORD).write_text(json.dumps(record), encoding="utf-8")
         (scratch / JOURNAL).unlink()
         scratch.rename(folder)
     except OSError:  # a full disk, say: nothing is left in the way
@@ -216,11 +217,11 @@ def _resume(split: Split, size: tuple[int, int], interpolation: str, scratch: Pa
     blocks: list[_Block] = []
     journal, pixels = scratch / JOURNAL, scratch / PIXELS
     pixels.touch()
-    lines = journal.read_text().splitlines() if journal.exists() else []
+    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines() if journal.exists() else []
     with open(pixels, "r+b") as handle:
         for line in lines:
             try:
-                block = _Block(**json.loads(line))
+                block = _Block(**parse_json(line))
                 data = handle.read(block.bytes)
                 whole = (len(data), zlib.crc32(data)) == (block.bytes, block.crc)
                 if not whole or _any_usable(split, [row for row, _, _ in block.bad], size, interpolation):
@@ -229,7 +230,7 @@ def _resume(split: Split, size: tuple[int, int], interpolation: str, scratch: Pa
                 break
             blocks.append(block)
         handle.truncate(sum(block.bytes for block in blocks))
-    journal.write_text("".join(line + "\n" for line in lines[: len(blocks)]))
+    journal.write_text("".join(line + "\n" for line in lines[: len(blocks)]), encoding="utf-8")
     return blocks
 
 
@@ -245,7 +246,7 @@ def _write(
         return image["path"] or "", _crop(image, size, interpolation)
 
     rest = split.select(np.arange(done, total)) if done else split
-    with open(scratch / PIXELS, "ab") as pixels, open(scratch / JOURNAL, "a") as journal, bar:
+    with open(scratch / PIXELS, "ab") as pixels, open(scratch / JOURNAL, "a", encoding="utf-8") as journal, bar:
         for found in in_blocks(rest, work):
             named = [(row, path or f"image {row}", result) for row, (path, result) in enumerate(found, start=done)]
             bad = [(row, path, result) for row, path, result in named if isinstance(result, str)]

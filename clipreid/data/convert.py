@@ -17,6 +17,7 @@ from tqdm import tqdm
 import clipreid
 from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.hub import RECORD, UNFINISHED
+from clipreid.disk import check_place
 from clipreid.errors import UserError
 
 SHARD = 256 * 2**20  # bytes of encoded images, about, in one file
@@ -35,7 +36,7 @@ def convert(data: ReIDData, output: Path, *, overwrite: bool = False, progress: 
     cannot be read; no space.
     """
     output = Path(os.path.abspath(output.expanduser()))
-    _check_output(output, overwrite)
+    check_output(output, overwrite)
     scratch, lock = output.with_name(f".{output.name}{UNFINISHED}"), output.with_name(f".{output.name}.lock")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -54,9 +55,10 @@ def convert(data: ReIDData, output: Path, *, overwrite: bool = False, progress: 
         raise UserError(f"{output} cannot be written ({error.strerror or error})") from error
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.exists() and not output.is_dir():
-        raise UserError(f"--output {output} is a file: give a folder")
+def check_output(output: Path, overwrite: bool) -> None:
+    """Raises `UserError` for a folder that cannot be written, or that holds something else than what `overwrite` may
+    replace."""
+    check_place("--output", output)
     if output.is_dir() and any(output.iterdir()):
         if not (output / RECORD).is_file():
             raise UserError(f"--output {output} holds something else than a converted set: give another folder")
@@ -83,7 +85,7 @@ def _write(data: ReIDData, folder: Path, progress: bool) -> None:
         "notes": notes,
         "splits": splits,
     }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def _common_folder(data: ReIDData) -> str:

@@ -7,7 +7,6 @@ hub:FOLDER of `clipreid data convert`     as it was before: protocol and noun ar
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -27,6 +26,7 @@ from clipreid.data.folders import describe_folder
 from clipreid.data.mapping import split_of, to_splits
 from clipreid.data.tables import Line, csv_table, json_table, merged
 from clipreid.data.walk import list_images
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 
 RECORD = "clipreid.json"  # of a converted set: protocol, noun, notes, and the files with their sizes
@@ -173,7 +173,7 @@ def _reason(error: Exception) -> str:
 
 def _read_record(file: Path) -> dict[str, Any]:
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file)
         kinds = {"protocol": str, "noun": str, "notes": list, "splits": dict}
         if all(isinstance(record[key], kind) for key, kind in kinds.items()):
             return record

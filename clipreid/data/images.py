@@ -117,6 +117,15 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def check_images(files: Sequence[Path]) -> None:
+    """Raises `UserError` naming the first of these files that is no image that can be used."""
+    for file in files:
+        try:
+            to_pixels(file, (MIN_SIDE, MIN_SIDE), "nearest")
+        except Exception as error:  # on a broken or enormous file Pillow's plugins raise nearly everything
+            raise UserError(f"the image {file} cannot be used: {error}") from error
+
+
 def stack_images(images: Images, size: tuple[int, int], interpolation: str) -> Tensor:
     """PIL images, paths, or one uint8 tensor or array [N, 3, h, w] (RGB) to uint8 [N, 3, H, W], resized as a whole.
 

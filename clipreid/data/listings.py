@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from clipreid.data.patterns import SHOWN, Place
 from clipreid.data.problems import tolerate
+from clipreid.disk import parse_json
 from clipreid.errors import UserError
 
 
@@ -145,9 +146,11 @@ def read_text(file: Path) -> str:
 
 def _json_list(file: Path) -> list[Any]:
     try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno} is not JSON ({error.msg}): is the file complete?") from error
+        content = parse_json(read_text(file))
+    except ValueError as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise UserError(f"{file}{line} is not JSON ({reason}): is the file complete?") from error
     if not isinstance(content, list):
         raise UserError(f"{file} holds a JSON {type(content).__name__}; a list is needed")
     return content

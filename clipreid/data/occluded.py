@@ -21,6 +21,7 @@ from clipreid.data.images import SUFFIXES, to_pixels
 from clipreid.data.occluders import Bank, Occluded
 from clipreid.data.seeds import seed_for
 from clipreid.data.sheet import Shown, draw_occluded
+from clipreid.disk import check_place
 from clipreid.errors import UserError
 from clipreid.names import folder_name
 
@@ -85,9 +86,8 @@ def write_occluded(
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `UserError` where a folder holds something, or is a file."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file: give a folder")
+    """Raises `UserError` where a folder holds something, or cannot be written."""
+    check_place("--output", folder)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"--output {folder} holds something already: give an empty or a new folder")
 

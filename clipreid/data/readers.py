@@ -83,6 +83,8 @@ def check_request(
     Raises `UserError`: a name, a flag or a root that cannot be used.
     """
     name, _, place = spec.partition(":")
+    if "\0" in spec:
+        raise UserError(f"--data {spec!r} holds a NUL character, which no name has")
     if noun is not None and not noun.strip():
         raise UserError("the noun is empty: give a word such as person or vehicle")
     if pattern is not None and name not in READ_BY["pattern"]:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.seeds import seed_for
+from clipreid.disk import whole_file
 from clipreid.errors import UserError
 from clipreid.names import shortened
 
@@ -35,6 +36,7 @@ def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
     Below each image stands its camera; a cross marks those that cannot be decoded. A gallery of the query's own
     images is not drawn again. Raises `UserError` when the file cannot be written.
     """
+    check_sheet(file)
     blocks = [_Block(name, split, seed) for name, split in data.splits.items() if not _repeats(data, name)]
     cell = _cell_size([image for block in blocks for image in block.images.values() if image is not None])
     widths = [max((len(numbers) for _, numbers in block.rows), default=1) * cell[0] + GAP for block in blocks]
@@ -43,10 +45,8 @@ def draw_sheet(data: ReIDData, file: Path, seed: int = 0) -> None:
     for block, width in zip(blocks, widths, strict=True):
         block.draw(sheet, start, width, cell)
         start += width
-    try:
-        sheet.save(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the sheet {file} cannot be written ({error}): give a name such as sheet.png") from error
+    with whole_file(file) as scratch:
+        sheet.save(scratch)
 
 
 def draw_occluded(shown: Sequence[Shown], file: Path) -> None:
@@ -64,10 +64,8 @@ def draw_occluded(shown: Sequence[Shown], file: Path) -> None:
         for place, image in enumerate(images):
             sheet.paste(_cell(image, cell), (left, top + place * cell[1]))
         pen.text((left + 2, top + 3 * cell[1]), _fitting(words, font, cell[0]), "black", font)
-    try:
-        sheet.save(file)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the sheet {file} cannot be written ({error}): give another folder") from error
+    with whole_file(file) as scratch:
+        sheet.save(scratch)
 
 
 class _Block:

@@ -29,6 +29,7 @@ import numpy as np
 from clipreid.data.crops import ReIDData, Split
 from clipreid.data.custom import custom_protocol
 from clipreid.data.layouts import LAYOUTS
+from clipreid.disk import write_whole
 from clipreid.errors import UserError
 
 LEAST = 2  # identities with a match that a part is made of: an interval over identities needs two
@@ -133,14 +134,21 @@ def shuffled(names: Iterable[str], seed: int) -> list[str]:
     return sorted(names, key=lambda name: (hashlib.sha256(f"{seed}\n{name}".encode()).digest(), name))
 
 
+def check_shares(test: float | None, val: float) -> None:
+    """Raises `UserError` for shares of the identities that are none; test: None of folds."""
+    if test is None and not 0 <= val < 1:
+        raise UserError(f"--val {val:g}: a share lies between 0 and 1")
+    if test is not None and not (0 < test < 1 and 0 <= val < 1 and test + val < 1):
+        raise UserError(f"--test {test:g} --val {val:g}: shares lie between 0 and 1, and must leave a part to train on")
+
+
 def split_once(pool: Pool, test: float, val: float = 0.0, seed: int = 0) -> np.ndarray:
     """The part of each image, str [N]: "train", "val" or "test". Shares are those of the identities, 0..1.
 
     Raises:
         UserError: shares that are none, or that leave a part without enough identities.
     """
-    if not 0 < test < 1 or not 0 <= val < 1 or test + val >= 1:
-        raise UserError(f"--test {test:g} --val {val:g}: shares lie between 0 and 1, and must leave a part to train on")
+    check_shares(test, val)
     parts: dict[str, str] = {}
     for kind in ("matching", "one camera"):
         order = shuffled(pool.kinds[kind], seed)
@@ -163,8 +171,7 @@ def split_folds(pool: Pool, folds: int, val: float = 0.0, seed: int = 0) -> list
             f"--cross-validate {folds}: give at least 2 folds, of at least {LEAST} identities each; of the {count} "
             f"identities with {_condition(pool)} {most}"
         )
-    if not 0 <= val < 1:
-        raise UserError(f"--val {val:g}: a share lies between 0 and 1")
+    check_shares(None, val)
     found = []
     for fold in range(folds):
         parts: dict[str, str] = {}
@@ -241,10 +248,7 @@ def write_table(pool: Pool, parts: np.ndarray, queries: np.ndarray, files: Seque
             cells = [part if name == "split" else _cell(every[name][row]) for name in columns]
             writer.writerow([os.path.relpath(files[row], table.parent), *cells])
     try:
-        table.parent.mkdir(parents=True, exist_ok=True)
-        table.write_text(text.getvalue(), encoding="utf-8", newline="")
-    except OSError as error:
-        raise UserError(f"{table} cannot be written ({error.strerror or error}): give another --output") from error
+        write_whole(table, text.getvalue())
     except UnicodeEncodeError as error:
         raise UserError(f"a file name is no UTF-8 text ({error.object!r}): rename the file") from error
 
@@ -262,11 +266,7 @@ def image_files(pool: Pool, output: Path) -> list[str]:
                 found.append(os.path.abspath(image["path"]))
                 continue
             file = output.absolute() / IMAGES / f"{len(found):06d}{PurePath(image['path'] or '').suffix}"
-            try:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_bytes(image["bytes"])
-            except OSError as error:
-                raise UserError(f"{file} cannot be written ({error.strerror}): give another --output") from error
+            write_whole(file, image["bytes"])
             found.append(str(file))
     return found
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from clipreid.data.custom import custom_data
 from clipreid.data.encoded import Chunk
 from clipreid.data.mapping import to_splits
 from clipreid.data.problems import tolerate
+from clipreid.disk import parse_json
 from clipreid.errors import UserError
 
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical lines"}
@@ -257,7 +257,7 @@ def json_table(file: Path) -> TextTable:
         if not line.strip():
             continue
         try:
-            cells = json.loads(line)
+            cells = parse_json(line)
             if not isinstance(cells, dict):
                 raise ValueError(f"it is {type(cells).__name__}")
         except ValueError as error:

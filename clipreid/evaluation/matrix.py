@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 from clipreid.backbones.colour import COLOUR
 from clipreid.data import data_place, short_names
 from clipreid.data.readers import READ_BY
+from clipreid.disk import write_whole
 from clipreid.errors import UserError
 from clipreid.evaluation.results import CENTRED, evaluate_command
 from clipreid.evaluation.side_by_side import COUNTED, parted, place, remark_of
@@ -209,13 +211,11 @@ def _read_by(row: Row) -> list[str]:
 
 def write_csv(rows: Sequence[Row], file: Path) -> None:
     """One line for each cell that has figures: run, model, backbone, trained_on, tested_on, in_domain, figures 0..1."""
-    try:
-        with open(file, "w", newline="") as handle:
-            writer = csv.writer(handle)
-            writer.writerow(["run", "model", "backbone", "trained_on", "tested_on", "in_domain", *FIGURES])
-            writer.writerows(_lines(rows))
-    except OSError as error:
-        raise UserError(f"--csv {file} cannot be written ({error.strerror}): give another file") from error
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["run", "model", "backbone", "trained_on", "tested_on", "in_domain", *FIGURES])
+    writer.writerows(_lines(rows))
+    write_whole(file, text.getvalue())
 
 
 def _lines(rows: Sequence[Row]) -> Iterator[list[Any]]:

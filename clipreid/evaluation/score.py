@@ -168,9 +168,7 @@ def score(
         UserError: no query or gallery; undecodable images; too many blank ones, or under two identities; no caption at
             all where the queries are captions, or a model without a text tower; no query with a valid match.
     """
-    missing = [name for name in ("query", "gallery") if name not in data.splits]
-    if missing:
-        raise UserError(f"{data.name} has no {' and no '.join(missing)}: there is nothing to test on")
+    check_test(data)
     rules = get_protocol(protocol or data.protocol)
     images = _open_images(data, model, rules.captions, skip_bad)
     notes = check_images([part for part, _ in images.values()])
@@ -198,6 +196,12 @@ def score(
     scored = Scored({}, *sides, bad, model.metric, data.pattern, tuple(notes), count_copies=count_copies)
     scored.add_reports(rules)
     return scored
+
+
+def check_test(data: ReIDData) -> None:
+    """Raises `UserError` where the data have no query or no gallery."""
+    if missing := [name for name in ("query", "gallery") if name not in data.splits]:
+        raise UserError(f"{data.name} has no {' and no '.join(missing)}: there is nothing to test on")
 
 
 def _open_images(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import clipreid
+from clipreid.disk import whole_folder
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import write_json
@@ -100,13 +101,13 @@ def export_onnx(model: ReIDModel, folder: Path) -> float:
     declared = declaration(model)
     for key, value in declared.items():
         program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
-    folder.mkdir(parents=True, exist_ok=True)
-    program.save(folder / GRAPH)
-    write_json(folder / PREPROCESSING, declared)
-    batches = [torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(n)) for n in (1, 5)]
-    worst = max(float((run_onnx(folder / GRAPH, batch) - embedder(batch)).abs().max()) for batch in batches)
-    if not worst <= TOLERANCE:
-        raise RuntimeError(f"{folder / GRAPH}: its features differ from the model's by {worst:.2g}; this is a defect")
+    with whole_folder(folder) as new:
+        program.save(new / GRAPH)
+        write_json(new / PREPROCESSING, declared)
+        batches = [torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(n)) for n in (1, 5)]
+        worst = max(float((run_onnx(new / GRAPH, batch) - embedder(batch)).abs().max()) for batch in batches)
+        if not worst <= TOLERANCE:
+            raise RuntimeError(f"the graph's features differ from the model's by {worst:.2g}; this is a defect")
     return worst
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 import clipreid
 from clipreid.backbones.save import preprocessor, square_tower, vision_config
 from clipreid.data.images import INTERPOLATIONS
+from clipreid.disk import whole_folder
 from clipreid.errors import UserError
 from clipreid.export.merge import bake
 from clipreid.hub.files import share, write_json
@@ -71,7 +72,7 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
         name: of the run, for the README.
 
     Raises:
-        UserError: a model that compares features by another metric than their cosine.
+        UserError: a model that compares features by another metric than their cosine; a folder that cannot be written.
     """
     needs_cosine(model.metric, "the feature of --format merged")
     baked = bake(model)
@@ -80,14 +81,9 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
         tower = square_tower(tower, max(tower.grid) * tower.patch_size)
     state = {k if k.startswith("visual_projection.") else f"vision_model.{k}": t for k, t in tower.state_dict().items()}
     (height, width), architecture = model.image_size, ARCHITECTURES[model.family]
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({k: t.contiguous() for k, t in state.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    share(folder / "model.safetensors")
     images = preprocessor(
         model.family, (height, width), int(INTERPOLATIONS[model.interpolation]), model.mean, model.std
     )
-    write_json(folder / "config.json", {"architectures": [architecture], **vision_config(tower.config)})
-    write_json(folder / "preprocessor_config.json", images)
     lines = merged_lines(model, ".")
     strength = "" if model.strength == 1 else f", strength {model.strength:g} (0 is the backbone, 1 the whole run)"
     note = NOTE.format(
@@ -99,4 +95,9 @@ def export_merged(model: ReIDModel, folder: Path, name: str = "run") -> None:
         width=width,
         lines=lines,
     )
-    (folder / "README.md").write_text(note)
+    with whole_folder(folder) as new:
+        save_file({k: t.contiguous() for k, t in state.items()}, new / "model.safetensors", metadata={"format": "pt"})
+        share(new / "model.safetensors")
+        write_json(new / "config.json", {"architectures": [architecture], **vision_config(tower.config)})
+        write_json(new / "preprocessor_config.json", images)
+        (new / "README.md").write_text(note, encoding="utf-8")

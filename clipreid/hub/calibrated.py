@@ -5,13 +5,13 @@ It holds two fitted maps, a threshold and figures; nothing in it belongs to one 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from clipreid.backbones.record import weights_print
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 from clipreid.evaluation.calibration import KINDS, Calibration
 from clipreid.evaluation.protocols import PROTOCOLS
@@ -61,16 +61,13 @@ def save_calibration(folder: Path, found: Mapping[str, Any], model: ReIDModel, d
     """Writes what `Calibrated.to_dict` gave, with the model that it holds for; returns the file.
 
     Raises:
-        UserError: the folder cannot be written.
+        CannotWrite: the folder cannot be written.
     """
     import clipreid
 
     about = {"clipreid": clipreid.__version__, "model": feature_print(model), "strength": model.strength}
     about |= {"image_size": list(model.image_size), "data": data, "protocol": protocol}
-    try:
-        write_json(folder / CALIBRATION, about | dict(found))
-    except OSError as error:
-        raise UserError(f"{folder / CALIBRATION} cannot be written ({error.strerror})") from error
+    write_json(folder / CALIBRATION, about | dict(found))
     return folder / CALIBRATION
 
 
@@ -85,7 +82,7 @@ def read_calibration(folder: Path) -> Known | None:
         return None
     check_file(file, folder)
     try:
-        record = json.loads(file.read_text())
+        record = read_json(file)
         check_table(record, RECORD, "it", RECORD)
         check_table(record["measured"], {}, "measured", MEASURED)
         check_table(record["logistic"], {}, "logistic", ("slope", "intercept"))
@@ -97,7 +94,7 @@ def read_calibration(folder: Path) -> Known | None:
             raise ValueError(f"prior {record['prior']}, shown {shown(record['shown'])}")
         if record["protocol"] not in PROTOCOLS:
             raise ValueError(f"protocol {shown(record['protocol'])}")
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(
             f"{file} is damaged, or was not written by clipreid ({error}): remove it, then calibrate again"
         ) from error

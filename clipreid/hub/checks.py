@@ -6,7 +6,6 @@ nothing but the header has been read. A downloaded run cannot make this machine 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -23,6 +22,7 @@ from clipreid.backbones.positions import PositionMode
 from clipreid.backbones.vision import VisionConfig
 from clipreid.config import check_values, is_public
 from clipreid.data.images import check_interpolation
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 from clipreid.hub.files import CONFIG, TOWER, check_file, snapshot_of
 from clipreid.hub.legacy import converted, old_name
@@ -91,8 +91,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a run folder: it has no {CONFIG}")
     check_file(file, folder)
     try:
-        config = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
+        config = read_json(file)
+    except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error})") from error
     if not isinstance(config, dict) or "clipreid" not in config:
         raise UserError(f"{file} was not written by clipreid")

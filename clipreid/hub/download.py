@@ -138,10 +138,10 @@ def _keep_ref(snapshot: Path, revision: str) -> None:
     """Writes into the cache which commit a branch or tag was, for use without network. The client itself writes it only
     where it is called without the commit."""
     file = snapshot.parents[1] / "refs" / revision
-    if revision != snapshot.name and not (file.is_file() and file.read_text() == snapshot.name):
+    if revision != snapshot.name and not (file.is_file() and file.read_text(encoding="utf-8") == snapshot.name):
         file.parent.mkdir(parents=True, exist_ok=True)
         scratch = file.with_name(f"{file.name}.writing")
-        scratch.write_text(snapshot.name)
+        scratch.write_text(snapshot.name, encoding="utf-8")
         scratch.replace(file)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
+from clipreid.disk import read_json, write_whole
 from clipreid.errors import UserError
 from clipreid.evaluation.side_by_side import sorted_out
 from clipreid.hub.shapes import check_table
@@ -128,10 +129,8 @@ def share(file: Path) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes JSON under another name, then renames it."""
-    scratch = file.with_suffix(".writing")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
-    scratch.replace(file)
+    """Writes JSON under another name, then renames it. Raises `CannotWrite`."""
+    write_whole(file, json.dumps(content, indent=2) + "\n")
 
 
 def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
@@ -146,13 +145,13 @@ def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
     if not file.is_file():
         return {}
     try:
-        metrics = json.loads(file.read_text())
+        metrics = read_json(file)
         check_table(metrics, {}, "it")
         for data, models in metrics.items():
             check_table(models, {}, data)
             for model, entry in models.items():
                 check_table(entry, ENTRY, f"{data}: {model}", FIGURES)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(
             f"{file} is damaged, or was not written by clipreid ({error}): remove it, then evaluate again"
         ) from error

@@ -13,8 +13,9 @@ from torch import Tensor
 from clipreid.backbones import Backbone
 from clipreid.backbones.imported import ImportedBackbone
 from clipreid.backbones.record import backbone_print, backbone_record, load_recorded
+from clipreid.disk import parse_json, whole_file
 from clipreid.errors import UserError
-from clipreid.hub.checks import check_finite, read_settings, read_tensors
+from clipreid.hub.checks import Settings, check_finite, read_settings, read_tensors
 from clipreid.hub.download import check_backbone
 from clipreid.hub.files import (
     ADAPTER,
@@ -86,9 +87,8 @@ def _save_tower(tower: Any, tuning: str, folder: Path, adapter: Path, whole: str
 
 def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) -> None:
     """Writes what belongs to single identities (prompts, text bank, classifiers); it is not published."""
-    scratch = folder / f"{IDENTITIES}.writing"
-    save_file(_plain(tensors), scratch, metadata={"names": json.dumps(names)})
-    scratch.replace(folder / IDENTITIES)  # a killed run keeps the old file or has the new one
+    with whole_file(folder / IDENTITIES) as scratch:  # a killed run keeps the old file or has the new one
+        save_file(_plain(tensors), scratch, metadata={"names": json.dumps(names)})
 
 
 def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
@@ -98,9 +98,9 @@ def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
     with safe_open(file, "pt") as handle:
         text = (handle.metadata() or {}).get("names", "[]")
     try:
-        names = json.loads(text)
+        names = parse_json(text)
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    except (ValueError, RecursionError):
+    except ValueError:
         sound = False
     if not sound:
         raise UserError(f"{file}: the names in it are not a list of texts: it is damaged, or clipreid did not write it")
@@ -135,13 +135,10 @@ def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0)
     folder = find_model(run, revision)
     if isinstance(folder, str):
         return load_untrained(folder, revision=revision, strength=strength)
-    settings = read_settings(folder)
-    config = settings.config
-    weights = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}[tuning_of(config)]
-    for file in (weights, folder / HEADS):
-        check_file(file, folder)  # before the backbone is read, which takes longer
+    settings = check_run(folder)  # before the backbone is read, which takes longer
     backbone = _read_backbone(folder, settings.backbone)
-    model = build(settings.method, backbone, config)
+    model = build(settings.method, backbone, settings.config)
+    weights = _weights_of(folder, settings)
     load_tower(model.image, model.tuning, weights, folder)
     if model.text is not None:
         texts = {"lora": find_adapter(folder, TEXT_ADAPTER), "full": folder / TEXT_TOWER}[model.text_tuning]
@@ -150,6 +147,20 @@ def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0)
     found = read_tensors(folder / HEADS, folder, wanted)
     model.load_state_dict({name: found[settings.renamed(name)] for name in head_state(model)}, strict=False)
     return set_strength(model.eval(), strength)
+
+
+def check_run(folder: Path) -> Settings:
+    """The settings of a run; raises `UserError` for what `load` would refuse before it reads any weights."""
+    settings = read_settings(folder)
+    for file in (_weights_of(folder, settings), folder / HEADS):
+        check_file(file, folder)
+    return settings
+
+
+def _weights_of(folder: Path, settings: Settings) -> Path:
+    """The file of the image tower; that of the heads where it is frozen."""
+    files = {"lora": find_adapter(folder), "full": folder / TOWER, "head": folder / HEADS}
+    return files[tuning_of(settings.config)]
 
 
 def load_tower(tower: Any, tuning: str, file: Path, folder: Path) -> None:

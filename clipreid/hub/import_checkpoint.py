@@ -15,6 +15,7 @@ from clipreid.backbones.imageonly import check_weights, read_weights
 from clipreid.backbones.imported import IMPORTED, ImportedBackbone
 from clipreid.backbones.openclip import CLIP_NAMES, translate
 from clipreid.backbones.vision import VisionConfig
+from clipreid.disk import check_place, whole_folder
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, save_identities, save_model
 from clipreid.hub.files import METRICS, write_json
@@ -74,7 +75,8 @@ def import_checkpoint(
         UserError: not a plain state dict, not a CLIP-ReID ViT, shapes that do not fit or fit several readings, an
             `output` in use.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    check_place("--output", output)
+    if output.exists() and any(output.iterdir()):
         raise UserError(f"--output {output} is in use: give a new or an empty folder")
     state = read_weights(str(checkpoint), "import")
     _check_names(state, checkpoint)
@@ -218,15 +220,11 @@ def _ask_side(rows: int, checkpoint: Path) -> str:
 
 
 def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, checkpoint: Path, output: Path) -> None:
-    """The run folder; its config last, so that an import that was cut short is no run."""
-    output.mkdir(parents=True, exist_ok=True)
-    save_model(model, output)
+    """The run folder, whole or not at all."""
     tensors = identity_state(model)
     count = len(next(iter(tensors.values()), ()))
     if prompts is not None:
         tensors["prompts"] = prompts
-    save_identities(output, tensors, [str(i) for i in range(count)])  # numbered: the checkpoint has no names
-    write_json(output / METRICS, {})
     backbone = {"name": IMPORTED, "vision": asdict(vision)}
     record = {
         "clipreid": clipreid.__version__,
@@ -237,7 +235,11 @@ def _write(model: ReIDModel, vision: VisionConfig, prompts: Tensor | None, check
         "backbone": backbone,
         "imported": checkpoint.name,
     }
-    write_json(output / CONFIG, record)
+    with whole_folder(output) as folder:
+        save_model(model, folder)
+        save_identities(folder, tensors, [str(i) for i in range(count)])  # numbered: the checkpoint has no names
+        write_json(folder / METRICS, {})
+        write_json(folder / CONFIG, record)
 
 
 def describe(model: ReIDModel, output: Path) -> str:

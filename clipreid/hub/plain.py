@@ -9,6 +9,7 @@ from typing import Any
 
 from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import TINY, is_image_only
+from clipreid.disk import read_json
 from clipreid.methods import get_method, method_names
 from clipreid.model import ReIDModel
 
@@ -117,13 +118,13 @@ def mark_adapter(folder: Path, config: dict[str, Any], family: str) -> None:
         config: as for `plain_base`.  family: "clip", "siglip" or "image-only".
     """
     file = folder / "adapter_config.json"
-    settings = json.loads(file.read_text())
+    settings = read_json(file)
     base, reason = plain_base(config)
     settings["base_model_name_or_path"] = base or config["backbone"]["name"]
     settings["revision"] = config["backbone"].get("revision")
     can = reason is None and base not in TINY
     settings["auto_mapping"] = {"base_model_class": CLASSES[family], "parent_library": "transformers"} if can else None
-    file.write_text(json.dumps(settings, indent=2, sort_keys=True))
+    file.write_text(json.dumps(settings, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def plain_lines(model: ReIDModel, base: str, adapter: str, image: str = "a.jpg", revision: str | None = None) -> str:

@@ -170,7 +170,7 @@ def _check_contents(api: Any, info: Any, repository: str) -> None:
     ours = False
     if CONFIG in names:
         file = _patiently(lambda: hf_hub_download(repository, CONFIG, revision=info.sha))
-        ours = '"clipreid"' in Path(file).read_text(errors="replace")
+        ours = '"clipreid"' in Path(file).read_text(encoding="utf-8", errors="replace")
     if not ours:
         raise UserError(
             f"{repository} exists and holds something else than a run of clipreid ({', '.join(sorted(names)[:4])}): "

@@ -61,7 +61,7 @@ def fits(value: Any, hint: Any, low: float = -1e12, high: float = 1e12) -> bool:
         return isinstance(value, str | Path) and len(str(value)) < 1000
     if kind is Literal:  # the code that uses it checks the word
         return isinstance(value, str) and len(value) < 100
-    return isinstance(value, hint) and (hint is not str or len(value) < 1000)
+    return isinstance(value, hint) and (hint is not str or (len(value) < 1000 and "\0" not in value))
 
 
 def named(hint: Any) -> str:

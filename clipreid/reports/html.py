@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clipreid.errors import UserError
+from clipreid.disk import write_whole
 from clipreid.evaluation.breakdown import CameraPairs, camera_pairs
 from clipreid.evaluation.columns import UNKNOWN, code_columns, read_table
 from clipreid.evaluation.metrics import Matrix
@@ -86,7 +86,7 @@ def section_of(
 def write_report(folder: str | Path, sections: Sequence[Section], title: str, subtitle: str = "") -> list[Path]:
     """Writes index.html, and each figure of it as PNG; into a folder for each data set where there are several.
 
-    Returns the files. Raises UserError where they cannot be written.
+    Returns the files. Raises `CannotWrite` where they cannot be written.
     """
     folder = Path(folder)
     pages = {folder / "index.html": page(sections, title, subtitle).encode()}
@@ -98,13 +98,9 @@ def write_report(folder: str | Path, sections: Sequence[Section], title: str, su
 
 
 def write(files: Mapping[Path, bytes]) -> None:
-    """Writes files, with their folders. Raises UserError naming the one that cannot be written."""
+    """Writes files, with their folders. Raises `CannotWrite` naming the one that cannot be written."""
     for file, content in files.items():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-        except OSError as error:
-            raise UserError(f"the report cannot be written to {file} ({error.strerror or error})") from error
+        write_whole(file, content)
 
 
 def page(sections: Sequence[Section], title: str, subtitle: str = "") -> str:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clipreid.disk import whole_file
 from clipreid.errors import UserError
 from clipreid.evaluation.columns import Columns, code_columns, name_rows, read_table
 from clipreid.evaluation.metrics import evaluate
@@ -99,9 +100,8 @@ def ranked_lists(
     how = CAPTIONS[choose] if isinstance(choose, str) else "queries chosen by hand"
     percent = "; percentages: probability of the same individual" if chances else ""
     _legend(figure, axes[0][0].get_position().x0, f"{how}; AP = average precision{percent}")
-    path_out = Path(path_out)
-    path_out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path_out, facecolor="white")
+    with whole_file(Path(path_out)) as scratch:
+        figure.savefig(scratch, facecolor="white")
     return chosen
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipreid.errors import UserError
+from clipreid.disk import write_whole
 from clipreid.evaluation.calibration import KINDS
 from clipreid.reports.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
 
@@ -47,9 +47,5 @@ def plot_reliability(found: Calibrated) -> Figure:
 
 
 def draw_reliability(found: Calibrated, file: Path) -> None:
-    """Writes the diagram as PNG. Raises `UserError` where the file cannot be written."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(to_png(plot_reliability(found)))
-    except OSError as error:
-        raise UserError(f"{file} cannot be written ({error.strerror}): give another --output") from error
+    """Writes the diagram as PNG. Raises `CannotWrite` where the file cannot be written."""
+    write_whole(file, to_png(plot_reliability(found)))

@@ -5,11 +5,11 @@ There is no crop in it, and no name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clipreid.disk import parse_json
 from clipreid.evaluation.score import ZERO_SHOT
 from clipreid.reports.figures import MAIN, OTHER, RIGHT, WRONG, styled, to_png
 
@@ -26,9 +26,9 @@ def read_losses(log: Path) -> dict[str, list[dict[str, Any]]]:
     Lines cut short are left out; of an epoch that was run twice (a killed run, resumed) the later counts.
     """
     found: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in log.read_text().splitlines() if log.is_file() else ():
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("loss"), int | float):

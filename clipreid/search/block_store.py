@@ -22,6 +22,7 @@ from torch import Tensor
 
 from clipreid.data import Split
 from clipreid.data.cache import file_state
+from clipreid.disk import parse_json
 from clipreid.errors import UserError
 from clipreid.evaluation.centring import CameraMeans
 from clipreid.evaluation.score import TEST
@@ -135,7 +136,7 @@ class BlockStore:
         found: list[tuple[str, str]] = []
         for name in names:
             with self._intact(name) as file:
-                found += [(path, reason) for path, reason in json.loads(pq.read_metadata(file).metadata[BAD.encode()])]
+                found += [(path, reason) for path, reason in parse_json(pq.read_metadata(file).metadata[BAD.encode()])]
         return found
 
     def features(self, names: Sequence[str]) -> Iterator[tuple[Tensor, np.ndarray]]:

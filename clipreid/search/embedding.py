@@ -25,11 +25,12 @@ from filelock import Timeout
 from clipreid.data import Split
 from clipreid.data.cache import decode
 from clipreid.data.parallel import in_blocks
+from clipreid.disk import check_place
 from clipreid.errors import UserError
 from clipreid.evaluation.centring import CameraMeans, CameraSums, Centring, check_known
 from clipreid.evaluation.score import TEST
 from clipreid.metric import needs_cosine
-from clipreid.model import ReIDModel
+from clipreid.model import ReIDModel, check_finite
 from clipreid.search.block_store import BlockStore, check_space, contents, to_table, writing
 from clipreid.search.find import absolute_entry
 from clipreid.search.format import CENTRED_VERSION, describe, read_about
@@ -100,10 +101,7 @@ def embed(
     """
     needs_cosine(model.metric, "a gallery")
     output = Path(os.path.abspath(Path(output).expanduser()))
-    if not 1 <= batch_size <= LARGEST:
-        raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder: name a file")
+    check_request(output, batch_size)
     about = describe(model, run) | {"sources": [absolute_entry(entry) for entry in sources], "split": images.name}
     about |= {"pattern": pattern, "columns": columns} | ({"unknown": list(unknown)} if unknown else {})
     if centring == "gallery":
@@ -112,6 +110,13 @@ def embed(
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         return job.run()
+
+
+def check_request(output: Path, batch_size: int) -> None:
+    """Raises `UserError` for a size of batches that cannot be, and for an output that cannot be written."""
+    if not 1 <= batch_size <= LARGEST:
+        raise UserError(f"--batch-size {batch_size}: give 1 to {LARGEST}")
+    check_place("--output", output, "file")
 
 
 @dataclass
@@ -170,7 +175,7 @@ class _Job:
 
     def _mended(self) -> bool:
         """Whether the finished output lacks images that can be decoded now: then the file is not valid any more."""
-        lines = self.listing.read_text().splitlines() if self.listing.is_file() else []
+        lines = self.listing.read_text(encoding="utf-8").splitlines() if self.listing.is_file() else []
         mended = self._usable([line.partition("\t")[0] for line in lines])
         if mended and not self.overwrite:
             raise UserError(
@@ -228,7 +233,7 @@ class _Job:
             self.listing.unlink(missing_ok=True)
             if bad:
                 lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in bad]
-                self.listing.write_text("".join(lines))
+                self.listing.write_text("".join(lines), encoding="utf-8")
             if not usable:
                 raise UserError(f"none of the {len(self.images):,} images can be decoded: see {self.listing}")
             about = self.about | {"key": self.key, "bad": len(bad), "images": usable}
@@ -328,10 +333,7 @@ class _Job:
         return to_table(self.images, kept, np.concatenate(features)), bad
 
     def _features(self, pixels: list[np.ndarray]) -> np.ndarray:
-        found = self.model.embed_parts(torch.from_numpy(np.stack(pixels)))["concat"].cpu().numpy()
-        if not np.isfinite(found).all():
-            raise UserError("the model gives features that are not finite: its weights are damaged")
-        return found
+        return check_finite(self.model.embed_parts(torch.from_numpy(np.stack(pixels)))["concat"].cpu()).numpy()
 
 
 def _count(about: dict[str, Any]) -> int:

@@ -44,6 +44,8 @@ def find_images(
         raise UserError("name what to embed: folders, files, globs, or a data set such as synthetic")
     specs = list(dict.fromkeys(entry for entry in images if is_data(entry)))
     readers = {spec.partition(":")[0] for spec in specs}
+    if split != "gallery" and not specs:
+        raise UserError(f"--split {split} is a part of a data set, and {images[0]} is none: leave it out")
     for flag, value in (("columns", columns), ("unknown", unknown)):
         if value and not readers & {*READ_BY[flag]}:
             raise UserError(f"--{flag} works with {reads(flag)} only, not with {images[0]!r}")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from clipreid.backbones.record import settings_of, weights_print
+from clipreid.disk import parse_json
 from clipreid.errors import UserError
 from clipreid.hub.legacy import METHOD, model_settings, old_name
 from clipreid.model import ReIDModel
@@ -102,7 +103,7 @@ def read_about(file: Path) -> dict[str, Any]:
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} is no parquet file, or damaged ({error}): embed the images again") from error
     try:
-        about = json.loads((schema.metadata or {})[KEY])
+        about = parse_json((schema.metadata or {})[KEY])
         version = about["gallery"]
         fits = version in (VERSION, CENTRED_VERSION) and schema.equals(schema_of(about))
         fits = fits and sum(about["parts"].values()) == about["dimension"] > 0

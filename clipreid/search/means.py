@@ -17,6 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from clipreid.disk import whole_file
 from clipreid.errors import UserError
 from clipreid.evaluation.centring import FLAG, CameraMeans
 from clipreid.evaluation.score import TEST
@@ -31,11 +32,19 @@ CAMERAS, CENTRED = "cameras", "centred"  # the second: what the metadata of a ga
 def save_means(folder: Path, means: CameraMeans, model: ReIDModel, data: str) -> Path:
     """Writes the means of the cameras of `data` (its name) by this model into a run folder; returns the file."""
     about = {"data": data, "images": str(means.images), "model": model_print(model)}
-    file, scratch = folder / CAMERA_MEANS, folder / f"{CAMERA_MEANS}.writing"
-    save_file({CAMERAS: means.cameras, **{n: x.contiguous() for n, x in means.means.items()}}, scratch, metadata=about)
-    scratch.replace(file)
-    share(file)
-    return file
+    tensors = {CAMERAS: means.cameras, **{name: x.contiguous() for name, x in means.means.items()}}
+    with whole_file(folder / CAMERA_MEANS) as scratch:
+        save_file(tensors, scratch, metadata=about)
+        share(scratch)
+    return folder / CAMERA_MEANS
+
+
+def check_means(folder: Path) -> str:
+    """The command that makes the means of a run folder anew; raises `UserError` where there are none."""
+    again = f"clipreid evaluate {folder} {FLAG} train --keep-means"
+    if not (folder / CAMERA_MEANS).exists():
+        raise UserError(f"{FLAG} train: {folder} holds no camera means; take {FLAG} gallery, or make them: {again}")
+    return again
 
 
 def load_means(folder: Path, model: ReIDModel) -> tuple[CameraMeans, str]:
@@ -44,9 +53,7 @@ def load_means(folder: Path, model: ReIDModel) -> tuple[CameraMeans, str]:
     Raises:
         UserError: there are none, they are damaged, or of another model.
     """
-    again = f"clipreid evaluate {folder} {FLAG} train --keep-means"
-    if not (folder / CAMERA_MEANS).exists():
-        raise UserError(f"{FLAG} train: {folder} holds no camera means; take {FLAG} gallery, or make them: {again}")
+    again = check_means(folder)
     tensors = read_tensors(folder / CAMERA_MEANS, folder)
     with safe_open(folder / CAMERA_MEANS, "pt") as handle:
         about = handle.metadata() or {}

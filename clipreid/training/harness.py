@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from clipreid.config import RunConfig
-from clipreid.errors import UserError
+from clipreid.errors import UserError, ignore_closed
 
 
 def set_threads(threads: int | None) -> int:
@@ -89,9 +90,13 @@ class Log:
         self.say(f"{about}  warning: {text}" if about else f"warning: {text}")
 
     def say(self, text: str) -> None:
-        """Prints a line, on the main process only."""
+        """Prints a line, on the main process only. A closed stdout (`... | head`) does not end a training."""
         if self.main:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except BrokenPipeError:
+                if not ignore_closed(sys.stdout):
+                    raise
 
     def write(self, stage: str, step: int, **values: Any) -> None:
         """Appends one JSON line, and sends numbers to the trackers."""

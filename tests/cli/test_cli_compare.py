@@ -117,7 +117,7 @@ def test_mistakes_are_named_before_anything_is_scored(
     assert "zero-shot against zero-shot" in refused(capsys, "compare", "zero-shot", "zero-shot")
     assert f"names {a} twice" in refused(capsys, "compare", f"{a},{a}", str(b))
     assert "is not a folder" in refused(capsys, "compare", str(a), str(tmp_path / "nowhere"))
-    assert "--weight 2.0: it is the share of a" in refused(capsys, *both, "--weight", "2")
+    assert "--weight 2.0: must be at least 0 and at most 1" in refused(capsys, *both, "--weight", "2")
     assert "--fuse takes one run on each side" in refused(capsys, "compare", f"{a},{b}", "zero-shot", "--fuse")
     (tmp_path / "file").write_text("mine")
     assert "is a file: give a folder" in refused(capsys, *both, "--report", str(tmp_path / "file"))

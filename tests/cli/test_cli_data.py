@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import datasets
 import numpy as np
@@ -149,7 +148,7 @@ def test_mistakes_in_the_flags(street: Path, tmp_path: Path, capsys: Capture) ->
     assert "did you mean 'folder:ROOT'?" in capsys.readouterr().err
     (tmp_path / "file").touch()
     assert checked(f"folder:{street}", "--json", tmp_path / "file" / "x.json") == 2
-    assert "x.json: its folder cannot be made (File exists)" in capsys.readouterr().err
+    assert f"x.json cannot be written ({tmp_path / 'file'} is a file): give another file" in capsys.readouterr().err
     assert checked(f"folder:{street}", "--json", tmp_path / "new" / "x.json") in (0, 1)
     assert (tmp_path / "new" / "x.json").is_file()
     assert checked(f"folder:{street}", "--threads", "0") == 2
@@ -168,18 +167,13 @@ def test_what_cannot_be_written_is_refused_at_the_start(
 ) -> None:
     monkeypatch.setattr("clipreid.data.check.read_and_check", lambda *_: pytest.fail("the data was looked at"))
     assert checked("synthetic", flag, tmp_path) == 2
-    assert f"error: {flag} {tmp_path} is a folder: name a file" in capsys.readouterr().err
+    assert f"error: {flag} {tmp_path} is a folder: give a file" in capsys.readouterr().err
     locked = tmp_path / "locked.png"
-    plain = Path.open
-
-    def refuse(path: Path, *how: Any, **more: Any) -> Any:  # permissions do not bind a test that runs as root
-        if path == locked:
-            raise PermissionError(13, "Permission denied")
-        return plain(path, *how, **more)
-
-    monkeypatch.setattr(Path, "open", refuse)
-    assert checked("synthetic", flag, locked) == 2
-    assert f"error: {flag} {locked} cannot be written (Permission denied): name another" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # permissions do not bind a test that runs as root
+        patch.setattr("clipreid.disk.os.access", lambda *_: False)
+        assert checked("synthetic", flag, locked) == 2
+    said = f"error: {flag} {locked} cannot be written (no permission for {tmp_path}): give another file"
+    assert said in capsys.readouterr().err
     kept = tmp_path / "kept.png"
     kept.write_text("mine")
     assert checked("synthetic", flag, kept, "--threads", 0) == 2

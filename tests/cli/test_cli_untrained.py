@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_cli import Capture, cache, crops, metrics, refused, run  # noqa: F401 (fixtures)
 
 import clipreid
@@ -190,7 +191,7 @@ def test_what_cannot_work_is_refused_by_name(run: Path, crops: Path, tmp_path: P
     gallery = tmp_path / "c.parquet"
     main(["embed", "colour", str(crops / "test"), "--output", str(gallery)])
     capsys.readouterr()
-    (tmp_path / "q.jpg").write_bytes(b"")
+    Image.new("RGB", (16, 32)).save(tmp_path / "q.jpg")
     image = ["--gallery", gallery, "--image", tmp_path / "q.jpg"]
     cases: list[tuple[list[object], str]] = [
         (["evaluate", "tiny-clip"], "tiny-clip is untrained, so there is no data of its own: name what to test on"),

@@ -110,7 +110,7 @@ def test_command_line(runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFi
     assert "to fill the cells marked -:" in said
     assert (tmp_path / "m.csv").is_file()
     with pytest.raises(SystemExit):
-        main(["matrix", str(runs[0]), "--csv", str(tmp_path / "no" / "m.csv")])
+        main(["matrix", str(runs[0]), "--csv", str(tmp_path / "m.csv" / "m.csv")])
     assert "cannot be written" in capsys.readouterr().err
 
 

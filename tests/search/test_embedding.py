@@ -289,7 +289,7 @@ def test_a_gallery_is_for_the_model_that_made_it(
 
 def test_outputs_that_cannot_be(crops: Path, model: ReIDModel, tmp_path: Path) -> None:
     images = find_images([str(crops)])
-    with pytest.raises(UserError, match="is a folder: name a file"):
+    with pytest.raises(UserError, match="is a folder: give a file"):
         embed(model, images, tmp_path)
     with pytest.raises(UserError, match="--batch-size 0: give 1 to 256"):
         embed(model, images, tmp_path / "g.parquet", batch_size=0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -139,3 +140,17 @@ def test_half_precision_that_makes_training_slower_is_warned_of(monkeypatch: pyt
     assert slow_half("bf16", torch.device("cuda")) is None
     monkeypatch.setattr(harness, "half_slowdown", lambda: 0.6)
     assert slow_half("bf16", cpu) is None
+
+
+def test_a_closed_stdout_does_not_end_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recipe | head -1`: nobody reads the lines any more, and log.jsonl goes on."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    log = Log(tmp_path, SimpleNamespace(is_main_process=True, log=lambda values: None))  # type: ignore[arg-type]
+    with open(writer, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        for step in range(3):
+            log.say(f"epoch {step}")
+            log.write("stage2", step, loss=0.5)
+        print("other lines, too", flush=True)
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2]
