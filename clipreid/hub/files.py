@@ -26,6 +26,9 @@ ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, wh
 METRICS = "metrics.json"
 TRIAL = "trial"  # a training beside the run's own
 CALIBRATION = "calibration.json"
+LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
+LOCK, HOLDER = ".lock", ".lock.json"  # one run in a folder at a time, and which
+BAD_BATCH = "bad_batch.json"  # the images of a step whose loss was not finite
 CAMERA_MEANS = "camera_means.safetensors"  # where they were asked for: `clipreid.search.means`
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_ADAPTER = Path("text_adapter") / WEIGHTS
@@ -38,10 +41,11 @@ OWNED = (
     IDENTITIES,
     TOWER,
     TEXT_TOWER,
-    "log.jsonl",
+    LOG,
+    BAD_BATCH,
     ADAPTER.parts[0],
     TEXT_ADAPTER.parts[0],
-    "checkpoints",
+    CHECKPOINTS,
     TRIAL,
     "report",
     "README.md",
@@ -128,9 +132,12 @@ def share(file: Path) -> None:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Writes JSON under another name, then renames it."""
+    """Writes JSON under another name, then renames it: a killed program, or a full disk, leaves what was there."""
     scratch = file.with_suffix(".writing")
-    scratch.write_text(json.dumps(content, indent=2) + "\n")
+    with open(scratch, "w") as handle:
+        handle.write(json.dumps(content, indent=2) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
     scratch.replace(file)
 
 
