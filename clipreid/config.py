@@ -195,6 +195,7 @@ def check_values(config: Any) -> None:
     Raises:
         UserError: with the flag, its value, and what it may be.
     """
+    marked = get_type_hints(type(config), include_extras=True)
     for name, hint in get_type_hints(type(config)).items():
         value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if words := choices_of(hint):
@@ -210,7 +211,7 @@ def check_values(config: Any) -> None:
                 continue
             if name in RATES and not 0 < number < 1:
                 raise UserError(f"{flag} {number}: a learning rate lies between 0 and 1")
-            low, high = range_of(type(config), name) or (-math.inf, math.inf)
+            low, high = range_by(marked[name], name) or (-math.inf, math.inf)
             if not low <= number <= high:
                 bound = f"at most {high:g}" if number > high else f"at least {low:g}"
                 raise UserError(f"{flag} {number}: must be {bound}")

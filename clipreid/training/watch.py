@@ -80,10 +80,10 @@ class Watch:
             write_json(file, record)
         images = ", on " * bool(found) + ", ".join(found[:SHOWN]) + ", ..." * (len(found) > SHOWN)
         raise UserError(
-            f"{self.stage.name}: {', '.join(bad)} not finite in epoch {epoch}, step {step + 1}{images}; the batch is in "
-            f"{file}. Nothing of this epoch was kept: {last}. --resume continues from there, but with the same flags "
-            "it comes to the same place, unless the device failed: lower the learning rates (--rate, --prompt-rate, ...) "
-            "and start anew with --overwrite, or in another --output"
+            f"{self.stage.name}: {', '.join(bad)} not finite in epoch {epoch}, step {step + 1}{images}; the batch is "
+            f"in {file}. Nothing of this epoch was kept: {last}. --resume continues from there, but with the same "
+            "flags it comes to the same place, unless the device failed: lower the learning rates (--rate, "
+            "--prompt-rate, ...) and start anew with --overwrite, or in another --output"
         )
 
     def _rows(self, batch: Batch) -> list[int]:
