@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -129,12 +131,19 @@ LOOKED_UP = {
     "tuning": ("lora", "full", "head"),
     "prompts": ("identity", "dual", "none"),
 }  # what tables in presets may depend on
+PLACES = ("backbone", "data", "test")  # of texts: those that may name files
+NAME = 255  # bytes of the name of a file or folder
 RATES = ("rate", "head_rate", "prompt_rate")  # of learning: above 0, below 1
 
 
 def range_of(kind: type, name: str) -> tuple[float, float] | None:
     """The range of a number of a dataclass of settings: `Between` in its type, else by its name; None: it has none."""
-    for mark in getattr(_hints(kind, marked=True)[name], "__metadata__", ()):
+    return range_by(_hints(kind, marked=True)[name], name)
+
+
+def range_by(hint: Any, name: str) -> tuple[float, float] | None:
+    """The same by the type of the field, with its marks."""
+    for mark in getattr(hint, "__metadata__", ()):
         if isinstance(mark, Between):
             return mark.least, mark.most
     return (0, 1) if name in RATES else RANGES.get(name)
@@ -186,12 +195,14 @@ def name_of(method: ModuleType) -> str:
 
 
 def check_values(config: Any) -> None:
-    """Refuses numbers out of their range and words that are none of the choices; `config` is one of the dataclasses.
+    """Refuses numbers out of their range, words that are none of the choices and impossible names of files; `config` is
+    one of the dataclasses.
 
     Raises:
         UserError: with the flag, its value, and what it may be.
     """
     kind: type = type(config)
+    marked = _hints(kind, marked=True)
     for name, hint in _hints(kind).items():
         value, flag = getattr(config, name), f"--{name.replace('_', '-')}"
         if words := choices_of(hint):
@@ -199,15 +210,27 @@ def check_values(config: Any) -> None:
                 if word not in words and not (word is None and type(None) in get_args(hint)):
                     raise UserError(f"{flag} {word}: choose one of {', '.join(map(str, words))}")
             continue
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str | Path):
+                _check_text(flag, text, place=isinstance(text, Path) or name in PLACES)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, bool) or not isinstance(number, int | float):
                 continue
             if name in RATES and not 0 < number < 1:
                 raise UserError(f"{flag} {number}: a learning rate lies between 0 and 1")
-            low, high = range_of(type(config), name) or (-math.inf, math.inf)
+            low, high = range_by(marked[name], name) or (-math.inf, math.inf)
             if not low <= number <= high:
                 bound = f"at most {high:g}" if number > high else f"at least {low:g}"
                 raise UserError(f"{flag} {number}: must be {bound}")
+
+
+def _check_text(flag: str, text: str | Path, place: bool) -> None:
+    """Refuses, with `UserError`, what no system of files takes; place: it names files."""
+    if "\0" in str(text):
+        raise UserError(f"{flag} {str(text)!r}: it holds a NUL character, which no name can have")
+    longest = max((len(os.fsencode(part)) for part in re.split(r"[\\/]", str(text))), default=0) if place else 0
+    if longest > NAME:
+        raise UserError(f"{flag}: a name in it has {longest} bytes, and may have {NAME} ({str(text)[:40]}...)")
 
 
 def choices_of(hint: Any) -> tuple[Any, ...]:

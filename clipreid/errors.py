@@ -7,9 +7,12 @@ import errno
 import io
 import os
 import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import TextIO
 
 CLOSED = 141  # exit status of a command whose output nobody reads any more, as of any other in a shell (128 + SIGPIPE)
@@ -30,10 +33,16 @@ class UserError(ValueError):
     """
 
 
+class Terminated(BaseException):
+    """The process was told to end, by SIGTERM."""
+
+
 @contextmanager
 def print_user_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130; what
-    the disk or the system refuses (`REFUSED`) is such an error too.
+    """Around a whole command: a `UserError` becomes one message on stderr and exit status 2, Ctrl-C status 130,
+    SIGTERM status 143; what the disk or the system refuses (`REFUSED`) is such an error too.
+
+    interrupted: what is said after Ctrl-C and SIGTERM, unless the exception itself says something.
 
     Where nobody reads the output any more (`clipreid ... | head -1`) the command ends quietly, with status `CLOSED`.
     Of several processes only the first one prints. Every other exception is a defect and keeps its traceback.
@@ -57,7 +66,8 @@ def print_user_errors(interrupted: str = "interrupted") -> Iterator[None]:
 @contextmanager
 def _errors_printed(interrupted: str) -> Iterator[None]:
     try:
-        yield
+        with _terminable():
+            yield
     except UserError as error:
         _say(f"error: {error}")
         sys.exit(2)
@@ -68,9 +78,12 @@ def _errors_printed(interrupted: str) -> Iterator[None]:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         _say(f"error: {' -> '.join(names) or 'a file'}: {error.strerror}: {remedy}")
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\n{interrupted}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stop:
+        _say(str(stop) or interrupted)
         sys.exit(130)
+    except Terminated as stop:
+        _say(str(stop) or interrupted)
+        sys.exit(143)
 
 
 def _say(text: str) -> None:
@@ -109,3 +122,20 @@ def _is_closed(stream: TextIO, number: int) -> bool:
     asked = select.poll()
     asked.register(number, 0)
     return any(event & select.POLLERR for _, event in asked.poll(0))
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises `Terminated`, unless somebody else listens to it already."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)

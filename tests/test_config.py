@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import tyro
@@ -22,9 +23,11 @@ from clipreid.config import (
     is_public,
     name_of,
     none_is,
+    range_by,
     range_of,
 )
 from clipreid.errors import UserError
+from clipreid.hub.shapes import checked
 from clipreid.methods import clip_reid, get_method, method_names
 
 BIG = "open_clip:ViT-B-16-quickgelu/openai"
@@ -194,6 +197,16 @@ def test_unknown_presets_tunings_and_names() -> None:
         ({"image_size": (256, 4)}, r"--image-size 4: must be at least 8"),
         ({"stride": 0}, r"--stride 0: must be at least 1"),
         ({"train_interpolation": "nearest"}, r"--train-interpolation nearest: choose one of bicubic, bilinear"),
+        ({"lora_rank": 2048}, r"--lora-rank 2048: must be at most 1024"),
+        ({"lora_alpha": -16.0}, r"--lora-alpha -16.0: must be at least 0"),
+        ({"sie_coefficient": 2000.0}, r"--sie-coefficient 2000.0: must be at most 1000"),
+        ({"sie_coefficient": float("nan")}, r"--sie-coefficient nan: must be at least -1000"),
+        ({"seed": 2**70}, r"--seed 1180591620717411303424: must be at most"),
+        ({"images_per_identity": 10**11}, r"--images-per-identity 100000000000: must be at most 10000"),
+        ({"output": Path("r" * 300)}, r"--output: a name in it has 300 bytes, and may have 255 \(rrr"),
+        ({"init": Path("runs/a\0b")}, r"--init 'runs/a\\x00b': it holds a NUL character"),
+        ({"data": ("synthetic", "folder:/x/" + "y" * 256)}, r"--data: a name in it has 256 bytes"),
+        ({"data": ("folder:/x\0",)}, r"--data 'folder:/x\\x00': it holds a NUL"),
         ({"precision": "fp8"}, r"--precision fp8: choose one of no, bf16"),
     ],
 )
@@ -206,6 +219,7 @@ def test_values_that_make_no_sense(given: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("given", [
+    {"pattern": "(?P<identity>x)" * 40, "output": Path("/a" * 300), "backbone": "hf:" + "é" * 125},
     {"stride": None, "image_size": None, "train_interpolation": None, "threads": None},
     {"identities_per_batch": None, "images_per_identity": None, "milestones": (), "cameras": (-1, 0, 700)},
     {"seed": 2**63 - 1, "smoothing": 0.0, "weight_i2t": 0.0, "epochs": 1, "rate": 0.999},
@@ -245,6 +259,30 @@ def test_every_number_out_of_its_range_is_refused_by_its_flag(method: ModuleType
                     check_values(value)
                 cases += 1
     assert cases > 30
+
+
+def accepts(check: Callable[[], Any]) -> bool:
+    try:
+        check()
+    except UserError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("method", METHODS, ids=name_of)
+def test_training_and_loading_have_the_same_ranges(method: ModuleType) -> None:
+    """What training accepts, `load` does too: at both ends of every range, and beyond them."""
+    plain = get_type_hints(method.Config)
+    for name, hint in get_type_hints(method.Config, include_extras=True).items():
+        if not numeric(plain[name]) or get_origin(plain[name]) is tuple:
+            continue
+        low, high = range_by(hint, name)  # type: ignore[misc]
+        inside = (0.5,) if name in RATES else (low, high)
+        kind = float if float in (plain[name], *get_args(plain[name])) else int
+        for value in map(kind, (*inside, 2 * high + 1, low - 1)):
+            one = dataclasses.make_dataclass("One", [(name, hint)])(value)
+            found = [accepts(lambda: check_values(one)), accepts(lambda: checked({name: value}, {name: hint}, "it"))]  # noqa: B023
+            assert found == [value in inside] * 2, (name, value)
 
 
 @dataclasses.dataclass(frozen=True)

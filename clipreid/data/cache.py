@@ -74,13 +74,13 @@ def pixel_cache(
     home = Path(cache_dir or os.environ.get("CLIPREID_CACHE") or "~/.cache/clipreid").expanduser()
     source, content = _keys(split, size, interpolation)
     folder = home / "pixels" / f"{source}-{content}"
-    cache = _open(folder, size)
+    cache = _open(folder, size, len(split))
     if cache is None or _mended(split, cache, size, interpolation):
         with _writing(home), _lock(folder.with_name(f"{source}.lock"), progress):
-            cache = _open(folder, size)  # another process may have made it meanwhile
+            cache = _open(folder, size, len(split))  # another process may have made it meanwhile
             if cache is None or _mended(split, cache, size, interpolation):
                 _build(split, size, interpolation, folder, progress)
-                cache = _open(folder, size)
+                cache = _open(folder, size, len(split))
                 for stale in set(folder.parent.glob(f"{source}-*")) - {folder}:
                     shutil.rmtree(stale, ignore_errors=True)
     if cache is None:
@@ -114,14 +114,17 @@ def file_state(path: str) -> bytes:
     return f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
-def _open(folder: Path, size: tuple[int, int]) -> PixelCache | None:
-    """The finished cache in a folder; None when there is none or it is damaged."""
+def _open(folder: Path, size: tuple[int, int], count: int) -> PixelCache | None:
+    """The finished cache of a split of `count` images in a folder; None when there is none or it is damaged."""
     try:
         record = read_json(folder / RECORD)
         kept, blocks = record["kept"], record["blocks"]
         bad = [(str(path), str(reason)) for path, reason in record["bad"]]
         digests, blank = np.array(record["digests"], np.int64), np.isin(kept, record["blank"])
         shape = (len(kept), 3, *size)
+        rows_fit = kept == sorted(set(kept) & set(range(count))) and len(kept) + len(bad) == count
+        if not rows_fit or len(digests) != len(kept) or sum(length for length, _ in blocks) != int(np.prod(shape)):
+            return None
         if (folder / PIXELS).stat().st_size != int(np.prod(shape)) or not _intact(folder / PIXELS, blocks):
             return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -70,6 +70,7 @@ REST = {
     "fingerprint": dict[str, dict[str, dict]],
     "content": dict[str, str],
     "machine": dict[str, int | str],
+    "environment": dict[str, str],
 }
 HEADER = 4 << 20  # bytes that name the tensors of a file: a few hundred bytes for each
 WORD = r"\w[\w.-]{0,99}"
@@ -175,10 +176,11 @@ def method_settings(values: Any, kind: type, what: str) -> Any:
     """
     if not isinstance(values, dict):
         raise UserError(f"{what} is {shown(values)}: clipreid writes a table there")
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, include_extras=True)
     lacking = {field.name: json_value(field.default) for field in fields(kind) if field.name not in values}
     found = checked(values | lacking, hints, what)
-    places = [name for name in found if hints[name] is Path or Path in get_args(hints[name])]
+    plain = get_type_hints(kind)
+    places = [name for name in found if plain[name] is Path or Path in get_args(plain[name])]
     config = kind(**found | {name: Path(found[name]) for name in places if found[name] is not None})
     try:
         check_values(config)

@@ -27,6 +27,9 @@ ADAPTER = Path("adapter") / WEIGHTS  # at the root of a published repository, wh
 METRICS = "metrics.json"
 TRIAL = "trial"  # a training beside the run's own
 CALIBRATION = "calibration.json"
+LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
+LOCK, HOLDER = ".lock", ".lock.json"  # one run in a folder at a time, and which
+BAD_BATCH = "bad_batch.json"  # the images of a step whose loss was not finite
 CAMERA_MEANS = "camera_means.safetensors"  # where they were asked for: `clipreid.search.means`
 TEXT_TOWER = "text_tower.safetensors"
 TEXT_ADAPTER = Path("text_adapter") / WEIGHTS
@@ -39,10 +42,11 @@ OWNED = (
     IDENTITIES,
     TOWER,
     TEXT_TOWER,
-    "log.jsonl",
+    LOG,
+    BAD_BATCH,
     ADAPTER.parts[0],
     TEXT_ADAPTER.parts[0],
-    "checkpoints",
+    CHECKPOINTS,
     TRIAL,
     "report",
     "README.md",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -86,25 +88,43 @@ def _save_tower(tower: Any, tuning: str, folder: Path, adapter: Path, whole: str
 
 
 def save_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) -> None:
-    """Writes what belongs to single identities (prompts, text bank, classifiers); it is not published."""
+    """Writes what belongs to single identities (prompts, text bank, classifiers), checksummed; it is not published."""
+    plain = _plain(tensors)
     with whole_file(folder / IDENTITIES) as scratch:  # a killed run keeps the old file or has the new one
-        save_file(_plain(tensors), scratch, metadata={"names": json.dumps(names)})
+        save_file(plain, scratch, metadata={"names": json.dumps(names), "sha256": _digest(plain, names)})
+
+
+def add_identities(folder: Path, tensors: dict[str, Tensor], names: list[str]) -> None:
+    """The same beside what an earlier stage wrote. Raises `UserError` as `load_identities`."""
+    kept = load_identities(folder)[0] if (folder / IDENTITIES).is_file() else {}
+    save_identities(folder, kept | tensors, names)
 
 
 def load_identities(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors and the identity names that `save_identities` wrote; raises `UserError` where others did."""
+    """The tensors and the identity names that `save_identities` wrote; raises `UserError` where they are not that."""
     file = folder / IDENTITIES
     tensors = read_tensors(file, folder)
     with safe_open(file, "pt") as handle:
-        text = (handle.metadata() or {}).get("names", "[]")
+        about = handle.metadata() or {}
     try:
-        names = parse_json(text)
+        names = parse_json(about.get("names", "[]"))
         sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
     except ValueError:
         sound = False
     if not sound:
         raise UserError(f"{file}: the names in it are not a list of texts: it is damaged, or clipreid did not write it")
+    if "sha256" in about and about["sha256"] != _digest(tensors, names):  # earlier versions wrote none
+        raise UserError(f"{file} is damaged (checksum differs): train its run anew with --overwrite")
     return tensors, names
+
+
+def _digest(tensors: dict[str, Tensor], names: list[str]) -> str:
+    """A hash of names, kinds, shapes and values."""
+    digest = hashlib.sha256(json.dumps(names).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load(run: str | Path, *, revision: str | None = None, strength: float = 1.0) -> ReIDModel:

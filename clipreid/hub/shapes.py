@@ -6,23 +6,24 @@ import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from clipreid.config import RANGES
+from clipreid.config import range_by
 from clipreid.errors import UserError
 
 MOST = 10_000  # values of one list or table
 
 
 def checked(values: Any, hints: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The values, with lists as tuples: exactly these keys, each of its type and in its range."""
+    """The values, with lists as tuples: exactly these keys, each of its type and in its range (`range_by`)."""
     if not isinstance(values, dict) or values.keys() != hints.keys():
         odd = sorted(set(values) ^ set(hints), key=str)[:5] if isinstance(values, dict) else ["(all)"]
         raise UserError(f"{what} {', '.join(odd)} are unknown or missing: another version wrote it, or not clipreid")
     for key, hint in hints.items():
-        low, high = RANGES.get(key, (-1e12, 1e12))
+        range_ = range_by(hint, key)
+        low, high = range_ or (-1e12, 1e12)
         if not fits(values[key], hint, low, high):
-            numbers = f", numbers from {low:g} to {high:g}" if key in RANGES else ""
+            numbers = f", numbers from {low:g} to {high:g}" if range_ else ""
             raise UserError(f"{what} {key} is {shown(values[key])}: it must be {named(hint)}{numbers}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
@@ -47,6 +48,8 @@ def fits(value: Any, hint: Any, low: float = -1e12, high: float = 1e12) -> bool:
         kinds = int if hint is int else (int, float)
         return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
     kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return fits(value, parts[0], low, high)
     if kind is tuple:
         if not isinstance(value, list) or len(value) > MOST:
             return False
@@ -67,6 +70,8 @@ def fits(value: Any, hint: Any, low: float = -1e12, high: float = 1e12) -> bool:
 def named(hint: Any) -> str:
     """A type in words."""
     kind, parts = get_origin(hint), get_args(hint)
+    if kind is Annotated:
+        return named(parts[0])
     if kind is tuple:
         many = "" if Ellipsis in parts else f"{len(parts)} "
         return f"a list of {many}{named(parts[0]).split()[-1]}s"

@@ -1,8 +1,9 @@
 """Checkpoints: safetensors and JSON of what training changes, complete or not there at all.
 
-A checkpoint is a folder `checkpoints/STAGE-EPOCH/` with `tensors.safetensors` and `state.json`. The last one of every
-stage is kept: a stage that is finished is taken from it when a later stage is continued. It is written under another
-name, flushed to disk, checksummed and renamed, so a process killed at any moment leaves the previous one whole.
+A checkpoint is a folder `checkpoints/STAGE-EPOCH/` with `tensors.safetensors` and `state.json`. The last two of every
+stage are kept: the older one for the case that the disk spoils the newer, and of a finished stage because a later stage
+is continued from it. It is written under another name, flushed to disk, checksummed and renamed, so a process killed at
+any moment leaves the previous ones whole.
 """
 
 from __future__ import annotations
@@ -12,18 +13,26 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from clipreid.errors import UserError
+from clipreid.hub.files import CHECKPOINTS
 from clipreid.training.stage import Stage
 
 TENSORS, STATE = "tensors.safetensors", "state.json"
+KEPT = 2  # of every stage
+NEW = "start anew with --overwrite"
+
+
+class Damaged(UserError):
+    """A checkpoint that is not what was written."""
 
 
 def changing_state(module: nn.Module) -> dict[str, Tensor]:
@@ -46,7 +55,11 @@ def _check_fits(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
 
 
 def save(folder: Path, stage: Stage, epoch: int) -> None:
-    """Writes the checkpoint of a stage after `epoch` epochs, then removes its earlier ones."""
+    """Writes the checkpoint of a stage after `epoch` epochs, then removes all but this and the one before it.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written, as on a full disk; the earlier ones are left as they are.
+    """
     tensors = {f"model.{name}": x.detach() for name, x in changing_state(stage.module).items()}
     if stage.memory is not None:
         tensors |= {f"memory.{name}": x.detach() for name, x in stage.memory.state_dict().items()}
@@ -59,51 +72,81 @@ def save(folder: Path, stage: Stage, epoch: int) -> None:
     name = f"{stage.name}-{epoch:05d}"
     scratch, target = folder / f"{name}.writing", folder / name
     shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    save_file({key: x.cpu().contiguous().clone() for key, x in tensors.items()}, scratch / TENSORS)
-    record = {"stage": stage.name, "epoch": epoch, "groups": groups, "sha256": _digest(scratch / TENSORS)}
-    (scratch / STATE).write_text(json.dumps(record, indent=1))
-    for file in (scratch / TENSORS, scratch / STATE):
-        _flush(file)
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
+    folder.mkdir(exist_ok=True)  # without parents: a run folder that was removed is not made again
+    scratch.mkdir()
+    try:
+        save_file({key: x.cpu().contiguous().clone() for key, x in tensors.items()}, scratch / TENSORS)
+        record = {"stage": stage.name, "epoch": epoch, "groups": groups, "sha256": _digest(scratch / TENSORS)}
+        (scratch / STATE).write_text(json.dumps(record | {"seal": _seal(record)}, indent=1))
+        for file in (scratch / TENSORS, scratch / STATE):
+            _flush(file)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    except (OSError, SafetensorError):
+        shutil.rmtree(scratch, ignore_errors=True)  # gives its room back
+        raise
     _flush(folder)
-    for other in _of_stage(folder, stage.name):
-        if other.name != name:
-            shutil.rmtree(other, ignore_errors=True)
+    kept = [path for path in _of_stage(folder, stage.name) if _epoch(path) <= epoch][-KEPT:]
+    for path in set(_of_stage(folder, stage.name)) - set(kept):  # also later ones, which were damaged
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _of_stage(folder: Path, stage: str) -> list[Path]:
     """The complete checkpoints of a stage, the oldest first."""
-    pattern = re.compile(rf"{re.escape(stage)}-(\d{{5,}})")
-    found = [path for path in folder.glob("*") if path.is_dir() and pattern.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    return sorted(_complete(folder, re.escape(stage)), key=_epoch)
 
 
-def latest(folder: Path, stage: str) -> Path | None:
-    """The last complete checkpoint of this stage in `folder`, if any."""
-    found = _of_stage(folder, stage)
-    return found[-1] if found else None
+def _complete(folder: Path, stages: str) -> list[Path]:
+    """The complete checkpoints of the stages whose name fits a pattern."""
+    pattern = re.compile(rf"{stages}-\d{{5,}}")
+    return [path for path in folder.glob("*") if path.is_dir() and pattern.fullmatch(path.name)]
+
+
+def _epoch(path: Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def where_last(run: Path) -> str:
+    """A phrase for people: which checkpoint of a run folder is the last one."""
+    if not run.is_dir():
+        return f"{run} is gone, and its checkpoints with it"
+    last = max(_complete(run / CHECKPOINTS, ".+"), key=lambda path: path.stat().st_mtime, default=None)
+    return "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
+
+
+def resume(folder: Path, stage: Stage, say: Callable[[str], None]) -> int:
+    """Restores a stage from its last checkpoint that is whole; the epochs that it has done, 0 without a checkpoint.
+
+    say: is told of each that is damaged, in favour of an older one.
+
+    Raises:
+        UserError: all of them are damaged, or one is of another model.
+    """
+    found = _of_stage(folder, stage.name)
+    for path in reversed(found):
+        try:
+            return load(path, stage)
+        except Damaged as error:
+            if path == found[0]:
+                raise UserError(f"{error}, and no older one is whole: {NEW}") from error
+            say(f"{stage.name}  {error}: the one before it is taken, and what came after it is trained again")
+    return 0
 
 
 def load(path: Path, stage: Stage) -> int:
     """Restores module, memory and optimisers of the stage from a checkpoint; returns the epochs that it has done.
 
     Raises:
-        UserError: damaged, or of another model.
+        Damaged: it is not what was written. UserError: it is of another model.
     """
     try:
         state = json.loads((path / STATE).read_text())
-        epoch, groups = state["epoch"], state["groups"]
-        intact = _digest(path / TENSORS) == state["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"the checkpoint {path} cannot be read ({error}): remove it, or start anew with --overwrite"
-        ) from error
+        epoch, groups, seal = state["epoch"], state["groups"], state.pop("seal")
+        intact = _seal(state) == seal and _digest(path / TENSORS) == state["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Damaged(f"the checkpoint {path} cannot be read ({error})") from error
     if not intact:
-        raise UserError(
-            f"the checkpoint {path} is damaged (checksum differs): remove it, or start anew with --overwrite"
-        )
+        raise Damaged(f"the checkpoint {path} is damaged (checksum differs)")
     tensors = load_file(path / TENSORS)
     changing, memory = changing_state(stage.module), stage.memory or nn.Module()
     model, remembered = _under("model.", tensors), _under("memory.", tensors)
@@ -133,6 +176,11 @@ def _check_optimisers(stage: Stage, groups: Sequence[Sequence[Mapping[str, Any]]
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def _seal(record: Mapping[str, Any]) -> str:
+    """A hash of what state.json says, which names that of the tensors."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:

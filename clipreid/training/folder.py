@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -15,13 +16,15 @@ from accelerate import Accelerator
 from clipreid.config import RunConfig
 from clipreid.errors import UserError
 from clipreid.hub import read_config
-from clipreid.hub.files import CONFIG, IDENTITIES, OWNED, TRIAL, read_metrics
+from clipreid.hub.files import CONFIG, HOLDER, IDENTITIES, LOCK, LOG, METRICS, OWNED, TRIAL, read_metrics
 from clipreid.hub.folder import load_identities
+from clipreid.training.lock import refuse_in_use
 from clipreid.training.unchanged import PINNED, changed_data, changed_machine
 
 AGAIN = "start anew with --overwrite"
 FREE = ("checkpoint_every", "gradient_checkpointing", "names")  # these change neither the result nor its meaning
 PROGRESS = ("stages", "training")  # of config.json: what an earlier recipe did
+FIRST = re.compile(rf"{LOCK}|{HOLDER}|{LOG}|{METRICS}|{CONFIG}\.\d+|[\w.]+\.writing")  # written before config.json
 
 
 def choose_folder(output: Path | None) -> Path:
@@ -29,6 +32,33 @@ def choose_folder(output: Path | None) -> Path:
         return output
     taken = [int(p.name) for p in Path("runs").glob("*") if re.fullmatch(r"\d+", p.name)]
     return Path("runs") / f"{max(taken, default=0) + 1:03d}"
+
+
+def check_output(flags: RunConfig) -> None:
+    """Refuses, with `UserError`, an --output that cannot be a run folder or that another run uses, before anything
+    slow."""
+    folder = flags.output
+    if flags.resume and flags.overwrite:
+        raise UserError("--resume and --overwrite: one continues a run, the other removes it; give one of them")
+    if flags.resume and folder is None:
+        raise UserError("--resume: give the --output of the interrupted run")
+    if folder is None:
+        return
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--output {folder} is a file: give a folder")
+        if folder.is_dir():
+            if not (folder / CONFIG).is_file() and not _unbegun(folder):
+                raise UserError(f"--output {folder} holds other files and no {CONFIG}: give an empty or a new folder")
+            refuse_in_use(folder)
+    except OSError as error:
+        raise UserError(f"--output {folder} cannot be used ({error.strerror or error}): give another folder") from error
+
+
+def _unbegun(folder: Path) -> bool:
+    """Whether a folder is empty, or holds only what a run leaves that was killed before its first config.json."""
+    names = [path.name for path in folder.iterdir()]
+    return not names or (LOCK in names and all(FIRST.fullmatch(name) for name in names))
 
 
 def claim(
@@ -39,9 +69,10 @@ def claim(
     stage_flags: Mapping[str, Sequence[str]],
     accelerator: Accelerator,
 ) -> list[str]:
-    """Takes the run folder, or refuses it: finished, interrupted, made with other settings or other data, or not ours.
+    """Takes the run folder, or refuses it: finished, interrupted, made with other settings or with other data.
 
-    What an earlier recipe finished in it is added to `record`.
+    What an earlier recipe finished in it is added to `record`. The folder is locked, and `check_output` had nothing
+    against it.
 
     Args:
         names: [I] of the training identities.
@@ -54,13 +85,9 @@ def claim(
         UserError: it is refused; the message says what was expected, what was found, and what to do.
     """
     notes: list[str] = []
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder} is a file: give a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
-        raise UserError(f"--output {folder} holds other files and no {CONFIG}: give an empty or a new folder")
     ours = (folder / CONFIG).is_file()
     if flags.resume and not ours:
-        raise UserError(f"--resume: {folder} holds no run; give the --output of the interrupted one")
+        notes.append(f"note: --resume: {folder} holds no run that has begun; it begins now")
     if ours and not flags.overwrite:
         before = read_config(folder)
         try:
@@ -73,9 +100,8 @@ def claim(
         record |= {key: value for key, value in before.items() if key not in record or key in PROGRESS}
     accelerator.wait_for_everyone()  # every process has looked before anything is removed
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if ours and flags.overwrite and accelerator.is_main_process:
-            for path in (folder / name for name in OWNED):
+        if (flags.overwrite or not ours) and accelerator.is_main_process:  # of one that had not begun: its figures
+            for path in (folder / name for name in OWNED if name in os.listdir(folder)):
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (folder / f"{CONFIG}.{accelerator.process_index}").touch()
         (folder / f"{CONFIG}.{accelerator.process_index}").unlink()

@@ -6,7 +6,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,13 +18,16 @@ from torch import Tensor
 
 from clipreid.config import RunConfig
 from clipreid.errors import UserError, ignore_closed
+from clipreid.hub.files import LOG
 
 
 def set_threads(threads: int | None) -> int:
     """Gives this process its share of the cores: `accelerate launch` and torchrun set OMP_NUM_THREADS to 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads {threads}: must be at least 1")
+    most = max(64, 4 * cores)  # more than cores: an interrupted run continues on a smaller machine
+    if threads is not None and not 1 <= threads <= most:
+        bound = "at least 1" if threads < 1 else f"at most {most} on this machine of {cores} cores"
+        raise UserError(f"--threads {threads}: must be {bound}")
     count = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(count)
     return count
@@ -70,7 +76,13 @@ def start_tracking(accelerator: Accelerator, config: RunConfig, resolved: dict[s
     """Opens the tracker that was asked for; only once the run folder is ours."""
     if config.track != "none":
         flat = {k: v if isinstance(v, int | float | str | bool) else str(v) for k, v in resolved.items()}
-        accelerator.init_trackers("clipreid", config=flat)
+        try:
+            accelerator.init_trackers("clipreid", config=flat)
+        except Exception as error:  # of somebody else's program, network or account
+            raise UserError(
+                f"--track {config.track} does not start ({type(error).__name__}: {error}): log in there, or leave it "
+                "out; log.jsonl in the run folder is always written"
+            ) from error
 
 
 class Log:
@@ -80,7 +92,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator, prefix: str = "") -> None:
-        self.accelerator, self.file, self.prefix = accelerator, folder / "log.jsonl", prefix
+        self.accelerator, self.file, self.prefix = accelerator, folder / LOG, prefix
         self.main = accelerator.is_main_process
         self.warned: list[str] = []  # to be said again at the end: what scrolled by in training is not read
 
@@ -99,13 +111,36 @@ class Log:
                     raise
 
     def write(self, stage: str, step: int, **values: Any) -> None:
-        """Appends one JSON line, and sends numbers to the trackers."""
+        """Appends one JSON line, and sends numbers to the trackers; one that fails is warned of, and left alone."""
         if self.main:
             with open(self.file, "a") as handle:
                 handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         stage = f"{self.prefix}{stage}"
         numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
-        self.accelerator.log(numbers | {f"{stage}/step": step})  # stages count their steps from 1: no common axis
+        self.track(
+            lambda: self.accelerator.log(numbers | {f"{stage}/step": step})
+        )  # no common axis: each counts from 1
+
+    def track(self, do: Callable[[], object]) -> None:
+        """Does something with the trackers; one that fails is warned of and let go, and ends no training."""
+        try:
+            do()
+        except Exception as error:  # of somebody else's program, network or account
+            self.accelerator.trackers = []
+            self.warn(
+                f"the tracker failed ({type(error).__name__}: {error}) and gets nothing more; {self.file} goes on"
+            )
+            do()
+
+    def epochs(self, stage: str) -> list[dict[str, Any]]:
+        """The lines with losses of a stage, by epoch; of an epoch that was trained twice the last one."""
+        found: dict[int, dict[str, Any]] = {}
+        for text in self.file.read_text().splitlines() if self.file.is_file() else ():
+            with suppress(ValueError):  # a line that was cut off
+                line = json.loads(text)
+                if line.get("stage") == stage and "loss" in line:
+                    found[line["epoch"]] = line
+        return [found[epoch] for epoch in sorted(found)]
 
 
 class Progress:
@@ -140,20 +175,13 @@ class Progress:
         if time.monotonic() - self.printed > self.every:
             self._line(f"step {self.step}/{self.steps}", {})
 
-    def check_finite(self, epoch: int) -> None:
-        """Raises `UserError` where a loss was NaN or infinite: after `epoch` epochs, before anything of it is kept."""
-        if bad := [name for name, value in self.sums.items() if not bool(value.isfinite())]:
-            raise UserError(
-                f"{self.stage}: {', '.join(bad)} not finite in epoch {epoch}: lower the learning rates (--rate, ...), "
-                "and start anew with --overwrite; what earlier epochs left is kept"
-            )
-
-    def close_epochs(self, epoch: int, epochs: int, **more: float) -> None:
-        """Prints and logs the means, after `epoch` of `epochs`, and begins the next."""
+    def close_epochs(
+        self, epoch: int, epochs: int, logged: Mapping[str, float] = MappingProxyType({}), **more: float
+    ) -> None:
+        """Prints and logs the means, after `epoch` of `epochs`, and begins the next.  logged: for the log only."""
         rate, means = self._line(f"epoch {epoch}/{epochs}", more)
-        self.log.write(
-            self.stage, self.step, epoch=epoch, loss=sum(means.values()), images_per_second=rate, **means, **more
-        )
+        figures = {"loss": sum(means.values()), "images_per_second": rate, **means, **more, **logged}
+        self.log.write(self.stage, self.step, epoch=epoch, **figures)
         self.sums, self.count = {}, 0
 
     def _line(self, where: str, more: dict[str, float]) -> tuple[float, dict[str, float]]:

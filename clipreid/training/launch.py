@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import tyro
-from safetensors.torch import load_file
 
 from clipreid.config import LOOKED_UP, RunConfig, configure, name_of
 from clipreid.data import ReIDData, trained_name
@@ -24,13 +23,14 @@ from clipreid.evaluation.floor import colour_floor
 from clipreid.evaluation.results import VAL, add_metrics, evaluate_command, results_table
 from clipreid.evaluation.score import ZERO_SHOT, Scored, score
 from clipreid.flags import parse_flags
-from clipreid.hub.files import IDENTITIES, read_metrics
-from clipreid.hub.folder import identity_state, save_identities, save_model
+from clipreid.hub.files import read_metrics
+from clipreid.hub.folder import add_identities, identity_state, save_model
 from clipreid.hub.initial import inherited, load_initial
 from clipreid.methods import build
 from clipreid.model import ReIDModel, untrained_model
 from clipreid.strength import keep_strength, set_strength
 from clipreid.training.camera_means import check_camera_means, keep_camera_means
+from clipreid.training.endings import explained
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
@@ -102,9 +102,20 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
     until: the last stage to train; the run is then not finished, and nothing is scored.
 
     Raises:
-        UserError: whatever `open_run` refuses, a stage that is finished already, or publishing (`--push`).
+        UserError: whatever `open_run` refuses, a stage that is finished already, a run folder that cannot be written,
+            or publishing (`--push`).
     """
     run = open_run(method, flags, config, whole=until is None)
+    with explained(run):
+        finished = _train_stages(run, until)
+    if finished and run.flags.push and run.main:
+        run.log.say(f"\n{push(run.folder, run.flags)}")
+    return run
+
+
+def _train_stages(run: Run, until: str | None) -> bool:
+    """All of a run between its opening and its publishing; whether it is finished."""
+    method = run.method
     if until is not None and until in run.record["stages"]:
         raise UserError(
             f"{run.folder} holds a finished {until}: continue with the recipe of the whole method, or "
@@ -113,19 +124,19 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
     if until is None:
         measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
     model = build_model(run)
-    check_camera_means(flags, run.data.read, model)
-    plan = plan_trial(run, model) if flags.strength == "auto" else None  # refuses before anything is trained
+    check_camera_means(run.flags, run.data.read, model)
+    plan = plan_trial(run, model) if run.flags.strength == "auto" else None  # refuses before anything is trained
     last: Stage | None = None
     for stage in method.stages(run, model, run.config):
         _train(stage, run)
         last = stage
         if until is not None and stage.name == until:
             _say_next(run, until)
-            return run
+            return False
     if last is None or until is not None:
         raise UserError(f"the method {name_of(method)} has no stage {until or 'at all'} with these settings")
     _finish(run, model, last, plan)
-    return run
+    return True
 
 
 def build_model(run: Run) -> ReIDModel:
@@ -145,8 +156,7 @@ def _train(stage: Stage, run: Run) -> None:
     run.log.say(f"{stage.name}  {trained:,} trained parameters")
     train(stage, run)
     if run.main and stage.identities is not None:
-        kept = load_file(run.folder / IDENTITIES) if (run.folder / IDENTITIES).is_file() else {}
-        save_identities(run.folder, kept | stage.identities(), run.data.names)
+        add_identities(run.folder, stage.identities(), run.data.names)
     run.note(stages=list(dict.fromkeys([*run.record["stages"], stage.name])), training=None)
 
 
@@ -158,8 +168,7 @@ def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
         keep_strength(set_strength(model, found["chosen"]))
     if run.main:
         save_model(model, run.folder)
-        kept = load_file(run.folder / IDENTITIES) if (run.folder / IDENTITIES).is_file() else {}
-        save_identities(run.folder, kept | identity_state(model), run.data.names)
+        add_identities(run.folder, identity_state(model), run.data.names)
     measure(run, model, last.name)
     keep_camera_means(run, model)
     run.note(finished=True)
@@ -173,9 +182,7 @@ def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
     run.log.say(f"run folder: {run.folder}\nnext:")
     for line in next_commands(run):
         run.log.say(f"  {line}")
-    run.accelerator.end_training()
-    if run.flags.push and run.main:
-        run.log.say(f"\n{push(run.folder, run.flags)}")
+    run.log.track(run.accelerator.end_training)
 
 
 def _say_next(run: Run, stage: str) -> None:
@@ -184,7 +191,7 @@ def _say_next(run: Run, stage: str) -> None:
     words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
     output = [] if "output" in typed(words) else ["--output", str(run.folder)]
     run.log.say(f"  accelerate launch {run.method.RECIPE} {shlex.join([*words, *output])}")
-    run.accelerator.end_training()
+    run.log.track(run.accelerator.end_training)
 
 
 def measure(run: Run, model: ReIDModel, name: str) -> None:

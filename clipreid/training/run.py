@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +20,15 @@ from clipreid.config import UNRECORDED, RunConfig, check_values, name_of
 from clipreid.data import Pixels
 from clipreid.data.shape import median_shape
 from clipreid.errors import UserError
+from clipreid.hub.checks import method_settings
 from clipreid.hub.files import CONFIG, write_json
 from clipreid.training.crop import about_crops, check_whole_patches, fit_crop
-from clipreid.training.folder import choose_folder, claim
+from clipreid.training.folder import check_output, choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, slow_half, start_tracking
+from clipreid.training.lock import RunLock, lock_folder
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import RunData, check_batch, check_opened, decode, read_sets, shared_people
-from clipreid.training.unchanged import content_of, machine_of
+from clipreid.training.unchanged import content_of, environment_of, machine_of
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -43,6 +46,7 @@ class Run:
     accelerator: Accelerator
     log: Log
     record: dict[str, Any]  # config.json
+    lock: RunLock | None = None  # of the folder
 
     @property
     def device(self) -> torch.device:
@@ -95,9 +99,10 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
     Raises:
         UserError: data, backbone, values, or a run folder that holds something else.
     """
-    set_threads(flags.threads)
     check_values(flags)
     check_values(config)
+    set_threads(flags.threads)
+    check_output(flags)
     check_push(flags, whole)
     flags, read, tests = read_sets(flags)
     shape = median_shape(read.splits)
@@ -113,11 +118,18 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
     log = Log(flags.output, accelerator)
     run = Run(method, flags, config, data, backbone, flags.output, accelerator, log, {})
     run.record = make_record(run)
-    for note in claim(run.folder, run.record, flags, data.names, getattr(method, "STAGE_FLAGS", {}), accelerator):
-        log.say(note)
-    prepare_push(flags, run.main)
-    start_tracking(accelerator, flags, asdict(config))
-    _introduce(run, shape)
+    method_settings(
+        run.record["config"], method.Config, "these settings:"
+    )  # what `load` would refuse of the trained run
+    run.lock = lock_folder(run.folder, accelerator)
+    with ExitStack() as stack:
+        stack.callback(run.lock.release)
+        for note in claim(run.folder, run.record, flags, data.names, getattr(method, "STAGE_FLAGS", {}), accelerator):
+            log.say(note)
+        prepare_push(flags, run.main)
+        start_tracking(accelerator, flags, asdict(config))
+        _introduce(run, shape)
+        stack.pop_all()  # held from here on by the run
     return run
 
 
@@ -214,6 +226,7 @@ def make_record(run: Run) -> dict[str, Any]:
         "offsets": run.data.mixture.offsets,
         "content": content_of(run.data),
         "machine": machine_of(run.processes, run.device),
+        "environment": environment_of(run.device),
     }
     if isinstance(run.backbone, ImageBackbone):
         record["pooling"] = run.backbone.image.pooling

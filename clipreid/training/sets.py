@@ -76,6 +76,11 @@ class RunData:
         """Cameras [N] and views [N] of the training images, -1 = unknown; no number twice in several sets."""
         return torch.from_numpy(self.mixture.cameras), torch.from_numpy(self.mixture.views)
 
+    def paths(self, rows: Sequence[int]) -> list[str]:
+        """The files of these training images, or the names given to encoded ones."""
+        found = np.concatenate([split.paths for split in self.mixture.splits])
+        return [str(found[row]) for row in rows]
+
     def crops(self, size: tuple[int, int], interpolation: str, skip_bad: bool) -> Pixels:
         """The training images, uint8 [N, 3, H, W], memory-mapped; decoded once for each interpolation.
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
+from clipreid.hub.files import CHECKPOINTS
 from clipreid.training import checkpoint
 from clipreid.training.harness import Progress
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch, Losses, Stage
+from clipreid.training.watch import Watch, doubt_losses, gradient_norm
 
 
 def train(stage: Stage, run: Run) -> None:
@@ -21,13 +24,14 @@ def train(stage: Stage, run: Run) -> None:
     in the checkpoint.
 
     Raises:
-        UserError: a damaged checkpoint, or one of another model; losses that are not finite.
+        UserError: damaged checkpoints, or one of another model; losses or gradients that are not finite.
     """
     if stage.memory is not None:
         stage.memory.to(run.device)
     done = _resume(stage, run)
     wrapped = _prepare(stage, run) if done < stage.epochs else stage.module
     progress: Progress | None = None
+    watch = Watch(stage, run, done)
     for epoch in range(done, stage.epochs):
         batches = stage.batches(epoch)
         left, steps = stage.epochs - epoch, len(batches)
@@ -36,32 +40,37 @@ def train(stage: Stage, run: Run) -> None:
         for nth in range(steps):
             batch = batches[nth]
             set_rates(stage, epoch + nth / steps)
-            losses = _step(stage, wrapped, batch, run)
+            losses, norm = _step(stage, wrapped, batch, run)
             if stage.after_step is not None:
                 stage.after_step(batch)
+            watch.update(nth, losses, norm)
             progress.update(losses, len(batch["labels"]) * (1 if stage.shared else run.processes))
         done, last = epoch + 1, epoch + 1 == stage.epochs
-        progress.check_finite(done)
+        watch.check(done, batches)
         if last or done % stage.line_every == 0:
-            progress.close_epochs(done, stage.epochs, rate=stage.optimisers[0].param_groups[0]["lr"])
+            logged = watch.figures()
+            progress.close_epochs(done, stage.epochs, logged, rate=stage.optimisers[0].param_groups[0]["lr"])
         if stage.after_epoch is not None:
             stage.after_epoch(done)
         if run.main and (last or done % stage.checkpoint_every == 0):
-            checkpoint.save(run.folder / "checkpoints", stage, done)
+            checkpoint.save(run.folder / CHECKPOINTS, stage, done)
         run.accelerator.wait_for_everyone()
     stage.module.eval()
+    doubt_losses(stage, run)
 
 
-def _step(stage: Stage, wrapped: nn.Module, batch: Batch, run: Run) -> Losses:
-    """One step of every optimiser on the batch; the losses of all turns."""
+def _step(stage: Stage, wrapped: nn.Module, batch: Batch, run: Run) -> tuple[Losses, Tensor]:
+    """One step of every optimiser on the batch; the losses of all turns, and the norm of all gradients."""
     found: Losses = {}
+    norms: list[Tensor] = []
     for turn, optimiser in enumerate(stage.optimisers):
         losses = wrapped(batch) if len(stage.optimisers) == 1 else wrapped(batch, turn)
         optimiser.zero_grad(set_to_none=True)
         run.accelerator.backward(_total(list(losses.values())))
+        norms.append(gradient_norm(optimiser))
         optimiser.step()
         found |= losses
-    return found
+    return found, torch.stack(norms).norm()
 
 
 def _total(losses: Sequence[Tensor]) -> Tensor:
@@ -77,10 +86,9 @@ def set_rates(stage: Stage, progress: float) -> None:
 
 
 def _resume(stage: Stage, run: Run) -> int:
-    """The epochs that the last checkpoint of the stage has done, its state restored; 0 without one."""
-    if (found := checkpoint.latest(run.folder / "checkpoints", stage.name)) is None:
+    """The epochs that the last whole checkpoint of the stage has done, its state restored; 0 without one."""
+    if (done := checkpoint.resume(run.folder / CHECKPOINTS, stage, run.log.say)) == 0:
         return 0
-    done = checkpoint.load(found, stage)
     if done == stage.epochs:
         run.log.say(f"{stage.name}  finished before: taken from {run.folder}")
     else:

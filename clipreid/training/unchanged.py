@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import platform
+import subprocess
 from collections.abc import Collection, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +18,10 @@ from clipreid.training.sets import RunData
 
 RESIZED = ("image_size", "train_interpolation")  # other pixels of the same images: not compared
 PINNED = ("processes", "threads")  # with others an interrupted stage would end otherwise
+PACKAGES = (
+    "torch", "torchvision", "transformers", "peft", "accelerate", "open_clip_torch", "timm", "datasets", "numpy",
+    "pillow", "safetensors",
+)  # fmt: skip
 COUNTED = ("images", "identities", "cameras", "hash")
 
 
@@ -37,6 +46,39 @@ def machine_of(processes: int, device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "clipreid": clipreid.__version__,
     }
+
+
+def environment_of(device: torch.device) -> dict[str, str]:
+    """What a run was made with, for people who want to repeat it; nothing of it is compared or published.
+
+    Versions by package, python and platform; "device": the name of a GPU, with cuda; "commit" where clipreid runs from
+    a clone, with "+" where files differ from it.
+    """
+    found = {"python": platform.python_version(), "platform": platform.platform(), "clipreid": clipreid.__version__}
+    for package in PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    if device.type == "cuda":
+        found |= {"device": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
+    if commit := _commit(Path(clipreid.__file__).parents[1]):
+        found["commit"] = commit
+    return found
+
+
+def _commit(root: Path) -> str:
+    """The commit of a clone; "" where there is none, or no git."""
+    if not (root / ".git").exists():
+        return ""
+    try:
+        said = [
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said[0].strip() + "+" * bool(said[1].strip())
 
 
 def changed_data(before: Mapping[str, Any], now: Mapping[str, Any], scored: Collection[str]) -> list[str]:

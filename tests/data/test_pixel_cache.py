@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,7 +146,26 @@ def lose_the_record(folder: Path) -> None:
     (folder / cache.RECORD).unlink()
 
 
-@pytest.mark.parametrize("damage", [flip_a_byte, cut_short, garble_the_record, empty_the_record, lose_the_record])
+def drop_a_row(folder: Path) -> None:
+    """A record that fits its pixels, and no longer the split."""
+    record, size = json.loads((folder / cache.RECORD).read_text()), 3 * SIZE[0] * SIZE[1]
+    pixels = (folder / cache.PIXELS).read_bytes()[:-size]
+    record["kept"], record["digests"] = record["kept"][:-1], record["digests"][:-1]
+    record["blocks"] = [(len(pixels), zlib.crc32(pixels))]
+    (folder / cache.PIXELS).write_bytes(pixels)
+    (folder / cache.RECORD).write_text(json.dumps(record))
+
+
+def repeat_a_row(folder: Path) -> None:
+    record = json.loads((folder / cache.RECORD).read_text())
+    record["kept"][1] = 0
+    (folder / cache.RECORD).write_text(json.dumps(record))
+
+
+DAMAGES = [flip_a_byte, cut_short, garble_the_record, empty_the_record, lose_the_record, drop_a_row, repeat_a_row]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_noticed_and_made_anew(
     tmp_path: Path, home: Path, decoded: list[str], damage: Callable[[Path], None]
 ) -> None:

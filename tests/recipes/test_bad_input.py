@@ -2,16 +2,22 @@
 
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from launching import paint_street, run_recipe
 from PIL import Image
 
+import clipreid
 from clipreid.config import configure
 from clipreid.errors import UserError
+from clipreid.hub.folder import save_identities
 from clipreid.methods import clip_reid
 from clipreid.training.launch import parse, run_method
 from clipreid.training.run import Run, open_run
@@ -224,8 +230,73 @@ def test_what_an_interrupted_run_did_not_keep_is_not_compared(
     assert "note: begun with torch 2.0, continued with" in capsys.readouterr().out
 
 
-def test_resume_needs_a_run(street: Path, tmp_path: Path) -> None:
-    assert "holds no run" in refused(street, tmp_path, resume=True)
+def test_resume_without_a_run_begins_one(street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For scripts that always give it; where it cannot be meant it is refused."""
+    assert opened(street, tmp_path, resume=True).record["stages"] == []
+    assert f"note: --resume: {tmp_path / 'run'} holds no run that has begun; it begins now" in capsys.readouterr().out
+    assert refused(street, tmp_path, resume=True, output=None).startswith("--resume: give the --output")
+    assert refused(street, tmp_path, resume=True, overwrite=True).startswith("--resume and --overwrite: one continues")
+
+
+def test_a_run_that_was_killed_before_it_began_starts_anew(street: Path, tmp_path: Path) -> None:
+    folder = opened(street, tmp_path).folder
+    for name in (".lock.json", "metrics.json", "config.json.0", "config.writing"):
+        (folder / name).write_text("{")
+    opened(street, tmp_path).note(training="stage1")
+    assert {path.name for path in folder.iterdir()} >= {".lock", "config.json"}
+    assert not (folder / "metrics.json").exists()
+    (folder / "config.json").unlink()
+    (folder / "notes.txt").write_text("mine")
+    assert "holds other files and no config.json" in refused(street, tmp_path)
+
+
+def test_a_folder_that_another_run_uses_is_refused(street: Path, tmp_path: Path) -> None:
+    """Also by --overwrite, and whatever it holds."""
+    opened(street, tmp_path).note(training="stage1")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    code = "import sys, time, filelock; a = filelock.FileLock(sys.argv[1]); a.acquire(); print(1, flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{code}; time.sleep(20)", str(tmp_path / "run/.lock")], stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        for given in ({"resume": True}, {"overwrite": True}):
+            assert f"{tmp_path / 'run'} is in use by" in refused(street, tmp_path, **given)
+        other.kill()
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    opened(street, tmp_path, resume=True)
+
+
+def test_images_replaced_under_the_same_names_are_refused_after_stage_1(street: Path, tmp_path: Path) -> None:
+    root = tmp_path / "crops"
+    shutil.copytree(street, root)
+    opened(root, tmp_path).note(stages=["stage1"])
+    image = root / "train" / "0003_c1s1_000001_00.jpg"
+    Image.effect_noise((64, 128), 30).convert("RGB").save(image)
+    message = refused(root, tmp_path)
+    assert "begun with other data, under the same name: training images (their pixels" in message
+
+
+def test_a_flipped_bit_in_what_stage_1_learned_is_refused(street: Path, tmp_path: Path) -> None:
+    run = opened(street, tmp_path)
+    run.note(stages=["stage1"])
+    save_identities(run.folder, {"prompts": torch.ones(10, 4, 8)}, run.data.names)
+    opened(street, tmp_path)
+    file = run.folder / "identities.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    assert f"{file} is damaged (checksum differs): train its run anew with --overwrite" in refused(street, tmp_path)
+
+
+def test_the_record_says_what_the_run_was_made_with(street: Path, tmp_path: Path) -> None:
+    record = opened(street, tmp_path).record
+    found = record["environment"]
+    assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
+    assert {"python", "platform", "clipreid", "transformers", "peft", "accelerate", "open_clip_torch"} <= found.keys()
+    assert (record["machine"]["threads"], record["machine"]["device"]) == (1, "cpu")
+    clone = (Path(clipreid.__file__).parents[1] / ".git").exists()
+    assert bool(re.fullmatch(r"[0-9a-f]{40}\+?", found.get("commit", ""))) == clone
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Checkpoints: everything comes back to the last bit, and what is not whole is never taken."""
 
 import copy
+import errno
 import json
 import os
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from clipreid.errors import UserError
@@ -156,23 +158,29 @@ def test_only_what_changes_is_kept() -> None:
     assert found["2.weight"].data_ptr() == module[2].weight.data_ptr()  # shared, not copied
 
 
-def test_the_last_one_of_every_stage_is_kept(tmp_path: Path) -> None:
+def test_the_last_two_of_every_stage_are_kept(tmp_path: Path) -> None:
     """An earlier stage is taken from its own when a later one is continued."""
-    first, second = trained(name="stage1"), trained(name="stage2")
-    assert checkpoint.latest(tmp_path / "c", "stage1") is None
+    first, second, folder = trained(name="stage1"), trained(name="stage2"), tmp_path / "c"
+    assert checkpoint.resume(folder, first, print) == 0
     for stage, epoch, kept in (
         (first, 2, ["stage1-00002"]),
-        (first, 10, ["stage1-00010"]),
-        (second, 1, ["stage1-00010", "stage2-00001"]),
-        (second, 2, ["stage1-00010", "stage2-00002"]),
+        (first, 10, ["stage1-00002", "stage1-00010"]),
+        (first, 11, ["stage1-00010", "stage1-00011"]),
+        (second, 1, ["stage1-00010", "stage1-00011", "stage2-00001"]),
+        (second, 100_000, ["stage1-00010", "stage1-00011", "stage2-00001", "stage2-100000"]),
     ):
-        checkpoint.save(tmp_path / "c", stage, epoch)
-        assert sorted(os.listdir(tmp_path / "c")) == kept
-    assert checkpoint.latest(tmp_path / "c", "stage1") == tmp_path / "c" / "stage1-00010"
-    assert checkpoint.latest(tmp_path / "c", "stage") is None
-    for name in ("stage2-00009", "stage2-00010", "stage2-100000", "stage2-00011.writing", "stage2-x-00012"):
-        (tmp_path / "c" / name).mkdir()
-    assert checkpoint.latest(tmp_path / "c", "stage2") == tmp_path / "c" / "stage2-100000"
+        checkpoint.save(folder, stage, epoch)
+        assert sorted(os.listdir(folder)) == kept
+    assert checkpoint.resume(folder, first, print) == 11
+    assert checkpoint.resume(folder, trained(name="stage"), print) == 0
+    for name in ("stage2-00009.writing", "stage2-x-00012"):
+        (folder / name).mkdir()
+    assert checkpoint.resume(folder, second, print) == 100_000
+    assert checkpoint.where_last(tmp_path) == "there is no checkpoint yet"
+    (folder / "stage2-x-00012").rmdir()
+    folder.rename(tmp_path / "checkpoints")
+    assert str(tmp_path / "checkpoints" / "stage2-100000") in checkpoint.where_last(tmp_path)
+    assert "is gone" in checkpoint.where_last(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("dies_in", ["save_file", "_digest", "_flush", "rename"])
@@ -193,15 +201,42 @@ def test_killed_while_writing_the_previous_one_stays_whole(
         with pytest.raises(KeyboardInterrupt):
             checkpoint.save(tmp_path, stage, 2)
     assert (tmp_path / "stage2-00002.writing").is_dir()
-    found = checkpoint.latest(tmp_path, "stage2")
-    assert found == tmp_path / "stage2-00001"
     other = fresh()
-    assert checkpoint.load(found, other) == 1
+    assert checkpoint.resume(tmp_path, other, print) == 1
     state = checkpoint.changing_state(other.module)
     assert_same(state, {name: kept[name] for name in state})
 
     checkpoint.save(tmp_path, stage, 2)
-    assert os.listdir(tmp_path) == ["stage2-00002"]
+    assert sorted(os.listdir(tmp_path)) == ["stage2-00001", "stage2-00002"]
+
+
+@pytest.mark.parametrize("fails_in", ["save_file", "_flush", "write_text"])
+def test_a_full_disk_loses_nothing_older_and_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_in: str
+) -> None:
+    stage = trained()
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, stage, epoch)
+    written = checkpoint.save_file
+
+    def full(*args: Any, **kwargs: Any) -> None:
+        if fails_in == "save_file":  # a part of it was written
+            written({}, args[1])
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path if fails_in == "write_text" else checkpoint, fails_in, full)
+        with pytest.raises((OSError, SafetensorError), match="No space left"):
+            checkpoint.save(tmp_path, stage, 3)
+    assert sorted(os.listdir(tmp_path)) == ["stage2-00001", "stage2-00002"]
+    assert checkpoint.resume(tmp_path, fresh(), print) == 2
+
+
+def test_a_run_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        checkpoint.save(tmp_path / "gone" / "checkpoints", trained(), 1)
+    assert not (tmp_path / "gone").exists()
 
 
 def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +277,10 @@ def break_checkpoint(path: Path, how: str) -> None:
         os.truncate(state, 20)
     elif how == "no checksum":
         state.write_text(json.dumps({"epoch": 1}))
+    elif how == "another epoch":
+        state.write_text(state.read_text().replace('"epoch": 1', '"epoch": 3'))
+    elif how == "another rate":
+        state.write_text(state.read_text().replace('"lr": 0.001', '"lr": 0.003'))
     else:
         state.write_text("[]")
 
@@ -249,13 +288,15 @@ def break_checkpoint(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("one byte", r"stage2-00001 is damaged \(checksum differs\): remove it, or start anew with --overwrite"),
+        ("one byte", r"stage2-00001 is damaged \(checksum differs\)"),
         ("cut off", r"stage2-00001 is damaged \(checksum differs\)"),
-        ("no tensors", r"stage2-00001 cannot be read .*: remove it, or start anew with --overwrite"),
+        ("no tensors", r"stage2-00001 cannot be read \(.*tensors"),
         ("no state", r"stage2-00001 cannot be read"),
         ("bad json", r"stage2-00001 cannot be read"),
         ("no checksum", r"stage2-00001 cannot be read"),
         ("a list", r"stage2-00001 cannot be read"),
+        ("another epoch", r"stage2-00001 is damaged \(checksum differs\)"),
+        ("another rate", r"stage2-00001 is damaged \(checksum differs\)"),
     ],
 )
 def test_damaged_checkpoints_are_refused(tmp_path: Path, how: str, message: str) -> None:
@@ -265,6 +306,29 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, how: str, message: str)
     with pytest.raises(UserError, match=message):
         checkpoint.load(path, stage)
     assert_same(stage.module.state_dict(), before)  # nothing was half restored
+    with pytest.raises(UserError, match=rf"{message}.*, and no older one is whole: start anew with --overwrite"):
+        checkpoint.resume(tmp_path, stage, print)
+
+
+def test_the_older_one_is_taken_where_the_last_is_damaged(tmp_path: Path) -> None:
+    """Which is said; what is saved then takes the place of the damaged ones, whatever their numbers."""
+    stage = trained()
+    checkpoint.save(tmp_path, stage, 2)
+    before = copy.deepcopy(stage.module.state_dict())
+    step(stage.module, stage.optimisers[0], 5)
+    checkpoint.save(tmp_path, stage, 4)
+    break_checkpoint(tmp_path / "stage2-00004", "another rate")
+    said: list[str] = []
+    other = fresh()
+    assert checkpoint.resume(tmp_path, other, said.append) == 2
+    assert_same(
+        checkpoint.changing_state(other.module),
+        {name: before[name] for name in checkpoint.changing_state(other.module)},
+    )
+    (line,) = said
+    assert "stage2-00004 is damaged (checksum differs): the one before it is taken" in line
+    checkpoint.save(tmp_path, other, 3)
+    assert sorted(os.listdir(tmp_path)) == ["stage2-00002", "stage2-00003"]
 
 
 def test_checkpoints_of_another_model_are_refused(tmp_path: Path) -> None:

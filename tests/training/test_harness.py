@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from clipreid.config import RunConfig
 from clipreid.errors import UserError
 from clipreid.training import harness
-from clipreid.training.harness import Log, Progress, clock, half_slowdown, set_threads, slow_half
+from clipreid.training.harness import Log, Progress, clock, half_slowdown, set_threads, slow_half, start_tracking
 
 
 @pytest.fixture
@@ -39,8 +40,12 @@ def test_local_processes_share_the_cores(cores: pytest.MonkeyPatch, processes: i
 def test_threads_can_be_given(cores: pytest.MonkeyPatch) -> None:
     cores.setenv("LOCAL_WORLD_SIZE", "2")
     assert set_threads(3) == torch.get_num_threads() == 3
-    for wrong in (0, -1):
-        with pytest.raises(UserError, match=f"--threads {wrong}: must be at least 1"):
+    for wrong, message in (
+        (0, "--threads 0: must be at least 1"),
+        (-1, "--threads -1: must be at least 1"),
+        (1000, "--threads 1000: must be at most 64 on this machine of 8 cores"),
+    ):
+        with pytest.raises(UserError, match=message):
             set_threads(wrong)
     assert torch.get_num_threads() == 3
 
@@ -72,8 +77,11 @@ class Recorder:
     def __init__(self, is_main: bool = True) -> None:
         self.is_main_process = is_main
         self.sent: list[dict[str, float]] = []
+        self.trackers: list[Any] = []
 
     def log(self, values: dict[str, float]) -> None:
+        for tracker in self.trackers:
+            tracker()
         self.sent.append(values)
 
 
@@ -99,6 +107,44 @@ def test_only_the_main_process_writes_and_speaks(tmp_path: Path, capsys: pytest.
     log.write("stage1", 1, loss=0.5)
     assert capsys.readouterr().out == ""
     assert not (tmp_path / "log.jsonl").exists()
+
+
+def test_a_tracker_that_fails_is_let_go_and_training_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder = Recorder()
+
+    def dead() -> None:
+        raise ConnectionError("the service is gone")
+
+    recorder.trackers = [dead]
+    log = Log(tmp_path, recorder)  # type: ignore[arg-type]
+    for step in (1, 2):
+        log.write("stage1", step, loss=0.5)
+    said = f"the tracker failed (ConnectionError: the service is gone) and gets nothing more; {log.file} goes on"
+    assert log.warned == [said]
+    assert capsys.readouterr().out == f"warning: {said}\n"
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2]
+
+
+def test_a_tracker_that_does_not_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init_trackers(*args: Any, **more: Any) -> None:
+        raise RuntimeError("no API key")
+
+    with pytest.raises(UserError, match=r"--track wandb does not start \(RuntimeError: no API key\): log in"):
+        start_tracking(SimpleNamespace(init_trackers=init_trackers), RunConfig(track="wandb"), {})  # type: ignore
+
+
+def test_epochs_are_read_back_whatever_happened_to_the_file(tmp_path: Path) -> None:
+    """An epoch that was trained twice counts once, a line that was cut off not at all."""
+    log = Log(tmp_path, Recorder())  # type: ignore[arg-type]
+    assert log.epochs("a") == []
+    for stage, epoch, loss in (("a", 1, 3.0), ("b", 1, 9.0), ("a", 2, 5.0), ("a", 2, 2.0)):
+        log.write(stage, epoch, epoch=epoch, loss=loss)
+    log.write("a", 2, note="no loss")
+    with open(log.file, "a") as handle:
+        handle.write('{"stage": "a", "epo')
+    assert [line["loss"] for line in log.epochs("a")] == [3.0, 2.0]
 
 
 def test_progress_prints_means_speed_and_time_left(

@@ -1,8 +1,10 @@
 """The command line of a method: its help, its aliases, its presets; and what a recipe says at its end."""
 
 import importlib.util
+import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +149,21 @@ def test_an_interruption_says_how_to_go_on(ending: Any, capsys: pytest.CaptureFi
         ending(KeyboardInterrupt())
     assert caught.value.code == 130
     assert "--resume with the same --output continues" in capsys.readouterr().err
+
+
+def test_sigterm_ends_as_an_interruption(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_method(*given: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise AssertionError("it goes on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(launch_module, "run_method", run_method)
+    monkeypatch.setattr(sys, "argv", ["recipes/x.py"])
+    with pytest.raises(SystemExit) as caught:
+        launch_module.launch(clip_reid, "about")
+    assert caught.value.code == 143
+    assert "--resume with the same --output continues" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_our_own_mistakes_keep_their_traceback(ending: Any) -> None:
