@@ -194,6 +194,8 @@ class SagaAggregator(Aggregator):
         fusion: weights of `saga`, `final` and `projection` in the test feature; 0 leaves a feature out. The code has
             (2, 0.2, 0.05), for one data set (10, 1, 0); the paper, as it is cited, has no third. They differ by test
             set: choose them on validation.
+        standardise: subtract the mean of each dimension of the feature and divide by its deviation, both of the global
+            batch in training (`standardised`, by the losses) and kept for test. Not in the code.
 
     Raises:
         ValueError: anchors missing, or weights that are negative or all 0.
@@ -206,6 +208,7 @@ class SagaAggregator(Aggregator):
         layer: int,
         beside: Aggregator,
         fusion: tuple[float, float, float] = (1.0, 0.0, 0.0),
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         if saga.needs_anchors and anchors is None:
@@ -219,6 +222,7 @@ class SagaAggregator(Aggregator):
         self.necks, self.reads = (*beside.necks, "saga"), beside.reads
         weights = {name: w for name, w in zip(("saga", "final", "projection"), fusion, strict=True) if w}
         self.test, self.weights = tuple(weights), tuple(weights.values())
+        self.norm = nn.BatchNorm1d(saga.width, affine=False) if standardise else None
         self.aligned: Aligned | None = None  # of the last batch in training, for its losses
 
     def align(self, patches: Tensor, final: Tensor) -> Aligned:
@@ -232,7 +236,14 @@ class SagaAggregator(Aggregator):
         found = self.beside(tokens, about)
         aligned = self.align(patch_tokens(tokens, self.layer), found["final"])
         self.aligned = aligned if self.training else None
-        return found | {"saga": aligned.feature}
+        return found | {"saga": aligned.feature if self.training else self.standardised(aligned.feature)}
+
+    def standardised(self, feature: Tensor) -> Tensor:
+        """The feature [G, C] of the whole global batch as it is compared, in training; of any images, at test."""
+        if self.norm is None or (self.training and len(feature) < 2):
+            return feature
+        found: Tensor = self.norm(feature)
+        return found
 
     @torch.no_grad()
     def bake(self) -> None:

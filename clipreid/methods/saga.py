@@ -62,7 +62,7 @@ from clipreid.training.token_batches import token_batches
 RECIPE = "recipes/saga.py"
 NEEDS_INIT = True  # --mode frozen continues a trained run
 SHAPE = ("kind", "anchors", "anchor_count", "learned_slots", "frozen_slots", "domain_anchors", "layer", "blocks",
-         "feed_forward", "score", "centre", "fuse_saga", "fuse_final", "fuse_projection")  # fmt: skip
+         "feed_forward", "score", "centre", "standardise", "fuse_saga", "fuse_final", "fuse_projection")  # fmt: skip
 INHERITED = (*clip_reid.TOWER_FLAGS, *SHAPE)  # from the run of --init, what it has of these
 
 
@@ -104,6 +104,9 @@ class Config(clip_reid.Config):
     """What makes a patch count: its largest attention; how little its attention is spread; nothing"""
     centre: bool = False
     """Subtract the mean of the text anchors, which raw text features share, before they are mapped"""
+    standardise: bool = True
+    """Give every dimension of the feature saga the same spread, and no mean: else the features of all images are nearly
+    the same (cosine .999), and no weight of the fusion lets them count"""
     fuse_saga: Annotated[float, Between(0, 1e3)] = 2.0
     """Weight of the feature saga in the test feature; 0 leaves it out"""
     fuse_final: Annotated[float, Between(0, 1e3)] = 0.2
@@ -130,7 +133,7 @@ class Config(clip_reid.Config):
 # As in the published code: 20 epochs, then 80 with another schedule (there a new optimiser, here the same one).
 PUBLISHED = {
     "weight_id": 0.25, "epochs": 100, "second_epochs": 80, "warmup": 5, "optimiser": "adamw", "schedule": "cosine",
-    "head_rate": 3.5e-4, "bias_rate_factor": 1.0, "milestones": (),
+    "head_rate": 3.5e-4, "bias_rate_factor": 1.0, "milestones": (), "standardise": False,
 }  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {**clip_reid.PRESETS["default"]},
@@ -219,7 +222,9 @@ def make_aggregator(backbone: Backbone, config: Config, phrases: Sequence[str]) 
         raise UserError("--fuse-saga 0 --fuse-final 0 --fuse-projection 0: no feature is left, give one a weight")
     if (layer := config.layer or default_layer(tower.depth)) > tower.depth:
         raise UserError(f"--layer {layer}: {backbone.name} has layers 1 to {tower.depth}")
-    return SagaAggregator(saga, anchors, layer, default_aggregator(backbone, config.aggregation), fusion)
+    return SagaAggregator(
+        saga, anchors, layer, default_aggregator(backbone, config.aggregation), fusion, config.standardise
+    )
 
 
 def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
@@ -317,7 +322,7 @@ class OnFrozenTower(nn.Module):
         """This process's "patches" [B, N, C], "final" [B, C] and "labels" [B] to the global losses."""
         found = self.saga.align(batch["patches"].float(), batch["final"].float())
         with full_precision(batch["patches"].device):
-            feature, labels = gather(found.feature.float()), gather(batch["labels"])
+            feature, labels = self.saga.standardised(gather(found.feature.float())), gather(batch["labels"])
             return saga_losses(feature, self.neck(feature), labels, found.anchors, self.config)
 
 
@@ -334,7 +339,7 @@ class Joint(clip_reid.Tuning):
         feature, logits = output.features.pop("saga"), output.logits.pop("saga")
         losses = self.losses(output, batch)
         with full_precision(batch["pixels"].device):
-            labels = gather(batch["labels"])
+            labels, feature = gather(batch["labels"]), aggregator.standardised(feature.float())
             return losses | saga_losses(feature, logits, labels, aligned.anchors, self.config)
 
 

@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -188,7 +189,8 @@ def shaken(model: ReIDModel) -> ReIDModel:
 
 
 def test_losses_of_the_frozen_mode() -> None:
-    config = saga.Config(weight_saga_id=2.0, weight_saga_triplet=3.0, weight_diversity=4.0, smoothing=0.2, margin=0.7)
+    settings = {"smoothing": 0.2, "margin": 0.7, "standardise": False}
+    config = saga.Config(weight_saga_id=2.0, weight_saga_triplet=3.0, weight_diversity=4.0, **settings)
     model = shaken(build(saga, load_backbone("tiny-clip"), config, 3))
     module, labels = saga.OnFrozenTower(model, config).train(), torch.tensor([0, 0, 1, 1, 2, 2])
     patches, final = 2 * torch.randn(6, 32, 128), torch.randn(6, 128)
@@ -203,9 +205,36 @@ def test_losses_of_the_frozen_mode() -> None:
     assert set(control({"patches": patches, "final": final, "labels": labels})) == {"saga_id_loss", "saga_triplet_loss"}
 
 
+@pytest.mark.parametrize("mode", ["frozen", "joint"])
+def test_a_standardised_feature_keeps_the_identities_and_loses_what_all_images_share(mode: str) -> None:
+    """Losses compare the feature standardised by the batch; at test it is standardised by the running statistics."""
+    config = saga.Config(mode=mode, weight_saga_id=0.0, weight_diversity=0.0)
+    model = shaken(build(saga, load_backbone("tiny-clip"), config, 3))
+    aggregator, labels = saga.aggregator_of(model), torch.tensor([0, 0, 1, 1, 2, 2])
+    if mode == "joint":
+        batch = {"pixels": torch.randn(6, 3, *model.image_size), "labels": labels}
+        found = saga.Joint(model, None, None, config).train()(batch)
+        tokens = model.image(batch["pixels"], taps=aggregator.taps)
+        patches, final = tokens.taps[aggregator.layer][:, 1:], tokens.cls
+    else:
+        patches, final = 2 * torch.randn(6, 32, 128) + 5, torch.randn(6, 128)
+        found = saga.OnFrozenTower(model, config).train()({"patches": patches, "final": final, "labels": labels})
+    raw = aggregator.align(patches, final).feature.detach()
+    mean, deviation = raw.mean(0), raw.std(0, correction=0)
+    own = (raw - mean) / (deviation.square() + 1e-5).sqrt()
+    assert found["saga_triplet_loss"].item() == pytest.approx(triplet(own, labels, config.margin), rel=1e-3)
+    torch.testing.assert_close(aggregator.norm.running_mean, 0.1 * mean, rtol=1e-4, atol=1e-5)
+    model.eval()
+    whole = SimpleNamespace(cls=final, patches=patches, pooled=torch.randn(6, 128),
+                            taps={layer: torch.cat([final[:, None], patches], 1) for layer in aggregator.taps})  # fmt: skip
+    spread = (aggregator.norm.running_var + 1e-5).sqrt()
+    expected = (raw - aggregator.norm.running_mean) / spread
+    torch.testing.assert_close(aggregator(whole, {})["saga"], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("bank", [True, False])
 def test_the_joint_mode_adds_its_losses_to_those_of_clip_reid_and_replaces_none(bank: bool) -> None:
-    config = saga.Config(mode="joint", weight_saga_id=2.0, weight_diversity=0.5)
+    config = saga.Config(mode="joint", weight_saga_id=2.0, weight_diversity=0.5, standardise=False)
     model = shaken(build(saga, load_backbone("tiny-clip"), config, 3))
     plain = build(clip_reid, load_backbone("tiny-clip"), clip_reid.Config(), 3)
     assert not plain.load_state_dict(model.state_dict(), strict=False).missing_keys  # the rest is SAGA's
@@ -373,9 +402,9 @@ def test_tiny_siglip2(street: Path, tmp_path: Path) -> None:
     patches = patch_tokens(tokens, saga.aggregator_of(model).layer)
     assert patches.shape[1] == math.prod(tokens.grid)  # all of them
     with torch.no_grad():
-        torch.testing.assert_close(
-            saga.aggregator_of(model).align(patches, tokens.patches.mean(1)).feature, ours["saga"]
-        )
+        aggregator = saga.aggregator_of(model)
+        aligned = aggregator.align(patches, tokens.patches.mean(1)).feature
+        torch.testing.assert_close(aggregator.standardised(aligned), ours["saga"])
 
 
 def test_export(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
