@@ -20,7 +20,7 @@ NORM = "gradient_norm"
 NONE = 2**31  # steps: no step of the epoch was bad
 SHOWN = 3  # images that an error names
 LOST = 0.5  # of what the loss had fallen by, before a rise is warned of
-NOISE = 0.05  # of the first epoch's loss: means of epochs differ by chance
+NOISE = 0.1  # of the first epoch's loss: means of epochs differ by chance
 FAR = 2.0  # times the loss of the first step, before anything was trained
 
 
@@ -113,7 +113,7 @@ def rise(losses: Sequence[float], start: float | None) -> str | None:
     """A warning where a stage ends with a loss that has risen, by more than chance.
 
     That is: of what the mean loss had fallen by since the first epoch, half is lost again, and this is more than a
-    twentieth of the first one; or it is twice the loss of the first step.
+    tenth of the first one; or it is twice the loss of the first step.
 
     losses: the means of the epochs that were logged.  start: the loss of the first step, where it is known.
     """

@@ -242,7 +242,7 @@ def test_gradient_norms_are_logged(run: Run) -> None:
         ([3.0, 4.0], None, True),
         ([30_000.0, 25_000.0, 18_442.0], 5.0, True),  # diverged within the first epoch
         ([18_442.0], 5.0, True),
-        ([1.883, 2.272, 2.070], 1.883, True),  # ten people, --tuning full --rate 0.9: mAP 100 to 37 %
+        ([1.179, 1.103, 1.067, 1.175], 1.162, False),  # chance, with three small batches in an epoch
         ([-3.0, -2.0], -2.5, True),
         ([-3.0, -3.5], -2.5, False),
     ],
