@@ -57,7 +57,7 @@ def parse(recipe: ModuleType, *args: object) -> Any:
 def test_the_study_writes_table_curves_and_pictures(
     recipe: ModuleType, runs: tuple[Path, Path], street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cells = ("--severities", 0, 0.4, "--draws", 2, "--threads", 1, "--queries", 2, "--fusions", "0,0,3", "2,0.2,0.05")
+    cells = ("--severities", 0, 0.4, "--draws", 2, "--threads", 1, "--queries", 2, "--fusions", "0,0,3", "0.3,1,1")
     output = tmp_path / "study"
     recipe.main(parse(recipe, "--run", *runs, "--data", f"folder:{street}", "--output", output, *cells))
     with open(output / "occlusion.csv") as handle:
@@ -66,8 +66,8 @@ def test_the_study_writes_table_curves_and_pictures(
     assert {row["condition"] for row in rows} == {"mask", "object", "person"}
     parts = {"concat", "saga", "final", "projection"}
     assert {row["aggregation"] for row in rows if row["arm"] == "cls"} == parts - {"saga"}
-    assert {row["aggregation"] for row in rows if row["arm"] == "saga"} == parts | {"0:0:3", "2:0.2:0.05"}
-    for fusion, same in (("0:0:3", "projection"), ("2:0.2:0.05", "concat")):  # the run's own weights: its test feature
+    assert {row["aggregation"] for row in rows if row["arm"] == "saga"} == parts | {"0:0:3", "0.3:1:1"}
+    for fusion, same in (("0:0:3", "projection"), ("0.3:1:1", "concat")):  # the run's own weights: its test feature
         figures = (
             [row["mAP"] for row in rows if row["arm"] == "saga" and row["aggregation"] == x] for x in (fusion, same)
         )
