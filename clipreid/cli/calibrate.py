@@ -103,8 +103,8 @@ def calibrate_run(flags: Calibrate) -> None:
     config = check_run(folder).record
     data = _one_set(flags, config)
     check_tests(flags, flags.run, config, [data])
-    sides = (read_table(data.splits[name], name) for name in ("query", "gallery"))
-    find_groups(*sides, flags.by)  # raises before the model is loaded
+    query, gallery = (read_table(data.splits[name], name) for name in ("query", "gallery"))
+    find_groups(query, gallery, flags.by)  # raises before the model is loaded
     model = to_device(load(folder, strength=flags.strength))
     print(data.summary(), flush=True)
     scored = score_on(model, data, flags, known_offsets(model, data, flags, config))
