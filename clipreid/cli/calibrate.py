@@ -12,7 +12,6 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from clipreid.cli.scoring import (
     Scoring,
-    check_columns,
     check_numbers,
     check_tests,
     known_offsets,
@@ -74,6 +73,8 @@ def calibrate_run(flags: Calibrate) -> None:
     """
     from clipreid.disk import check_place
     from clipreid.evaluation import format_table, get_protocol
+    from clipreid.evaluation.columns import read_table
+    from clipreid.evaluation.groups import find_groups
     from clipreid.evaluation.trials import calibrate
     from clipreid.hub import check_run, find_run, load, snapshot_of
     from clipreid.hub.calibrated import save_calibration
@@ -102,7 +103,8 @@ def calibrate_run(flags: Calibrate) -> None:
     config = check_run(folder).record
     data = _one_set(flags, config)
     check_tests(flags, flags.run, config, [data])
-    check_columns(flags.by, [data], flags.protocol)
+    query, gallery = (read_table(data.splits[name], name) for name in ("query", "gallery"))
+    find_groups(query, gallery, flags.by)  # raises before the model is loaded
     model = to_device(load(folder, strength=flags.strength))
     print(data.summary(), flush=True)
     scored = score_on(model, data, flags, known_offsets(model, data, flags, config))

@@ -100,7 +100,7 @@ def read_about(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is no file: make a gallery with `clipreid embed RUN IMAGES --output {file}`")
     try:
         schema = pq.read_schema(file)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{file} is no parquet file, or damaged ({error}): embed the images again") from error
     try:
         about = parse_json((schema.metadata or {})[KEY])

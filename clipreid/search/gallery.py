@@ -83,7 +83,7 @@ class Gallery:
         try:
             gallery = cls(file, about)
             gallery._check_pages()
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError, StopIteration) as error:
             raise UserError(f"{file} is damaged ({error}): embed the images again") from error
         if not len(gallery):
             raise UserError(f"{file} holds no images")
@@ -285,6 +285,9 @@ class Gallery:
 
     def _offset(self, group: int) -> int | None:
         """Where the features of a row group lie in the file, one after the other; None: they must be decoded."""
+        # read first: of a damaged file this raises, where the metadata of a column would end the whole process
+        rows = self._parquet.iter_batches(1, row_groups=[group], columns=[FEATURE])
+        first = next(rows).column(0).flatten().to_numpy().tobytes()
         meta = self._parquet.metadata.row_group(group)
         column = meta.column(meta.num_columns - 1)
         size = meta.num_rows * self.about["dimension"] * 4
@@ -293,8 +296,6 @@ class Gallery:
         if not plain or offset < column.data_page_offset:
             return None
         # of several pages the first row would lie elsewhere
-        rows = self._parquet.iter_batches(1, row_groups=[group], columns=[FEATURE])
-        first = next(rows).column(0).flatten().to_numpy().tobytes()
         return offset if self._map[offset : offset + len(first)].tobytes() == first else None
 
     def _check_pages(self) -> None:

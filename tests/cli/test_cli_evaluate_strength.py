@@ -1,6 +1,5 @@
 """`clipreid evaluate --strength`: a table, an image, and figures that are those of the models themselves."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,10 @@ import pytest
 from PIL import Image
 from test_cli import cache, crops, make_run, metrics, refused  # noqa: F401 (two are fixtures)
 
+from clipreid.backbones.imported import IMPORTED
 from clipreid.cli import main
+from clipreid.cli.evaluate_strength import check_strengths
+from clipreid.errors import UserError
 from clipreid.reports.strength import plot_strength
 
 Capture = pytest.CaptureFixture[str]
@@ -87,8 +89,6 @@ def test_mistakes_are_named_before_anything_is_scored(run: Path, capsys: Capture
     assert "--strength 2: 2 is no number from 0" in refused(capsys, "evaluate", run, "--strength", "2")
     for flag in (["--zero-shot"], ["--rerank", "kwf"], ["--by", "camera"], ["--open-set"]):
         assert f"leave out {flag[0]}" in refused(capsys, "evaluate", run, "--strength", "0,1", *flag)
-    config = json.loads((run / "config.json").read_text())
-    config["backbone"] = {"name": "imported", "vision": {}}
-    (run / "config.json").write_text(json.dumps(config))
-    assert "was imported, and holds no backbone" in refused(capsys, "evaluate", run, "--strength", "0,1")
+    with pytest.raises(UserError, match="was imported, and holds no backbone"):
+        check_strengths("0,1", [], run, {"backbone": {"name": IMPORTED, "vision": {}}})
     assert not (run / "metrics.json").exists()
