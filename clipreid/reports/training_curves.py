@@ -32,7 +32,9 @@ def read_losses(log: Path) -> dict[str, list[dict[str, Any]]]:
         except ValueError:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("loss"), int | float):
-            found.setdefault(str(entry.get("stage")), {})[int(entry.get("epoch") or entry.get("step") or 0)] = entry
+            when = entry.get("epoch") or entry.get("step") or 0
+            if isinstance(when, int):
+                found.setdefault(str(entry.get("stage")), {})[when] = entry
     return {stage: [epochs[step] for step in sorted(epochs)] for stage, epochs in found.items()}
 
 
