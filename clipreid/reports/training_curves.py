@@ -33,7 +33,7 @@ def read_losses(log: Path) -> dict[str, list[dict[str, Any]]]:
             continue
         if isinstance(entry, dict) and isinstance(entry.get("loss"), int | float):
             when = entry.get("epoch") or entry.get("step") or 0
-            if isinstance(when, int):
+            if isinstance(when, int) and abs(when) < 2**53:  # as far as a plot can tell numbers apart
                 found.setdefault(str(entry.get("stage")), {})[when] = entry
     return {stage: [epochs[step] for step in sorted(epochs)] for stage, epochs in found.items()}
 
@@ -74,7 +74,7 @@ def _losses(axes: Axes, name: str, epochs: Sequence[Mapping[str, Any]]) -> None:
 
     terms = [key for key in epochs[0] if key.endswith("_loss")] or ["loss"]
     for term in terms:
-        values = [float(epoch.get(term, float("nan"))) for epoch in epochs]
+        values = [_number(epoch.get(term)) for epoch in epochs]
         label = f"{term.removesuffix('_loss')}, first {values[0]:.2f}"
         shares = [value / (values[0] or 1.0) for value in values]
         colour, marker = COLOURS.get(term, OTHER), "o" if len(values) < 20 else None
@@ -100,3 +100,8 @@ def _cmc(axes: Axes, name: str, models: Mapping[str, Mapping[str, Any]], tuned: 
     axes.set(title=name, xlabel="rank k", ylabel="queries with a match, %")
     axes.set(xlim=(0.5, last + 0.5), ylim=(max(0.0, lowest - 10), 101.5), xticks=[1, *range(5, last + 1, 5)])
     axes.legend(loc="lower right", fontsize=8)
+
+
+def _number(value: Any) -> float:
+    """NaN, which is not drawn, for what is no number, or no loss."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e30 else float("nan")
