@@ -615,8 +615,8 @@ class Killed(Exception):
 def test_the_joint_mode_resumes_bit_for_bit(street: Path, init: Path, made: Made, tmp_path: Path) -> None:
     whole, progressed = made(mode="joint"), Progress.close_epochs
 
-    def close(self: Progress, epoch: int, epochs: int, **more: float) -> None:
-        progressed(self, epoch, epochs, **more)
+    def close(self: Progress, epoch: int, *args: Any, **more: float) -> None:
+        progressed(self, epoch, *args, **more)
         if self.stage == "saga" and epoch == 2:  # not yet saved
             raise Killed
 
