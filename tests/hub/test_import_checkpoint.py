@@ -388,8 +388,11 @@ def test_what_is_in_the_way_is_kept(tmp_path: Path) -> None:
     file = save(published(), tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
-    for output in (tmp_path / "run", file):
-        with pytest.raises(UserError, match=r"is in use: give a new or an empty folder"):
+    for output, why in (
+        (tmp_path / "run", "is in use: give a new or an empty folder"),
+        (file, "is a file: give a folder"),
+    ):
+        with pytest.raises(UserError, match=why):
             import_checkpoint(file, output)
     assert [f.name for f in (tmp_path / "run").iterdir()] == ["thesis.tex"]
 
