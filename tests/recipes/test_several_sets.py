@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import clipreid
 from clipreid.cli import main
 from clipreid.cli.evaluate import Evaluate
-from clipreid.cli.scoring import read_tests
+from clipreid.cli.scoring import check_tests, read_tests
 from clipreid.config import RunConfig, configure
-from clipreid.data import ConcatPixels, Mixture, ReIDData
+from clipreid.data import ConcatPixels, Mixture, ReIDData, load_data
 from clipreid.errors import UserError
 from clipreid.hub.files import read_metrics
 from clipreid.hub.folder import load_identities
@@ -253,25 +253,13 @@ def test_a_pattern_is_for_tests_too(streets: tuple[str, str, str], tmp_path: Pat
     assert set(other_name.splits["query"].cameras.tolist()) == {1, 2, 3, 4}
 
 
-def test_the_same_cameras_of_several_sets_are_refused(
-    streets: tuple[str, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_cameras_of_several_sets_are_refused(streets: tuple[str, str, str]) -> None:
     street, vehicles, third = streets
-    (tmp_path / "run").mkdir()
-    config = {
-        "clipreid": "1",
-        "method": "clip_reid",
-        "backbone": {"name": "x"},
-        "run": {"data": [street, vehicles]},
-        "config": {"sie": "camera", "cameras": [0, 1]},
-    }
-    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(SystemExit):
-        main(["evaluate", str(tmp_path / "run"), "--data", street, "--data", third, "--same-cameras"])
-    assert (
-        f"was trained on several data sets ({street}, {vehicles}), and nothing says which of them has the cameras of "
-        f"{third}: leave the flag out, or name one of them with --data" in capsys.readouterr().err
-    )
+    config = {"run": {"data": [street, vehicles]}, "config": {"sie": "camera", "cameras": [0, 1]}}
+    asked = Evaluate(run=Path("runs/two"), same_cameras=True)
+    check_tests(asked, "runs/two", config, [load_data(street)])
+    with pytest.raises(UserError, match=r"runs/two was trained on several data sets .* the cameras of .*third: leave"):
+        check_tests(asked, "runs/two", config, [load_data(street), load_data(third)])
 
 
 def test_the_commands_printed_at_the_end_can_be_typed(streets: tuple[str, str, str], tmp_path: Path) -> None:
