@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -131,16 +130,6 @@ class Log:
                 f"the tracker failed ({type(error).__name__}: {error}) and gets nothing more; {self.file} goes on"
             )
             do()
-
-    def epochs(self, stage: str) -> list[dict[str, Any]]:
-        """The lines with losses of a stage, by epoch; of an epoch that was trained twice the last one."""
-        found: dict[int, dict[str, Any]] = {}
-        for text in self.file.read_text().splitlines() if self.file.is_file() else ():
-            with suppress(ValueError):  # a line that was cut off
-                line = json.loads(text)
-                if line.get("stage") == stage and "loss" in line:
-                    found[line["epoch"]] = line
-        return [found[epoch] for epoch in sorted(found)]
 
 
 class Progress:

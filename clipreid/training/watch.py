@@ -12,6 +12,7 @@ from torch import Tensor
 
 from clipreid.errors import UserError
 from clipreid.hub.files import BAD_BATCH, write_json
+from clipreid.reports.training_curves import read_losses
 from clipreid.training import checkpoint
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch, Losses, Stage
@@ -131,6 +132,6 @@ def rise(losses: Sequence[float], start: float | None) -> str | None:
 
 def doubt_losses(stage: Stage, run: Run) -> None:
     """Warns where the loss of a finished stage has risen, by the lines of log.jsonl, also of an earlier command."""
-    found = run.log.epochs(stage.name)
+    found = read_losses(run.log.file).get(stage.name)
     if found and (text := rise([line["loss"] for line in found], found[0].get("first_step_loss"))):
         run.log.warn(text, stage.name)
