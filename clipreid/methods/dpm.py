@@ -1,4 +1,4 @@
-"""DPM++ (Tan et al., arXiv 2605.06637) and DPM (Tan et al., ACM MM 2022): masks over dimensions, for occluded queries.
+"""DPM++ (Tan et al., arXiv 2605.06637) and DPM (arXiv 2207.09046): masks over dimensions, for occluded queries.
 
 Every image gets a mask m in (0, 1)^D, one weight for each dimension of its feature f. An occluded image cannot be found
 in all dimensions, so it is compared in those that its mask leaves, with prototypes W (the classifier's weights) in
