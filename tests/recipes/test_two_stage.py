@@ -98,7 +98,7 @@ def test_resume_after_kill_ends_bit_identical(street: Path, tmp_path: Path, caps
     while not list((killed / "checkpoints").glob("stage2-0000[1-4]")):
         assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
     process.kill()
     process.join()
     assert not (killed / "adapter").exists()
