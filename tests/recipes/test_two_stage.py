@@ -21,8 +21,7 @@ from clipreid.methods import clip_reid
 from clipreid.training.launch import parse, run_method
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-BATCH = ("--identities-per-batch", 8, "--pictures-per-identity", 4, "--threads", 1)
-SMALL = ("--image-size", 64, 32, *BATCH)
+SMALL = ("--image-size", 64, 32, "--identities-per-batch", 8, "--pictures-per-identity", 4, "--threads", 1)
 SHORT = ("--prompt-epochs", 2, "--epochs", 2, *SMALL)
 
 
@@ -89,13 +88,13 @@ def test_a_finished_folder_is_refused(finished: tuple[Path, str], street: Path) 
 
 
 def test_resume_after_kill_ends_bit_identical(street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 6, *BATCH)  # long enough to be killed
+    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 8, *SMALL)  # long enough to be killed
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("--output", whole, *flags)
     process = forked(run_recipe, "clipreid_stage2.py", "--output", killed, *flags)
     process.start()
     deadline = time.monotonic() + 240
-    while not list((killed / "checkpoints").glob("stage2-0000[1-4]")):
+    while not list((killed / "checkpoints").glob("stage2-0000[1-6]")):
         assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
