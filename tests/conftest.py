@@ -12,6 +12,10 @@ import torch
 for room in ("backbones", "cli", "hub", "recipes"):  # their helpers serve the tests of other rooms too
     sys.path.insert(0, str(Path(__file__).parent / room))
 
+# What takes its share of the cores where --threads is not given (commands, runs, also in processes that tests start)
+# takes one of them: several workers with all of them each would fight.
+os.environ.setdefault("LOCAL_WORLD_SIZE", str(os.cpu_count() or 1))
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores, at most 4: many tests wait for another process."""
