@@ -93,7 +93,9 @@ def probe(backbone: Backbone, held_out: Captioned) -> dict[str, float]:
     texts = F.normalize(backbone.encode_text([captions[i] for i in first]), dim=1)
     right = (texts @ images[first].T).argmax(1).cpu() == torch.arange(len(first))
     asked = [f"a photo of a person wearing a {colour} {p.top}" for p in held_out.people for colour in COLOURS]
-    bank = F.normalize(backbone.encode_text(asked), dim=1).view(len(images), len(COLOURS), -1)  # [N, colours, E]
+    place = {text: row for row, text in enumerate(dict.fromkeys(asked))}  # most are asked of several people
+    bank = F.normalize(backbone.encode_text(list(place)), dim=1)[[place[text] for text in asked]]
+    bank = bank.view(len(images), len(COLOURS), -1)  # [N, colours, E]
     guessed = torch.einsum("nce,ne->nc", bank, images).argmax(1).cpu()
     truth = torch.tensor([list(COLOURS).index(p.top_colour) for p in held_out.people])
     return {"text_to_image_rank1": right.float().mean().item(), "top_colour": (guessed == truth).float().mean().item()}

@@ -12,6 +12,10 @@ import torch
 for room in ("backbones", "cli", "hub", "recipes"):  # their helpers serve the tests of other rooms too
     sys.path.insert(0, str(Path(__file__).parent / room))
 
+# What takes its share of the cores where --threads is not given (commands, runs, also in processes that tests start)
+# takes one of them: several workers with all of them each would fight.
+os.environ.setdefault("LOCAL_WORLD_SIZE", str(os.cpu_count() or 1))
+
 
 def pytest_xdist_auto_num_workers() -> int:
     """One worker more than there are cores, at most 4: many tests wait for another process."""
@@ -19,15 +23,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(cores + 1, 4)
 
 
-LONGEST = ("test_notebooks.py", "test_contract.py", "test_whole_way.py")
+LONGEST = (
+    "test_notebooks.py", "test_contract.py", "test_whole_way.py", "test_two_stage.py", "test_backbone_parity.py",
+    "test_pretrain_tiny.py", "test_saga.py", "test_dpm.py", "test_code_blocks.py", "test_cli.py", "test_cli_compare.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest tests first: a worker that begins them last would keep the others waiting."""
+    """The longest files first: a worker that begins one last would keep the others waiting. xdist is told to keep this
+    order (`--no-loadscope-reorder`); its own puts the files with the most tests first, which are not the longest."""
 
     def late(item: pytest.Item) -> tuple[int, bool]:
-        slow = LONGEST.index(item.path.name) if item.path.name in LONGEST and item.get_closest_marker("slow") else 9
-        return slow, item.path.parent.name not in ("recipes", "methods", "explore")
+        name, room = item.path.name, item.path.parent.name
+        return LONGEST.index(name) if name in LONGEST else 99, room not in ("recipes", "methods", "explore")
 
     items.sort(key=late)
 

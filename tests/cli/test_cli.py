@@ -113,12 +113,15 @@ def test_unknown_commands_and_options_say_what_there_is(capsys: Capture) -> None
     assert "RUN" in refused(capsys, "evaluate")
 
 
-def test_mistakes_are_one_message_without_traceback(tmp_path: Path) -> None:
-    done = command("evaluate", tmp_path / "nowhere")
+def test_mistakes_are_one_message_without_traceback(tmp_path: Path, capsys: Capture) -> None:
+    done = command("evaluate", "")
     assert done.returncode == 2
-    said = "is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
-    assert done.stderr.strip().startswith(f"error: {tmp_path / 'nowhere'} {said}; or an untrained model by its name:\n")
+    assert done.stderr.strip().startswith("error: '' is empty: give a value, or leave it out")
+    assert "\n" not in done.stderr.strip()
     assert done.stdout == ""
+    said = "is not a folder: give a run folder, such as runs/demo, or the name of a published run, OWNER/NAME"
+    found = refused(capsys, "evaluate", tmp_path / "nowhere")
+    assert found.strip().startswith(f"error: {tmp_path / 'nowhere'} {said}; or an untrained model by its name:\n")
 
 
 def test_each_mistake_is_named(run: Path, crops: Path, tmp_path: Path, capsys: Capture) -> None:

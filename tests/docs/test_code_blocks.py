@@ -107,6 +107,7 @@ def test_the_worked_example_trains_and_loads(tmp_path: Path, monkeypatch: pytest
     try:
         crops = paint_street(tmp_path / "crops", train=4, test=2)
         flags = {"data": (f"folder:{crops}",), "output": tmp_path / "run", "epochs": 1, "identities_per_batch": 4}
+        flags |= {"image_size": (64, 32), "threads": 1}
         run = run_method(method, *configure(method, **flags))
         images = sorted((crops / "test").glob("*.jpg"))[:2]
         model = clipreid.load(tmp_path / "run")

@@ -142,6 +142,9 @@ def executed(name: str, tell: str, folder: Path, **environment: Any) -> tuple[di
     """Runs a notebook in a fresh process; what the expression `tell` is at its end, and how many images it shows."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     more = {"ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1", "PATH": path, "IPYTHONDIR": str(folder / "ipython")}
+    workers = os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    more |= {"LOCAL_WORLD_SIZE": workers}  # its trainings take this worker's share of the cores
+    more |= {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // int(workers)))}
     command = [sys.executable, RUNNER, NOTEBOOKS / f"{name}.ipynb", tell, folder / "told.json"]
     env = os.environ | more | {key: str(value) for key, value in environment.items()}
     running = subprocess.Popen(

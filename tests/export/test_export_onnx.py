@@ -155,11 +155,10 @@ def test_the_graph_declares_what_trackers_need(exported: tuple[Path, ReIDModel])
         assert metadata[key] == (value if isinstance(value, str) else json.dumps(value))
 
 
-def test_images_of_all_kinds_by_the_declaration_alone(tiny_folder: Folder, tmp_path: Path) -> None:
+def test_images_of_all_kinds_by_the_declaration_alone(exported: tuple[Path, ReIDModel], tmp_path: Path) -> None:
     """preprocessing.json says how any image becomes what the graph takes."""
-    model = make(f"hf:{tiny_folder('clip')}")
-    export_onnx(model, tmp_path / "out")
-    declared = json.loads((tmp_path / "out" / "preprocessing.json").read_text())
+    folder, model = exported
+    declared = json.loads((folder / "preprocessing.json").read_text())
     program: dict[str, Any] = {}
     exec(declared["python"], program)
     size, filters = (declared["width"], declared["height"]), {"bicubic": Image.Resampling.BICUBIC}
@@ -167,7 +166,7 @@ def test_images_of_all_kinds_by_the_declaration_alone(tiny_folder: Folder, tmp_p
         resized = program["rgb"](Image.open(file)).resize(size, filters[declared["interpolation"]])
         values = np.asarray(resized).astype(np.float32) * declared["scale"]  # [H, W, 3]
         pixels = ((values - declared["mean"]) / declared["std"]).astype(np.float32).transpose(2, 0, 1)[None]
-        found = run_onnx(tmp_path / "out" / "model.onnx", torch.from_numpy(np.ascontiguousarray(pixels)))
+        found = run_onnx(folder / "model.onnx", torch.from_numpy(np.ascontiguousarray(pixels)))
         assert float(found @ model.embed([file]).T) > 0.9999, name
     assert declared["transparency"] == "laid on black"
 

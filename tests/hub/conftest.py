@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import Hub
@@ -22,6 +23,24 @@ def alice(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     """The Hub, and this process logged in to it."""
     hub.here(monkeypatch, tmp_path / "home", token="alice-write")
     return hub
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _curves_drawn_once() -> Iterator[None]:
+    """Drawing is most of the time that a card takes, and most runs here have the same losses and figures."""
+    from clipreid.hub import package
+
+    with pytest.MonkeyPatch.context() as patch:
+        drawn: dict[str, bytes | None] = {}
+        draw = package.draw_curves
+
+        def once(*what: Any) -> bytes | None:
+            if repr(what) not in drawn:
+                drawn[repr(what)] = draw(*what)
+            return drawn[repr(what)]
+
+        patch.setattr(package, "draw_curves", once)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -130,13 +130,14 @@ class Hub:
     def here(self, monkeypatch: Any, home: Path, token: str | None = None) -> None:
         """Points the client in this process here, by the settings that it reads from the environment when imported; it
         does not wait between its attempts."""
-        from huggingface_hub import constants
+        from huggingface_hub import constants, hf_api
 
         settings = {"ENDPOINT": self.url, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": False}
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         settings |= {"HUGGINGFACE_CO_URL_TEMPLATE": template, "HF_HUB_DISABLE_XET": True}
         for name, value in (settings | {"HF_TOKEN_PATH": str(home / "token")}).items():
             monkeypatch.setattr(constants, name, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", self.url)
         monkeypatch.setattr("time.sleep", lambda seconds: None)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         if token:

@@ -1,7 +1,6 @@
 """Without clipreid: the adapter on transformers' own towers gives the same features, by the lines that a card shows."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -142,15 +141,17 @@ def test_the_lines_of_the_card_on_images_of_all_kinds(tiny_folder: Folder, tmp_p
         assert float(found @ model.embed([file]).T) > 0.9999, name
 
 
-def test_the_lines_need_no_clipreid(tiny_folder: Folder, tmp_path: Path) -> None:
-    """In a process that cannot import it."""
+def test_the_lines_need_no_clipreid(tiny_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it cannot be imported; `test_whole_way.py` does it in a process that never did."""
     model = make_plain(f"hf:{tiny_folder('clip')}", tmp_path / "run")
     lines = plain_lines(model, str(tiny_folder("clip")), str(tmp_path / "run" / "adapter"), image(tmp_path))
-    program = f"import sys; sys.modules['clipreid'] = None\n{lines}print(feature.tolist())"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = torch.tensor(json.loads(done.stdout.splitlines()[-1]))
-    assert (found - model.embed([image(tmp_path)])).abs().max() <= 1e-4
+    expected = model.embed([image(tmp_path)])
+    for name in [name for name in sys.modules if name.partition(".")[0] == "clipreid"]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError):
+        exec("import clipreid.model")
+    found = run_lines(lines)
+    assert (found - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(("name", "kind"), [("tiny-clip", "CLIPVisionModel"), ("tiny-siglip2", "SiglipVisionModel")])

@@ -1,18 +1,18 @@
 """The recipes as users launch them: what comes out, that it repeats, resumes, and does not depend on processes."""
 
+import io
 import json
-import os
 import re
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, run_recipe
+from launching import run_recipe
+from processes import forked
 from safetensors.torch import load_file
 
 import clipreid
@@ -21,8 +21,8 @@ from clipreid.methods import clip_reid
 from clipreid.training.launch import parse, run_method
 
 Launch = Callable[..., subprocess.CompletedProcess[str]]
-BATCH = ("--identities-per-batch", 8, "--pictures-per-identity", 4, "--threads", 1)
-SHORT = ("--prompt-epochs", 2, "--epochs", 2, *BATCH)
+SMALL = ("--image-size", 64, 32, "--identities-per-batch", 8, "--pictures-per-identity", 4, "--threads", 1)
+SHORT = ("--prompt-epochs", 2, "--epochs", 2, *SMALL)
 
 
 def train(*flags: object) -> None:
@@ -36,14 +36,14 @@ def losses(run: Path, stage: str) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def finished(street: Path, launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Stage 1, then stage 2, launched, in the same folder, with flags only where they must differ from the defaults."""
+def finished(street: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Stage 1, then stage 2, in the same folder, with flags only where they must differ from the defaults."""
     run = tmp_path_factory.mktemp("runs") / "demo"
-    run_recipe("clipreid_stage1.py", "--data", f"folder:{street}", "--output", run, "--prompt-epochs", 2, *BATCH)
+    run_recipe("clipreid_stage1.py", "--data", f"folder:{street}", "--output", run, "--prompt-epochs", 2, *SMALL)
     assert not (run / "adapter").exists()
-    launched = launch("clipreid_stage2.py", "--data", f"folder:{street}", "--output", run, *SHORT)
-    assert launched.returncode == 0, launched.stderr
-    return run, launched.stdout
+    with redirect_stdout(io.StringIO()) as said:
+        run_recipe("clipreid_stage2.py", "--data", f"folder:{street}", "--output", run, *SHORT)
+    return run, said.getvalue()
 
 
 def test_stage_2_continues_stage_1_and_leaves_a_whole_run_folder(finished: tuple[Path, str], street: Path) -> None:
@@ -87,27 +87,19 @@ def test_a_finished_folder_is_refused(finished: tuple[Path, str], street: Path) 
         train("--data", f"folder:{street}", "--output", finished[0], *SHORT)
 
 
-def test_resume_after_kill_ends_bit_identical(
-    street: Path, environment: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 6, *BATCH)
+def test_resume_after_kill_ends_bit_identical(street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--data", f"folder:{street}", "--prompt-epochs", 2, "--epochs", 8, *SMALL)  # long enough to be killed
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("--output", whole, *flags)
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "recipes" / "clipreid_stage2.py", "--output", killed, *map(str, flags)],
-        env=environment,
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = forked(run_recipe, "clipreid_stage2.py", "--output", killed, *flags)
+    process.start()
     deadline = time.monotonic() + 240
-    while not list((killed / "checkpoints").glob("stage2-0000[1-4]")):
-        assert process.poll() is None, "the run ended before it could be killed"
+    while not list((killed / "checkpoints").glob("stage2-0000[1-6]")):
+        assert process.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
     assert not (killed / "adapter").exists()
     with pytest.raises(UserError, match="holds an interrupted run: continue it with --resume"):
         train("--output", killed, *flags)
@@ -124,7 +116,7 @@ def test_resume_after_kill_ends_bit_identical(
 
 def test_two_processes_equal_one(street: Path, launch: Launch, tmp_path: Path) -> None:
     side = ("--sie", "camera", "--sie-coefficient", 5)  # each process is told the cameras of its own images
-    flags = ("--data", f"folder:{street}", "--prompt-epochs", 1, "--epochs", 1, *side, *BATCH)
+    flags = ("--data", f"folder:{street}", "--prompt-epochs", 1, "--epochs", 1, *side, *SMALL)
     one, two = tmp_path / "one", tmp_path / "two"
     train("--output", one, *flags)
     pair = launch("clipreid_stage2.py", "--output", two, *flags, processes=2)
