@@ -215,6 +215,7 @@ def test_the_card_shows_both_adapters_and_the_lines_give_the_features(run: Path,
     assert {"adapter_model.safetensors", "text_adapter/adapter_model.safetensors"} <= files.keys()
     card = files["README.md"]
     assert isinstance(card, bytes)
+    assert "Its text tower was trained as well: `model.embed_text(sentences)`" in card.decode()
     lines = next(block for block in card.decode().split("```python\n") if "subfolder" in block).partition("```")[0]
     picture = str(next((street / "test").glob("*.jpg")))
     lines = lines.replace('"alice/words")', f'"{run / "adapter"}")')  # in a repository the first one is at the root
