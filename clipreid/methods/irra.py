@@ -137,7 +137,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 TINY: dict[str, dict[str, Any]] = {
     "default": {
         "image_size": None, "epochs": 3, "least_steps": 150, "warmup": 0.5, "rate": {"full": 2e-4, "lora": 2e-3},
-        "head_rate": 1e-3,
+        "head_rate": 3e-3,
     },
     "paper": {
         "image_size": None, "epochs": 6, "warmup": 1, "adam_eps": 1e-8, "rate": 2e-4, "head_rate": 1e-3,
