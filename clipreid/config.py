@@ -37,10 +37,10 @@ class RunConfig:
     raw_logits: bool = False
     """The backbone's weights are OpenAI's, in a plain file or folder: raw dot products, as published for CLIP-ReID
     (their tags and Hub names are known)"""
-    data: Annotated[UseAppendAction[tuple[str, ...]], none_is("synthetic")] = ()
+    data: Annotated[UseAppendAction[tuple[str, ...]], none_is("synthetic; irra: synthetic:captions")] = ()
     """What to train on, repeatable: synthetic | market1501:/path | folder:/path | csv:/path.csv | hub:OWNER/NAME |
     hub:FOLDER"""
-    test: Annotated[UseAppendAction[tuple[str, ...]], none_is("synthetic:new-cameras for synthetic, else none")] = ()
+    test: Annotated[UseAppendAction[tuple[str, ...]], none_is("others where --data is left out, else none")] = ()
     """Further data to test on, repeatable"""
     validate: bool = False
     """Score on the identity-disjoint val split instead of the test splits, to choose flags by"""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from clipreid.aggregation import Aggregator, Pooled, Taps
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
+from clipreid.backbones.text import TextTower
 from clipreid.backbones.tokenizer import unread
 from clipreid.data.augment import normalise
 from clipreid.data.images import Images, stack_images
@@ -171,6 +172,11 @@ class ReIDModel(nn.Module):
     def tower(self) -> VisionTower:
         """The image tower, without the wrapper that holds its adapters."""
         return self.image.get_base_model() if self.tuning == "lora" else self.image  # type: ignore
+
+    @property
+    def text_tower(self) -> TextTower:
+        """The text tower, with its adapters where it has some. Raises `UserError` for a backbone without one."""
+        return need_text(self.source[0], "captions")  # type: ignore[return-value]
 
     @property
     def widths(self) -> dict[str, int]:

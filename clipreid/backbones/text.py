@@ -99,17 +99,17 @@ class TextTower(nn.Module):
         """Which token to pool [n], see `pool_positions`."""
         return pool_positions(ids, self.causal, self.config.eot_id)
 
-    def forward(self, embeddings: Tensor, pool: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, pool: Tensor | None) -> Tensor:
         """Token embeddings to text features.
 
         Args:
             embeddings: [n, L, W] without positions (`embed`, or learned prompts). A causal tower may be given
                 prompts cut after the last EOT: exact, for nothing behind EOT can influence it. A
                 bidirectional one needs L = context_length, padding included.
-            pool: [n] long, the index of the token to pool.
+            pool: [n] long, the index of the token to pool; None: none of them is.
 
         Returns:
-            [n, E], not normalised.
+            [n, E], not normalised; without `pool` every token projected alike, [n, L, E].
 
         Raises:
             ValueError: too many tokens, or a bidirectional tower given fewer than its context length.
@@ -121,7 +121,9 @@ class TextTower(nn.Module):
         x = embeddings + self.embeddings.position_embedding.weight[:length]  # [n, L, W]
         for block in self.encoder.layers:
             x = run_block(block, x, causal=self.causal, recompute=self.gradient_checkpointing)
-        x = self.final_layer_norm(x.take_along_dim(pool[:, None, None], dim=1)[:, 0])  # [n, W]
+        if pool is not None:
+            x = x.take_along_dim(pool[:, None, None], dim=1)[:, 0]  # [n, W]
+        x = self.final_layer_norm(x)
         return self.text_projection(x) if self.causal else self.head(x)
 
     def encode(self, ids: Tensor) -> Tensor:

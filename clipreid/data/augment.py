@@ -54,7 +54,7 @@ def augment(
     rank, world = share
     total, part = len(batch) * world, slice(rank * len(batch), (rank + 1) * len(batch))
     height, width = batch.shape[-2:]
-    draws = torch.rand(5, total, generator=generator, device=generator.device)
+    draws = _draws(total, generator)
     boxes, noise = _erasing(draws[3:], erase, height, width, part, generator)
     mirrored, down, right = draws[:3, part].to(batch.device)
     moved = _crop(_mirror(batch, mirrored < flip), _whole(down, 2 * pad + 1), _whole(right, 2 * pad + 1), pad)
@@ -66,6 +66,18 @@ def augment(
         moved = _tint(moved, gains[:, part].to(batch.device))
     pixels = normalise(moved, mean, std)
     return _erase(pixels, boxes.to(batch.device), noise.to(batch.device))
+
+
+def mirrored_rows(count: int, flip: float, generator: torch.Generator, share: tuple[int, int] = (0, 1)) -> Tensor:
+    """Which images `augment` mirrors, given a generator in the same state: bool [count] of this process's batch, on the
+    generator's device. flip, share: as there."""
+    rank, world = share
+    return _draws(count * world, generator)[0, rank * count : (rank + 1) * count] < flip
+
+
+def _draws(total: int, generator: torch.Generator) -> Tensor:
+    """Uniform [5, total]: mirrored, down, right, and the place of the erased box."""
+    return torch.rand(5, total, generator=generator, device=generator.device)
 
 
 def _mirror(batch: Tensor, mirrored: Tensor) -> Tensor:

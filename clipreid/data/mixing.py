@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from clipreid.data.cache import PixelCache
-from clipreid.data.crops import ReIDData, Split
+from clipreid.data.crops import ReIDData, Split, sentences
 
 
 class ConcatPixels:
@@ -110,6 +110,11 @@ class Mixture:
         """int32 [N], -1 = unknown."""
         raised = zip(self.splits, self.offsets.values(), strict=True)
         return np.concatenate([raise_known(split.views, view) for split, (_, view) in raised])
+
+    @cached_property
+    def captions(self) -> list[list[str]]:
+        """The sentences of each image, [N]; none where it has no caption."""
+        return [sentences(caption) for split in self.splits for caption in split.captions.tolist()]
 
     @cached_property
     def offsets(self) -> dict[str, tuple[int, int]]:

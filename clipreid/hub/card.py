@@ -112,6 +112,11 @@ def _loading(facts: Facts) -> str:
             f"It was trained with the {' and '.join(facts.reads)} of the images: `model.embed(images, {given})`; "
             "one that it was not trained with takes the mean."
         )
+    if facts.config["config"].get("text_tuning", "frozen") != "frozen":
+        lines.append(
+            "Its text tower was trained as well: `model.embed_text(sentences)` gives a feature for each sentence, to "
+            "be compared with the images' `projection`; `clipreid search` does it (`--text`)."
+        )
     if facts.plain:
         where = "with transformers and peft"
         where += "; the weights of this backbone lie in the clipreid package" if facts.base in TINY else " alone"

@@ -46,7 +46,7 @@ from clipreid.hub.folder import (
 )
 from clipreid.hub.leaks import check_names, check_paths
 from clipreid.hub.metadata import Facts
-from clipreid.hub.plain import mark_adapter, plain_base, plain_lines
+from clipreid.hub.plain import mark_adapter, plain_base, plain_lines, plain_text_lines
 from clipreid.hub.public import DataNames, public_backbone, public_config, public_metrics
 from clipreid.model import ReIDModel
 from clipreid.reports.training_curves import draw_curves, read_losses
@@ -139,7 +139,10 @@ def package(
         files[IDENTITIES] = _nameless(run)
     files |= images
     (base, reason), commit = plain_base(public), public["backbone"].get("revision")
-    plain = plain_lines(model, base, repository, revision=commit) if base and not reason else ""
+    plain = ""
+    if base and not reason:
+        texts = plain_text_lines(model, base, repository, revision=commit)
+        plain = plain_lines(model, base, repository, revision=commit) + f"\n{texts}" * bool(texts)
     facts = Facts(
         repository,
         public,

@@ -151,6 +151,37 @@ def plain_lines(model: ReIDModel, base: str, adapter: str, image: str = "a.jpg",
     return _lines(model, imports, whole, load, image)
 
 
+def plain_text_lines(
+    model: ReIDModel, base: str, run: str, text: str = "a person in a red coat", revision: str | None = None
+) -> str:
+    """Python behind that of `plain_lines`: a sentence to the feature of `model.embed_text`, by the second adapter.
+
+    Args:
+        run: the run folder, or repository, whose text_adapter/ it is; others as there.
+
+    Returns:
+        The lines, which leave float32 [1, E] of unit length in `words`, to be compared with `normalize(projection)`;
+        "" where the text tower has no adapter, or a tokenizer that is not shown to give the same tokens (SigLIP's).
+    """
+    if model.text_tuning != "lora" or (model.family != "clip" and base not in TINY):
+        return ""
+    place = base_argument(base, revision)
+    pooled = "base.text_projection(out.pooler_output)" if model.family == "clip" else "out.pooler_output"
+    length = model.text_tower.context_length
+    lines = [
+        "from transformers import AutoTokenizer",
+        "",
+        f'texts = PeftModel.from_pretrained(base.text_model, {json.dumps(run)}, subfolder="text_adapter").eval()',
+        f"tokenizer = AutoTokenizer.from_pretrained({place})",
+        f'fit = {{"padding": "max_length", "max_length": {length}, "truncation": True, "return_tensors": "pt"}}',
+        "with torch.no_grad():",
+        f"    out = texts(input_ids=tokenizer([{json.dumps(text)}], **fit).input_ids)  # padding is read, too",
+        f"words = normalize({pooled})  # texts and images: words @ normalize(projection).T",
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def base_argument(base: str, revision: str | None) -> str:
     """What stands in `from_pretrained(...)` for the base of `plain_base`, at its commit."""
     if base in TINY:
@@ -176,7 +207,8 @@ def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], im
     if is_clip and getattr(model.aggregator, "kind", "cls") == "mean":
         final = "tower.post_layernorm(out.last_hidden_state[:, 1:]).mean(1)"
     projection = "base.visual_projection(out.pooler_output)" if is_clip else "out.pooler_output"
-    parts = "[final, projection]" if model.raw_logits else "[normalize(final), normalize(projection)]"
+    names = model.aggregator.test  # "projection", perhaps behind "final"
+    parts = ", ".join(names if model.raw_logits else (f"normalize({name})" for name in names))
     lines = [
         "import numpy",
         "import torch",
@@ -197,9 +229,9 @@ def _lines(model: ReIDModel, imports: list[str], whole: str, load: list[str], im
         f"pixels = prepare(rgb(Image.open({json.dumps(image)})))[None]",
         "with torch.no_grad():",
         "    out = tower(pixel_values=pixels, interpolate_pos_encoding=True)",
-        f"    final = {final}",
+        *[f"    final = {final}"] * ("final" in names),
         f"    projection = {projection}",
-        f"feature = normalize(torch.cat({parts}, dim=1))",
+        f"feature = normalize(torch.cat([{parts}], dim=1))",
         "",
     ]
     return "\n".join(lines)

@@ -68,6 +68,29 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def sdm_loss(image: Tensor, text: Tensor, labels: Tensor, scale: float, epsilon: float = 1e-8) -> Tensor:
+    """Similarity distribution matching, both ways (IRRA: Jiang and Ye, CVPR 2023, arXiv 2303.12501, section 3.3).
+
+    Of each image, `KL(p || q + epsilon)` of p, the softmax of its scaled cosines with all texts, and q, which is spread
+    evenly over the texts of its identity; the mean over images, plus the same of each text with all images.
+
+    Args:
+        image, text: [n, E] raw features; row i of both is of the same pair.
+        labels: [n] long, the identity of each pair.
+        scale: one over the temperature.
+        epsilon: keeps the logarithm of a q of 0 finite.
+    """
+    logits = scale * F.normalize(image.float(), dim=1) @ F.normalize(text.float(), dim=1).T  # [n, n]
+    same = (labels[:, None] == labels[None]).float()
+    log_wanted = (same / same.sum(1, keepdim=True) + epsilon).log()  # the same for rows and columns
+
+    def divergence(rows: Tensor) -> Tensor:
+        log_found = rows.log_softmax(1)
+        return (log_found.exp() * (log_found - log_wanted)).sum(1).mean()
+
+    return divergence(logits) + divergence(logits.T)
+
+
 def siglip_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Pairwise sigmoid loss (Zhai et al., arXiv 2303.15343, algorithm 1).
 

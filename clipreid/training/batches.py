@@ -13,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clipreid.backbones.tokenizer import unread
 from clipreid.config import RunConfig
 from clipreid.data import Pixels, augment, mixed_pk_indices, process_slice, seed_for
+from clipreid.data.augment import mirrored_rows
+from clipreid.training.captions import Captions, draw_captions, each_once, odd_captions, said_of, tokenised
 from clipreid.training.run import Run
 from clipreid.training.sets import RunData, check_batch
 from clipreid.training.stage import Batch
@@ -24,8 +25,7 @@ Batches = Callable[[int], Sequence[Batch]]  # of an epoch
 # Of a view's uint8 images [B, 3, H, W], with a generator and (rank, processes): what they become, and further keys of
 # the batch, [B] each; drawn for the global batch, as in `augment`
 Change = Callable[[int, Tensor, torch.Generator, tuple[int, int]], tuple[Tensor, Batch]]
-EPOCH_OF_CAPTIONS = 7919  # keeps the draws of captions apart from those of augmentation
-CHANGES = 6947  # and those of `change`
+CHANGES = 6947  # keeps the draws of `change` apart from those of augmentation
 
 
 class Lazy(Sequence[Batch]):
@@ -54,7 +54,8 @@ def image_batches(
     run: Run,
     *,
     views: int = 1,
-    captions: Sequence[Sequence[str]] | None = None,
+    captions: Captions | None = None,
+    every_caption: bool = False,
     change: Change | None = None,
 ) -> Batches:
     """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B].
@@ -63,47 +64,60 @@ def image_batches(
         run: its method's settings have identities_per_batch, images_per_identity, balance, flip, pad (pixels at a
             height of 256), erase, and perhaps tint and tint_share.
         views: how often each image is in the batch, each time augmented anew: [views x B] rows, the first view first.
-        captions: the sentences of every image [N], at least one; one of each is drawn, as "captions" [B, L] token ids.
+        captions: the sentences of every image [N] (`run.data.captions`). One of each is drawn, as "captions" [B, L]
+            token ids, with "captioned" [B] bool: whether there is any. In that of a mirrored image left and right
+            change places. What is odd about them is said, with numbers.
+        every_caption: not P identities x K images, but as many images in random order, so that every caption comes once
+            an epoch; an image with two comes twice.
         change: what is done to the images of a view before they are augmented, called as
             `change(view, images, generator, share)`; it gives the same keys for every view.
 
     Raises:
         UserError: P is not divisible by the number of processes, or such batches cannot be drawn.
-        ValueError: captions for a backbone without a tokenizer, or an image without a caption.
+        ValueError: captions for a backbone without a tokenizer; every_caption without captions.
     """
     config, data, device, share = run.config, run.data, run.device, run.share
-    tokenizer = run.backbone.tokenizer
-    if captions is not None and (tokenizer is None or not all(captions)):
-        raise ValueError("captions need a backbone with a tokenizer, and at least one sentence for every image")
-    said = sorted({sentence for each in captions or () for sentence in each})
-    if note := unread(tokenizer, said):
+    tokenizer, said = run.backbone.tokenizer, None if captions is None else said_of(captions)
+    if captions is not None and tokenizer is None:
+        raise ValueError("captions need a backbone with a tokenizer")
+    if every_caption and said is None:
+        raise ValueError("every_caption needs captions")
+    for note in odd_captions(captions, tokenizer) if captions is not None else ():
         run.log.say(f"note: captions: {note}")
-    K, (cameras, views_of) = config.images_per_identity, data.sides
+    P, K, (cameras, views_of) = config.identities_per_batch, config.images_per_identity, data.sides
     crops = cache_on_gpu(run.crops(), device)  # uint8 [N, 3, H, W]
 
-    def make_view(images: Tensor, epoch: int, nth: int, view: int) -> tuple[Tensor, Batch]:
+    def make_view(images: Tensor, epoch: int, nth: int, view: int) -> tuple[Tensor, Tensor, Batch]:
         more: Batch = {}
         if change is not None:
             generator = torch.Generator().manual_seed(seed_for(run.seed, epoch, nth, CHANGES + view))
             images, more = change(view, images, generator, share)
-        generator = torch.Generator().manual_seed(seed_for(run.seed, epoch, nth, *[view] * bool(view)))
-        return augmented(run, images, generator, share), more
+        seed = seed_for(run.seed, epoch, nth, *[view] * bool(view))
+        mirrored = mirrored_rows(len(images), config.flip, torch.Generator().manual_seed(seed), share)
+        return augmented(run, images, torch.Generator().manual_seed(seed), share), mirrored, more
 
     def batches(epoch: int) -> Sequence[Batch]:
-        drawn = mixed_pk_indices(
-            data.labels, data.groups, config.identities_per_batch, K, run.seed, epoch, config.balance
-        )  # [steps, G]
-        mine = process_slice(drawn, *share, K=K)  # [steps, B]
+        which = None
+        if every_caption and said is not None:
+            drawn, which = each_once(said, P * K, run.seed, epoch)  # [steps, G] both
+            which = process_slice(which, *share, K=1)
+        else:
+            drawn = mixed_pk_indices(data.labels, data.groups, P, K, run.seed, epoch, config.balance)  # [steps, G]
+        mine = process_slice(drawn, *share, K=1 if every_caption else K)  # [steps, B]
 
         def make(nth: int) -> Batch:
             rows = mine[nth]
             images = crops.index_select(0, rows.to(crops.device)).to(device)  # uint8 [B, 3, H, W]
-            pixels, more = zip(*(make_view(images, epoch, nth, view) for view in range(views)), strict=True)
+            made = [make_view(images, epoch, nth, view) for view in range(views)]
+            pixels, mirrored, more = zip(*made, strict=True)
+            texts: Batch = {}
+            if said is not None:
+                chosen = draw_captions(said, rows, run.seed, epoch, nth) if which is None else which[nth]
+                again = rows.repeat(views), chosen.repeat(views), torch.cat(mirrored)
+                texts = tokenised(said, tokenizer, *again)
             rows = rows.repeat(views)
             batch = {"labels": data.labels[rows], "cameras": cameras[rows], "views": views_of[rows], "rows": rows}
-            batch |= {name: torch.cat([keys[name] for keys in more]) for name in more[0]}
-            if captions is not None and tokenizer is not None:
-                batch["captions"] = tokenizer(draw_captions(captions, rows, run.seed, epoch, nth))
+            batch |= {name: torch.cat([keys[name] for keys in more]) for name in more[0]} | texts
             return {"pixels": torch.cat(pixels), **{name: x.to(device) for name, x in batch.items()}}
 
         return Lazy(len(drawn), make)
@@ -127,15 +141,6 @@ def augmented(run: Run, images: Tensor, generator: torch.Generator, share: tuple
         tint_share=getattr(config, "tint_share", 1.0),
         share=share,
     )
-
-
-def draw_captions(captions: Sequence[Sequence[str]], rows: Tensor, seed: int, epoch: int, nth: int) -> list[str]:
-    """One sentence of each image in `rows` [B]: the same for the same image, seed, epoch and step in every process."""
-    found = []
-    for row in rows.tolist():
-        generator = torch.Generator().manual_seed(seed_for(seed, epoch, nth, EPOCH_OF_CAPTIONS + row))
-        found.append(captions[row][int(torch.randint(len(captions[row]), (1,), generator=generator))])
-    return found
 
 
 def feature_batches(features: Callable[[], Tensor], labels: Tensor, size: int, seed: int) -> Batches:

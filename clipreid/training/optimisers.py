@@ -19,30 +19,33 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = None) -> torch.optim.Optimizer:
-    """Few groups: tower and heads, each with matrices, biases and other vectors. LoRA is not decayed.
+    """Few groups: towers and heads, each with matrices, biases and other vectors. LoRA is not decayed.
 
     Token hooks belong to the tower where all of the tower is trained (as published for side information), elsewhere to
     the heads.
 
     Args:
         model: whose trainable parameters are optimised.
-        config: with rate, head_rate, bias_rate_factor, optimiser, weight_decay.
+        config: with rate, head_rate, bias_rate_factor, optimiser, weight_decay, and perhaps adam_eps.
         module: instead of the model, with names of its own: what is not "model.image." and so on are heads.
     """
-    tower = ("image.", "maps.", "hooks.") if model.tuning == "full" else ("image.", "maps.")
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    tower = ("image.", "text.", "maps.", *["hooks."] * (model.tuning == "full"))
+    tunings = {"image.": model.tuning, "text.": model.text_tuning}
+    lora = tuple(name for name, tuning in tunings.items() if tuning == "lora")
+    groups: dict[tuple[bool, bool, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in (module or model).named_parameters():
         if parameter.requires_grad:
-            place = name.removeprefix("model.").startswith(tower), name.endswith("bias"), parameter.ndim < 2
+            own = name.removeprefix("model.")
+            place = own.startswith(tower), own.startswith(lora), name.endswith("bias"), parameter.ndim < 2
             groups.setdefault(place, []).append(parameter)
     settings = []
-    for (in_tower, is_bias, is_vector), parameters in groups.items():
+    for (in_tower, is_lora, is_bias, is_vector), parameters in groups.items():
         rate = (config.rate if in_tower else config.head_rate) * (config.bias_rate_factor if is_bias else 1.0)
-        undecayed = config.optimiser == "adamw" and (is_vector or (in_tower and model.tuning == "lora"))
+        undecayed = config.optimiser == "adamw" and (is_vector or is_lora)
         decay = 0.0 if undecayed else config.weight_decay
         settings.append({"params": parameters, "lr": rate, "base": rate, "weight_decay": decay})
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    return kind(settings, lr=config.rate)
+    return kind(settings, lr=config.rate, eps=getattr(config, "adam_eps", 1e-8))
 
 
 def stage_rate(config: Any) -> Callable[[float], float]:

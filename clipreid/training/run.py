@@ -104,7 +104,7 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
     set_threads(flags.threads)
     check_output(flags)
     check_push(flags, whole)
-    flags, read, tests = read_sets(flags)
+    flags, read, tests = read_sets(with_data(method, flags))
     shape = median_shape(read.splits)
     flags = fit_crop(flags, shape)
     flags, backbone = open_backbone(flags)
@@ -131,6 +131,13 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
         _introduce(run, shape)
         stack.pop_all()  # held from here on by the run
     return run
+
+
+def with_data(method: ModuleType, flags: RunConfig) -> RunConfig:
+    """The flags with the data that a method wants where none are given (`DATA` and `TEST` in its file)."""
+    if flags.data or not hasattr(method, "DATA"):
+        return flags
+    return replace(flags, data=method.DATA, test=flags.test or method.TEST)
 
 
 def open_backbone(flags: RunConfig) -> tuple[RunConfig, Backbone]:

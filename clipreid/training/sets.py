@@ -76,6 +76,11 @@ class RunData:
         """Cameras [N] and views [N] of the training images, -1 = unknown; no number twice in several sets."""
         return torch.from_numpy(self.mixture.cameras), torch.from_numpy(self.mixture.views)
 
+    @property
+    def captions(self) -> list[list[str]]:
+        """The sentences of each training image, [N]; none where it has no caption."""
+        return self.mixture.captions
+
     def paths(self, rows: Sequence[int]) -> list[str]:
         """The files of these training images, or the names given to encoded ones."""
         found = np.concatenate([split.paths for split in self.mixture.splits])

@@ -124,6 +124,9 @@ def test_causal_prompt_may_be_cut_and_bidirectional_may_not() -> None:
     whole = causal(causal.embed(ids), causal.pool_index(ids))
     torch.testing.assert_close(causal.encode(ids), whole)
     torch.testing.assert_close(causal(causal.embed(ids[:, :8]), torch.tensor([4, 7, 2])), whole)
+    rows = torch.arange(3)
+    torch.testing.assert_close(causal(causal.embed(ids), None)[rows, causal.pool_index(ids)], whole)  # every token
+    torch.testing.assert_close(both(both.embed(ids), None)[:, 11], both.encode(ids))
     assert both.pool_index(ids).tolist() == [11, 11, 11]
     torch.testing.assert_close(both.encode(ids), both(both.embed(ids), torch.tensor([11, 11, 11])))
     with pytest.raises(ValueError, match="8 tokens given, this text tower takes exactly 12"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from clipreid.data import augment, normalise
+from clipreid.data.augment import mirrored_rows
 
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
 OFF: dict[str, Any] = {"flip": 0.0, "pad": 0, "erase": 0.0}
@@ -179,3 +180,21 @@ def test_only_uint8_batches(batch: Tensor) -> None:
         normalise(batch, MEAN, STD)
     with pytest.raises(ValueError, match=r"expected uint8 \[B, 3, H, W\], got"):
         run(batch)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_which_images_are_mirrored_is_known_beforehand(world: int) -> None:
+    """For their captions: from a generator in the same state."""
+    batch = torch.randint(0, 256, (12, 3, 6, 4), dtype=torch.uint8)
+    how: dict[str, Any] = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "pad": 0, "erase": 0, "flip": 0.4}
+    found = []
+    for rank in range(world):
+        part, share = batch.chunk(world)[rank], (rank, world)
+        mirrored = mirrored_rows(len(part), 0.4, torch.Generator().manual_seed(3), share)
+        pixels = augment(part, generator=torch.Generator().manual_seed(3), share=share, **how)
+        plain = part.float() / 255
+        expected = torch.where(mirrored[:, None, None, None], plain.flip(3), plain)
+        assert torch.equal(pixels, expected)
+        found.append(mirrored)
+    assert torch.equal(torch.cat(found), mirrored_rows(12, 0.4, torch.Generator().manual_seed(3)))
+    assert 0 < torch.cat(found).sum() < 12

@@ -71,6 +71,16 @@ def test_one_set_stays_as_it_is(mixture: Mixture) -> None:
     assert alone.summary() == mixture.sets[0].summary()
 
 
+def test_captions_follow_their_images() -> None:
+    said = [["a red\n\n hat ", ""], ["", "two", "three"]]
+    sets = []
+    for name, captions in zip(("a", "b"), said, strict=True):
+        image = [{"path": f"{n}.png"} for n in range(len(captions))]
+        split = Split.from_columns("train", image, ["1"] * len(captions), caption=captions)
+        sets.append(ReIDData(name, {"train": split}, "market1501"))
+    assert Mixture(tuple(sets)).captions == [["a red", "hat"], [], [], ["two"], ["three"]]
+
+
 def test_the_summary_says_who_gives_how_much(mixture: Mixture) -> None:
     last = mixture.summary([2, 3]).splitlines()[-1]
     assert last == "2 data sets together; identities in a batch: 2 x market1501 (person), 3 x veri (vehicle)"

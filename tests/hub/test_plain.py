@@ -250,6 +250,12 @@ OF_TRAINING = {
         "pad", "flip", "erase", "tint", "tint_share", "occluders", "occluder_folder", "occlude_probability",
         "severity_least", "severity_most", "checkpoint_every", "sie_coefficient", "cameras", "views",
     },
+    "irra": {
+        "weight_sdm", "weight_id", "weight_mlm", "weight_itc", "temperature", "smoothing", "mask_share",
+        "interaction_depth", "sampler", "epochs", "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser",
+        "adam_eps", "weight_decay", "warmup", "warmup_factor", "identities_per_batch", "images_per_identity", "balance",
+        "pad", "flip", "erase", "tint", "tint_share", "checkpoint_every",
+    },
 }  # fmt: skip
 IN_ADAPTER_CONFIG = {"lora_rank", "lora_alpha"}
 PLAIN = {name: shown for name in method_names() if (shown := plain_settings(name)) is not None}

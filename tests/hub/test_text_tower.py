@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 import torch
 from hub_server import Hub
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_hub import crops, edit_config, edit_tensors, set_first, shake, write_run
 from test_package import NOTE, clone, content
 
 import clipreid
 from clipreid.backbones import load_backbone
+from clipreid.cli import main
 from clipreid.errors import UserError
 from clipreid.hub import CONFIG, HEADS, backbone_record, find_run
 from clipreid.hub.files import TEXT_ADAPTER, TEXT_TOWER
 from clipreid.hub.package import ADAPTER_CONFIG, package
+from clipreid.hub.plain import plain_lines, plain_text_lines
 from clipreid.methods import build
 from clipreid.model import ReIDModel
 from clipreid.strength import set_strength
@@ -103,6 +106,59 @@ def test_text_adapters_that_are_refused(run: Path, how: str) -> None:
     change(run / TEXT_ADAPTER)
     with pytest.raises(UserError, match=message):
         clipreid.load(run)
+
+
+# Without clipreid, and in words -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["tiny-clip", "tiny-siglip2", "clip"])
+def test_the_second_adapter_on_transformers_gives_the_texts(
+    toy: ModuleType, tmp_path: Path, tiny_folder: Callable[[str], Path], name: str
+) -> None:
+    base = name if name.startswith("tiny-") else str(tiny_folder(name))
+    model = make_toy(toy, tmp_path / "run", name if base == name else f"hf:{base}")
+    image, run = tmp_path / "a.png", tmp_path / "run"
+    Image.new("RGB", (20, 40), "red").save(image)
+    for text in (TEXTS[0], "A Man, in BLUE: " * 20):
+        lines = plain_lines(model, base, str(run / "adapter"), str(image)) + plain_text_lines(
+            model, base, str(run), text
+        )
+        assert "clipreid." not in lines
+        found: dict[str, Any] = {}
+        exec(lines, found)
+        expected = model.embed_text([text], say=lambda note: None)
+        assert found["words"].shape == expected.shape
+        assert (found["words"] - expected).abs().max() <= 1e-4
+    before = torch.nn.functional.normalize(load_backbone(model.source[0].name).encode_text([text]), dim=1)
+    assert (before - expected).abs().max() > 1e-3
+
+
+def test_what_has_no_second_adapter_shows_no_lines(toy: ModuleType, tiny_folder: Callable[[str], Path]) -> None:
+    for tuning in ("full", "frozen"):
+        model = build(toy, load_backbone("tiny-clip"), toy.Config(text_tuning=tuning))
+        assert plain_text_lines(model, "tiny-clip", "run") == ""
+    folder = tiny_folder("siglip")
+    model = build(toy, load_backbone(f"hf:{folder}"), toy.Config())
+    assert plain_text_lines(model, str(folder), "run") == ""  # its tokenizer is not shown to be transformers'
+
+
+def test_searching_in_words_asks_the_trained_text_tower(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_toy(toy, tmp_path / "run")
+    for n, colour in enumerate(("red", "green", "blue", "white")):
+        Image.new("RGB", (64, 128), colour).save(tmp_path / f"{n}.png")
+    images, gallery = sorted(tmp_path.glob("*.png")), tmp_path / "g.parquet"
+    main(["embed", str(tmp_path / "run"), *map(str, images), "--output", str(gallery)])
+    capsys.readouterr()
+    main(["search", str(tmp_path / "run"), "--gallery", str(gallery), "--text", TEXTS[0], "--json"])
+    (entry,) = json.loads(capsys.readouterr().out)["queries"]
+    found = {hit["path"]: hit["similarity"] for hit in entry["results"]}
+    parts = torch.cat([model.embed_parts(model.crops([image]))["projection"] for image in images])
+    (expected,) = (model.embed_text(TEXTS[:1]) @ parts.T).tolist()
+    assert [found[str(image)] for image in images] == pytest.approx(expected, abs=2e-3)
+    (untrained,) = (clipreid.load("tiny-clip").embed_text(TEXTS[:1]) @ parts.T).tolist()
+    assert max(abs(a - b) for a, b in zip(untrained, expected, strict=True)) > 0.01  # another answer
 
 
 # Published --------------------------------------------------------------------------------------------------------

@@ -22,8 +22,14 @@ def short(method: ModuleType) -> dict[str, Any]:
     return epochs | {name: value for name, value in SHORT.items() if name in names}
 
 
+def data_of(street: Path) -> str:
+    """The street as data: with its captions, where it has some (`caption_street`)."""
+    table = street / "street.csv"
+    return f"csv:{table}" if table.exists() else f"folder:{street}"
+
+
 def short_run(method: ModuleType, street: Path, output: Path, init: Path | None = None, **given: Any) -> Run:
-    """Trains and scores a method on the street in `folder:street`; `given` are further flags."""
+    """Trains and scores a method on the street (`data_of`); `given` are further flags."""
     return run_method(method, *short_flags(method, street, output, init, **given))
 
 
@@ -31,7 +37,7 @@ def short_flags(
     method: ModuleType, street: Path, output: Path, init: Path | None = None, **given: Any
 ) -> tuple[RunConfig, Any]:
     """The flags of a `short_run`, and the method's settings."""
-    base = {**short(method), "image_size": (64, 32), "data": (f"folder:{street}",), "output": output, "threads": 1}
+    base = {**short(method), "image_size": (64, 32), "data": (data_of(street),), "output": output, "threads": 1}
     if init is not None:
         base = {**inherited(method, init), **base, "init": init}
     return configure(method, **{**base, **given})

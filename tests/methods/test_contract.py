@@ -17,10 +17,10 @@ import pytest
 import torch
 import tyro
 from launch_method import launch_method
-from launching import paint_street
+from launching import caption_street, paint_street
 from processes import in_processes
 from safetensors.torch import load, load_file
-from short_runs import BACKBONES, init_of, short, short_flags, short_run
+from short_runs import BACKBONES, data_of, init_of, short, short_flags, short_run
 from tiny_models import write_tiny_folder
 from torch import Tensor
 
@@ -44,7 +44,7 @@ METHODS = method_names()
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paint_street(tmp_path_factory.mktemp("contract") / "crops", train=6, test=4)
+    return caption_street(paint_street(tmp_path_factory.mktemp("contract") / "crops", train=6, test=4))
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +225,7 @@ def test_two_processes_are_one(name: str, street: Path, inits: Path, tmp_path: P
     one, method = made(name, BACKBONES[0]).folder, get_method(name)
     init = init_of(method, street, inits, BACKBONES[0])
     flags = [word for key, value in short(method).items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    flags += ["--image-size", "64", "32", "--data", f"folder:{street}", "--threads", "1"]
+    flags += ["--image-size", "64", "32", "--data", data_of(street), "--threads", "1"]
     flags += ["--init", str(init)] if init else []
     in_processes(2, launch_method, name, *flags, "--output", str(tmp_path / "two"))
     found = []
@@ -262,7 +262,7 @@ def other_values(settings: type, value: Any, name: str) -> list[Any]:
 
 def another_street(folder: Path) -> Path:
     """Two more identities, for what matters with two data sets only."""
-    return paint_street(folder / "more", train=2, test=2)
+    return caption_street(paint_street(folder / "more", train=2, test=2))
 
 
 def is_flag(settings: type, name: str) -> bool:
@@ -339,7 +339,7 @@ def test_every_setting_changes_the_output(name: str, street: Path, tmp_path: Pat
     method, outcome = get_method(name), Outcomes(get_method(name), street, tmp_path)
     assert outcome() is not None
     settled = configure(method, **short(method))[1]
-    contexts = contexts_of(method, (f"folder:{street}", f"folder:{another_street(tmp_path)}"), outcome.init)
+    contexts = contexts_of(method, (data_of(street), data_of(another_street(tmp_path))), outcome.init)
 
     def matters(field: str, context: dict[str, Any]) -> bool:
         base = outcome(**context) if field not in context else None

@@ -1,5 +1,6 @@
 """Helpers of the recipe tests: a painted street on disk, and the commands that users type."""
 
+import csv
 import importlib.util
 import runpy
 import sys
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 
 from clipreid.data.synthetic.camera import make_camera, render
-from clipreid.data.synthetic.people import draw_person
+from clipreid.data.synthetic.people import caption, draw_person
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +26,18 @@ def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
                 rng = np.random.default_rng([number, camera])
                 seen = render(draw_person(np.random.default_rng(number)), make_camera("wall", camera), rng)
                 Image.fromarray(seen).save(root / split / f"{number:04d}_c{camera + 1}s1_000001_00.jpg", quality=92)
+    return root
+
+
+def caption_street(root: Path) -> Path:
+    """Writes street.csv beside the images of `paint_street`: the same data, with a caption for each image."""
+    with (root / "street.csv").open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["image", "identity", "camera", "split", "caption"])
+        for image in sorted(root.glob("t*/*.jpg")):
+            number, camera = image.name[:4], image.name[6]
+            said = caption(draw_person(np.random.default_rng(int(number))), float(camera))
+            lines.writerow([image.relative_to(root), number, camera, image.parent.name, said])
     return root
 
 

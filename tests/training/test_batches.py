@@ -132,8 +132,75 @@ def test_captions_are_those_of_their_images_and_all_are_drawn() -> None:
     assert seen == {"a", "b"}
     parts = [image_batches(make_run((rank, 2)), captions=captions)(0)[0]["captions"] for rank in (0, 1)]
     assert torch.equal(torch.cat(parts), batches(0)[0]["captions"])
-    with pytest.raises(ValueError, match="at least one sentence"):
-        image_batches(make_run(), captions=[*captions[:-1], []])
+
+
+def test_images_without_a_caption_are_counted_and_have_an_empty_text() -> None:
+    lines: list[str] = []
+    run = make_run(log=SimpleNamespace(say=lines.append))
+    captions = [[] if row % 4 == 0 else ["?!"] if row % 4 == 1 else [f"{row:02d}a"] for row in range(N)]
+    batches = image_batches(run, captions=captions)
+    assert lines == [
+        "note: captions: 12 of 24 images have none, and take part in the losses of images only",
+        "note: captions: 6 without a letter or digit count as none",
+    ]
+    for batch in batches(0):
+        assert torch.equal(batch["captioned"], batch["rows"] % 4 >= 2)
+        empty = tokenise([""])
+        assert torch.equal((batch["captions"] != empty).any(1), batch["captioned"])
+    run.backbone = SimpleNamespace(tokenizer=None)
+    with pytest.raises(ValueError, match="captions need a backbone with a tokenizer"):
+        image_batches(run, captions=captions)
+
+
+def test_the_text_of_a_mirrored_image_is_mirrored() -> None:
+    """In each view by itself, with one sentence for all views."""
+    texts: list[str] = []
+
+    def tokenise(said: list[str]) -> Tensor:
+        texts[:] = said
+        return torch.zeros(len(said), 1)
+
+    plain = Config(flip=0.5, pad=0, erase=0)
+    run = make_run(config=plain)
+    run.backbone.tokenizer = tokenise
+    captions = [["bag on the left", "hat, right hand"]] * N
+    sides = {"bag on the left": 0, "bag on the right": 1, "hat, right hand": 0, "hat, left hand": 1}
+    found = set()
+    for nth, batch in enumerate(image_batches(run, captions=captions, views=2)(1)):
+        expected = normalise(run.crops()[batch["rows"]], run.backbone.mean, run.backbone.std)
+        mirrored = [not torch.equal(x, y) for x, y in zip(batch["pixels"], expected, strict=True)]
+        assert [bool(sides[text]) for text in texts] == mirrored, nth
+        half = len(texts) // 2
+        assert [text[:3] for text in texts[:half]] == [text[:3] for text in texts[half:]]
+        found |= set(texts)
+    assert found == set(sides)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_every_caption_comes_once_an_epoch(processes: int) -> None:
+    lines = SimpleNamespace(say=lambda text: None)
+    captions = [[f"{row:02d}{letter}" for letter in "abc"[: row % 3]] for row in range(N)]
+    parts = [
+        image_batches(make_run((rank, processes), log=lines), captions=captions, every_caption=True)
+        for rank in range(processes)
+    ]
+    wanted = sorted(said for each in captions for said in each or [""])
+    orders = []
+    for epoch in (0, 1):
+        said = []
+        for nth in range(len(parts[0](epoch))):
+            for part in parts:
+                batch = part(epoch)[nth]
+                assert len(batch["rows"]) == 8 // processes
+                texts = ["".join(map(chr, ids)).strip() for ids in batch["captions"].tolist()]
+                assert [int(text[:2]) for text in texts if text] == batch["rows"][batch["captioned"]].tolist()
+                said += texts
+        orders.append(said)
+        assert len(said) == len(wanted) // 8 * 8  # what does not fill a batch is left over
+        assert not {text for text in said if text and said.count(text) > 1}
+    assert orders[0] != orders[1]
+    with pytest.raises(ValueError, match="every_caption needs captions"):
+        image_batches(make_run(), every_caption=True)
 
 
 def test_features_are_computed_once_and_every_image_comes_once_an_epoch() -> None:
