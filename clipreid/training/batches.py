@@ -17,6 +17,7 @@ from clipreid.backbones.tokenizer import unread
 from clipreid.config import RunConfig
 from clipreid.data import Pixels, augment, mixed_pk_indices, process_slice, seed_for
 from clipreid.training.run import Run
+from clipreid.training.sampling import draw_classes, sample_size
 from clipreid.training.sets import RunData, check_batch
 from clipreid.training.stage import Batch
 
@@ -57,11 +58,12 @@ def image_batches(
     captions: Sequence[Sequence[str]] | None = None,
     change: Change | None = None,
 ) -> Batches:
-    """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B].
+    """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B], and
+    with sample_classes below 1 "classes" [S].
 
     Args:
         run: its method's settings have identities_per_batch, images_per_identity, balance, flip, pad (pixels at a
-            height of 256), erase, and perhaps tint and tint_share.
+            height of 256), erase, and perhaps tint, tint_share and sample_classes.
         views: how often each image is in the batch, each time augmented anew: [views x B] rows, the first view first.
         captions: the sentences of every image [N], at least one; one of each is drawn, as "captions" [B, L] token ids.
         change: what is done to the images of a view before they are augmented, called as
@@ -79,7 +81,7 @@ def image_batches(
     if note := unread(tokenizer, said):
         run.log.say(f"note: captions: {note}")
     K, (cameras, views_of) = config.images_per_identity, data.sides
-    crops = cache_on_gpu(run.crops(), device)  # uint8 [N, 3, H, W]
+    crops, sampled = cache_on_gpu(run.crops(), device), sample_size(config, len(data.names))  # uint8 [N, 3, H, W]
 
     def make_view(images: Tensor, epoch: int, nth: int, view: int) -> tuple[Tensor, Batch]:
         more: Batch = {}
@@ -102,6 +104,9 @@ def image_batches(
             rows = rows.repeat(views)
             batch = {"labels": data.labels[rows], "cameras": cameras[rows], "views": views_of[rows], "rows": rows}
             batch |= {name: torch.cat([keys[name] for keys in more]) for name in more[0]}
+            if sampled is not None:
+                own = data.labels[drawn[nth]].unique()
+                batch["classes"] = draw_classes(own, len(data.names), sampled, run.seed, epoch, nth)
             if captions is not None and tokenizer is not None:
                 batch["captions"] = tokenizer(draw_captions(captions, rows, run.seed, epoch, nth))
             return {"pixels": torch.cat(pixels), **{name: x.to(device) for name, x in batch.items()}}
