@@ -1,6 +1,6 @@
-"""Whether the size rule moves every layer of a larger tower as far as it moves those of ViT-B/16, and its features too.
+"""Whether the size rule moves every layer of a larger tower about as far as those of ViT-B/16, and its features too.
 
-    python benchmarks/update_size.py                                          # six towers, LoRA and full tuning
+    python benchmarks/update_size.py                                           # six towers, LoRA and full tuning
     python benchmarks/update_size.py --towers ViT-L-14 --tunings full --steps 4
 
 Architectures as published, weights drawn as CLIP's are at the start of training (arXiv 2103.00020, section 2.4): no
@@ -10,8 +10,9 @@ of 4 x 2 patches.
 
 `update`: |dW|/|W| (Frobenius) of the median layer; `least` and `most`: of a layer, as a multiple of the layer of
 ViT-B/16 at the same relative depth and place in the block. `feature`: how far the test feature of four other images
-moved, |df|/|f|, and `feature_ratio` this as a multiple of ViT-B/16's. Random weights say how updates grow with width
-and depth, not how well a pretrained tower learns.
+moved, |df|/|f|, and `feature_ratio` this as a multiple of ViT-B/16's; means over the seeds, from one to the next up to
+twice as much. Random weights say how updates grow with width and depth, not how well a pretrained tower learns. Full
+tuning of ViT-H/14 takes 11 GB; a tower is skipped, with a message, where the memory is not free.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 import tyro
 from torch import Tensor
@@ -37,7 +39,7 @@ from clipreid.methods import clip_reid
 from clipreid.model import ReIDModel
 from clipreid.training.drift import lora_drift, weight_drift
 from clipreid.training.optimisers import stage_optimiser
-from clipreid.training.sizes import sized
+from clipreid.training.sizes import size_rule, sized
 
 CSV = Path(__file__).with_suffix(".csv")
 IDENTITIES = 16
@@ -68,9 +70,9 @@ class Config:
     towers: tuple[str, ...] = tuple(TOWERS)
     tunings: tuple[Literal["lora", "full"], ...] = ("lora", "full")
     rules: tuple[Literal["size", "none"], ...] = ("size", "none")
-    steps: int = 6
+    steps: int = 5
     threads: int = os.cpu_count() or 1
-    seed: int = 0
+    seeds: tuple[int, ...] = (0, 1)
     csv: Path = CSV
 
 
@@ -93,13 +95,20 @@ def make_model(shape: VisionConfig, tuning: str, rule: str, seed: int) -> tuple[
 
 
 def moved(shape: VisionConfig, tuning: str, rule: str, config: Config) -> tuple[dict[str, float], float, Any]:
-    """|dW|/|W| by layer, |df|/|f|, and the settings, after the steps."""
-    model, settings = make_model(shape, tuning, rule, config.seed)
-    before = {n: x.clone() for n, x in model.tower.state_dict().items()} if tuning == "full" else {}
+    """|dW|/|W| by layer, |df|/|f|, and the settings, after the steps; means over the seeds."""
+    each = [moved_once(shape, tuning, rule, config.steps, seed) for seed in config.seeds]
+    drift = {name: statistics.mean(drift[name] for drift, _, _ in each) for name in each[0][0]}
+    return drift, statistics.mean(feature for _, feature, _ in each), each[0][2]
+
+
+def moved_once(
+    shape: VisionConfig, tuning: str, rule: str, steps: int, seed: int
+) -> tuple[dict[str, float], float, Any]:
+    model, settings = make_model(shape, tuning, rule, seed)
     bank = torch.randn(IDENTITIES, shape.embed_dim, generator=torch.Generator().manual_seed(1))
     stage = clip_reid.Tuning(model, bank, model.source[0].logit_scale, settings)
     optimiser = stage_optimiser(model, settings)
-    others = images(shape, config.seed + 1000)
+    others = images(shape, seed + 1000)
 
     def feature() -> Tensor:
         with torch.no_grad():
@@ -107,13 +116,24 @@ def moved(shape: VisionConfig, tuning: str, rule: str, config: Config) -> tuple[
 
     old = feature()
     model.train()
-    for step in range(config.steps):
-        batch = {"pixels": images(shape, config.seed + step), "labels": torch.tensor([0, 0, 1, 1]) + 2 * (step % 8)}
+    for step in range(steps):
+        batch = {"pixels": images(shape, 100 * seed + step), "labels": torch.tensor([0, 0, 1, 1]) + 2 * (step % 8)}
         optimiser.zero_grad(set_to_none=True)
         sum(stage(batch).values()).backward()
         optimiser.step()
-    drift = weight_drift(model.tower, before) if tuning == "full" else lora_drift(model)
-    return drift, ((feature() - old).norm() / old.norm()).item(), settings
+    change = ((feature() - old).norm() / old.norm()).item()
+    if tuning == "lora":
+        return lora_drift(model), change, settings
+    optimiser.zero_grad(set_to_none=True)
+    optimiser.state.clear()  # room for the weights before, which are drawn again
+    before = make_model(shape, tuning, rule, seed)[0].tower.state_dict()
+    return weight_drift(model.tower, before), change, settings
+
+
+def fits(shape: VisionConfig, tuning: str) -> bool:
+    """Whether weights, gradients and Adam's moments fit into the memory that is free."""
+    weights = shape.depth * (4 * shape.width**2 + 2 * shape.width * shape.mlp_width)
+    return psutil.virtual_memory().available > 1.15 * weights * (16 if tuning == "full" else 5)
 
 
 def ratios(found: dict[str, float], reference: dict[str, float], depth: int) -> list[float]:
@@ -128,13 +148,17 @@ def ratios(found: dict[str, float], reference: dict[str, float], depth: int) -> 
 
 def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
-    where = {"steps": config.steps, "batch": 4, "seed": config.seed, "torch": torch.__version__, "device": "CPU"}
+    where = {"steps": config.steps, "batch": 4, "seeds": len(config.seeds), "torch": torch.__version__, "device": "CPU"}
     rows = []
     for tuning in config.tunings:
         reference, of_feature, _ = moved(TOWERS[REFERENCE], tuning, "size", config)
         for name in config.towers:
-            for rule in config.rules:
-                begun, shape = time.perf_counter(), TOWERS[name]
+            shape = TOWERS[name]
+            for rule in config.rules if size_rule(shape.width, shape.depth, tuning) != (1, 1) else ("size",):
+                begun = time.perf_counter()
+                if not fits(shape, tuning):
+                    print(f"{name}, {tuning}: skipped, too little memory is free", flush=True)
+                    continue
                 found, feature, settings = moved(shape, tuning, rule, config)
                 each = ratios(found, reference, shape.depth)
                 row = {

@@ -59,7 +59,7 @@ class SampledRows(nn.Module):
     The classifiers [I, D] get no gradient; `step`, before each step of the optimiser, does Adam on their sampled rows.
 
     Attributes:
-        memory: the classifiers, for the checkpoint.
+        memory: (a module with the classifiers), for the checkpoint.
     """
 
     def __init__(self, model: ReIDModel, size: int) -> None:
@@ -70,10 +70,10 @@ class SampledRows(nn.Module):
         self.memory = (nn.Module(),)  # in a tuple, so that it is no part of this module
         for name, table in tables.items():
             table.requires_grad_(False)
-            self.memory[0].register_buffer(name, table.data)  # type: ignore[arg-type]
+            self.memory[0].register_parameter(name, table)  # itself: its storage is changed by DistributedDataParallel
 
     def table(self, name: str) -> Tensor:
-        return getattr(self.memory[0], name)
+        return self.memory[0].get_parameter(name)
 
     @torch.no_grad()
     def forward(self, classes: Tensor) -> dict[str, Tensor]:

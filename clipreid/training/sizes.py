@@ -29,6 +29,7 @@ from torch import nn
 from clipreid.model import usual_alpha
 
 WIDTH, DEPTH = 768, 12  # of ViT-B
+LEAST = 0.6  # of ViT-B's |dW|/|W|, that no block gets less: by chance half of it, then
 BLOCK = re.compile(r"(?:^|\.)(?:layers|blocks)\.(\d+)\.")  # in the name of a parameter
 
 
@@ -40,10 +41,12 @@ def depth_of(names: Iterable[str]) -> int:
 def size_rule(width: int, depth: int, tuning: str) -> tuple[float, float]:
     """The factor on the rate of a tower, and the further one from each block to the one below it; 1 and 1 up to ViT-B's
     size."""
-    wide, deep = min(1.0, WIDTH / width) ** 0.5, min(1.0, DEPTH / max(depth, 1)) ** 0.5
-    if tuning == "full":
-        return wide, deep ** (1 / max(depth - 1, 1))  # the first block: all of `deep`
-    return wide * (deep if tuning == "lora" else 1.0), 1.0
+    root = min(1.0, WIDTH / width) ** 0.5
+    least = max(LEAST, root * min(1.0, DEPTH / max(depth, 1)) ** 0.5)  # of |dW|/|W|, as a share of ViT-B's
+    if tuning == "lora":
+        return least, 1.0
+    fall = min(1.0, least / root) if tuning == "full" else 1.0  # from the last block to the first
+    return root**2, fall ** (1 / max(depth - 1, 1))
 
 
 def sized(config: Any, tower: nn.Module) -> Any:
