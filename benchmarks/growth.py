@@ -1,7 +1,7 @@
 """What more identities and more images cost: seconds and bytes, with all classes and with a tenth of them sampled.
 
-    python benchmarks/growth.py                                             # 1k, 10k, 100k identities; 10k to 1M images
-    python benchmarks/growth.py --identities 1000 --images 10000 --steps 3  # a quick look
+    python benchmarks/growth.py                                 # 1k, 10k, 100k identities; 10k, 100k, 1M images
+    python benchmarks/growth.py --identities 1000 --images 10000 --steps 3    # a quick look
 
 Each row is measured in a process of its own, on the CPU. What grows has its real size, that of ViT-B/16: features of
 768 and 512 dimensions, prompts of four tokens of 512. The towers have a narrow block or two, so that it can be seen.
@@ -16,12 +16,14 @@ Computed, in MB (float32; what is trained has a gradient and Adam's two moments)
     classifiers   [I, D] x 4; sampled: [I, D] x 3 + [S, D] x 2    of both necks, in stage 2
 
 `images`: an epoch's batches are drawn; computed: the pixel cache (a file, mapped into memory) and the features of
-stage 1 [N, E]. These images are simulated by their labels, ten of each identity.
+stage 1 [N, E]. These images are simulated by their labels, ten of each identity. What the free memory does not hold is
+computed only.
 """
 
 from __future__ import annotations
 
 import csv
+import math
 import multiprocessing
 import os
 import resource
@@ -32,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import tyro
 from torch import Tensor
@@ -164,32 +167,39 @@ def main(config: Config) -> None:
         load = {"load": round(os.getloadavg()[0], 1)}
         rows.append({name: round(x, 4) if isinstance(x, float) else x for name, x in (row | where | load).items()})
         print(format_table(rows[-1:]), flush=True)
+        with open(config.csv, "w", newline="") as handle:
+            writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
 
-    kinds = [("stage1", stage1, (1.0,)), ("stage2", stage2, config.shares)]
-    for stage, make, shares in kinds:
-        few = measure(make, FEW, 1.0, config)[1]
-        for identities in config.identities:
-            for share in shares:
-                seconds, peak = measure(make, identities, share, config)
-                add({
-                    "what": stage, "identities": identities, "images": K * identities, "share": share,
-                    "step_s": seconds, "epoch_s": seconds * (K * identities // (P * K)), "peak_mb": round(peak - few),
-                    **computed(stage, identities, share), "pixels_mb": "", "features_mb": "",
-                })  # fmt: skip
     few = measure(draw, 10 * FEW, 1.0, config)[1]
     for images in config.images:
         seconds, peak = measure(draw, images, 1.0, config)
         add({
             "what": "images", "identities": images // 10, "images": images, "share": 1.0, "step_s": "",
-            "epoch_s": seconds, "peak_mb": round(peak - few), "contexts_mb": "", "bank_mb": "", "classifiers_mb": "",
+            "epoch_s": seconds, "peak_mb": peak - few, "contexts_mb": "", "bank_mb": "", "classifiers_mb": "",
             "flops": "", "pixels_mb": images * CROP / MB, "features_mb": images * E * 4 / MB,
         })  # fmt: skip
-    print(f"\n{format_table(rows)}")
-    with open(config.csv, "w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"\nwritten: {config.csv}")
+    kinds = [("stage2", stage2, config.shares), ("stage1", stage1, (1.0,))]
+    for stage, make, shares in kinds:
+        few = measure(make, FEW, 1.0, config)[1]
+        for identities in config.identities:
+            for share in shares:
+                sizes = computed(stage, identities, share)
+                needed = 2 * sum(sizes[name] for name in ("contexts_mb", "bank_mb", "classifiers_mb"))
+                seconds, peak = math.nan, math.nan
+                if psutil.virtual_memory().available > needed * MB:
+                    seconds, peak = measure(make, identities, share, config)
+                else:
+                    print(
+                        f"{stage}, {identities:,} identities: computed only, {needed:,.0f} MB are not free", flush=True
+                    )
+                add({
+                    "what": stage, "identities": identities, "images": K * identities, "share": share,
+                    "step_s": seconds, "epoch_s": seconds * (K * identities // (P * K)), "peak_mb": peak - few,
+                    **sizes, "pixels_mb": "", "features_mb": "",
+                })  # fmt: skip
+    print(f"\n{format_table(rows)}\n\nwritten: {config.csv}")
 
 
 if __name__ == "__main__":

@@ -315,8 +315,9 @@ class Pairs(clip_reid.Tuning):
             labels, kinds, second = (gather(x) for x in (batch["labels"], batch["kinds"], second_view(batch["labels"])))
             labels = place(labels, batch)
             losses = clip_reid.tuning_loss(output, labels, None, None, self.config)
-            if self.banks.texts is not None:
-                features, (texts, occluded) = output.features["projection"], self.banks
+            texts, occluded = self.banks
+            if texts is not None:
+                features = output.features["projection"]
                 banks = Banks(seen(texts, batch), None if occluded is None else seen(occluded, batch, 1))
                 losses |= text_losses(features, labels, kinds, second, banks, self.scale, self.config)
             if self.config.weight_consistency:

@@ -64,8 +64,9 @@ class SampledRows(nn.Module):
 
     def __init__(self, model: ReIDModel, size: int) -> None:
         super().__init__()
-        tables = {name: neck.classifier.weight for name, neck in model.necks.items()}  # type: ignore[union-attr]
-        self.rows = nn.ParameterDict({name: x.new_zeros(size, x.shape[1]) for name, x in tables.items()})  # type: ignore
+        necks: Any = model.necks
+        tables: dict[str, nn.Parameter] = {name: neck.classifier.weight for name, neck in necks.items()}
+        self.rows = nn.ParameterDict({name: x.new_zeros(size, x.shape[1]) for name, x in tables.items()})
         self.classes = torch.zeros(size, dtype=torch.long)
         self.memory = (nn.Module(),)  # in a tuple, so that it is no part of this module
         for name, table in tables.items():

@@ -227,8 +227,7 @@ def test_interrupted_and_resumed_it_ends_bit_for_bit_as_uninterrupted(street: Pa
         if self.stage == "stage2" and self.step > self.steps // 2:
             raise Killed
 
-    whole = run_of(street, tmp_path / "whole", prompts="none")
-    begun = launching_module.build_model(whole)
+    run_of(street, tmp_path / "whole", prompts="none")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Progress, "update", update)
         with pytest.raises(Killed):
@@ -239,9 +238,9 @@ def test_interrupted_and_resumed_it_ends_bit_for_bit_as_uninterrupted(street: Pa
         assert one.keys() == other.keys()
         assert all(torch.equal(x, other[name]) for name, x in one.items()), file
     kept = load_file(tmp_path / "whole/identities.safetensors")
-    assert kept.keys() == {f"necks.{name}.classifier.weight" for name in begun.necks}
+    assert kept.keys() == {f"necks.{name}.classifier.weight" for name in ("final", "projection")}
     for name, x in kept.items():
-        assert (x != begun.get_parameter(name)).any(dim=1).sum() > IDENTITIES / 2, name
+        assert x.std() > 0.002, name  # they began at 0.001
 
 
 def test_two_processes_are_one(street: Path, tmp_path: Path) -> None:
