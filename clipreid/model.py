@@ -40,7 +40,7 @@ class Output:
 
     Attributes:
         features: every feature of the aggregator by name, [G, D] each, before the necks.
-        logits: [G, I] for each feature that has a neck.
+        logits: [G, I] for each feature that has a neck; [G, S] where S identities are compared.
     """
 
     features: dict[str, Tensor]
@@ -66,10 +66,12 @@ class Neck(nn.Module):
         self.norm.bias.requires_grad_(False)
         self.classifier = Classifier(width, identities) if identities else None
 
-    def forward(self, x: Tensor) -> Tensor:  # [G, D] -> [G, I]
+    def forward(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        """[G, D] to logits [G, I], or [G, S] of the classifier's rows [S, D] that are given."""
         if self.classifier is None:
             raise RuntimeError("this model was loaded without its classifiers: it embeds, but cannot be trained")
-        return self.classifier(self.norm(x.float()))
+        x = self.norm(x.float())
+        return self.classifier(x) if rows is None else F.linear(x, rows)
 
 
 class ReIDModel(nn.Module):
@@ -81,7 +83,7 @@ class ReIDModel(nn.Module):
         backbone: whose image tower is adapted, in place.
         tuning: what of the tower is trained. "lora": adapters in every block; "full": all weights; "head": none, but a
             linear map on each feature with a neck, which starts as the identity.
-        rank, alpha: of LoRA; the update is alpha / rank x B A.
+        rank, alpha: of LoRA; the update is alpha / rank x B A. alpha None: `usual_alpha(rank)`.
         text_tuning: the same for the text tower, which is frozen for most methods.
         aggregator: tokens to features; None: `default_aggregator`.
         hooks: at the tower's layers, by name, in this order.
@@ -99,7 +101,7 @@ class ReIDModel(nn.Module):
         tuning: Tuning = "lora",
         *,
         rank: int = 8,
-        alpha: float = 16.0,
+        alpha: float | None = 16.0,
         text_tuning: TextTuning = "frozen",
         aggregator: Aggregator | None = None,
         hooks: Mapping[str, TokenHook] | None = None,
@@ -111,7 +113,7 @@ class ReIDModel(nn.Module):
             if value not in get_args(valid):
                 raise UserError(f"--{flag} {value}: choose one of {', '.join(get_args(valid))}")
         check_fits(backbone, tuning)
-        tower = backbone.image
+        tower, alpha = backbone.image, usual_alpha(rank) if alpha is None else alpha
         self.source = (backbone,)  # for its text tower; in a tuple, so that this is no part of the model
         self.tuning, self.text_tuning = tuning, text_tuning
         self.family, self.raw_logits = backbone.family, backbone.raw_logits
@@ -205,15 +207,19 @@ class ReIDModel(nn.Module):
         found = self.aggregator(tokens, {**about, "pixels": pixels} if self.aggregator.pixels else about)
         return found | {name: self.maps[name](found[name]) for name in self.maps}
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Output:
+    def forward(self, batch: Mapping[str, Tensor], rows: Mapping[str, Tensor] | None = None) -> Output:
         """A batch of this process ("pixels" [B, 3, H, W], normalised) to features and logits of all processes.
+
+        rows: for each neck, the rows of its classifier that are compared, [S, D]; None: all.
 
         Features are gathered, with gradient, before the necks: batch statistics, mining and losses see the
         global batch, whatever the number of processes.
         """
         about = {name: x for name, x in batch.items() if name != "pixels"}
         features = {name: gather(x.float()) for name, x in self.features(batch["pixels"], about).items()}
-        return Output(features, {name: self.necks[name](features[name]) for name in self.aggregator.necks})
+        given = rows or {}
+        logits = {name: self.necks[name](features[name], given.get(name)) for name in self.aggregator.necks}
+        return Output(features, logits)
 
     def test_feature(self, features: Mapping[str, Tensor]) -> Tensor:
         """The retrieval feature, float32 [B, D], L2-normalised: the aggregator's test features side by side.
@@ -402,6 +408,12 @@ def need_text(backbone: Backbone, what: str) -> nn.Module:
             f"{what}: {backbone.name} has no text tower: take a backbone with text (tiny-clip, open_clip:..., hf:...)"
         )
     return backbone.text
+
+
+def usual_alpha(rank: int) -> float:
+    """LoRA's alpha: 16 at rank 8, growing with the root of the rank, so that the update alpha / rank x B A does not get
+    smaller where the rank is larger (rank-stabilised LoRA: Kalajdzievski, arXiv 2312.03732)."""
+    return 16.0 * (rank / 8) ** 0.5
 
 
 def _with_lora(tower: nn.Module, rank: int, alpha: float, backbone: str) -> nn.Module:

@@ -83,7 +83,7 @@ def _code(source: str, node: ast.expr | None) -> str:
     if isinstance(node, ast.Dict):
         return ", ".join(f"{name} {_code(*part)}" for name, part in _resolve(source, node).items())
     text = ast.get_source_segment(source, node) or ""
-    return {"()": "", "False": "off", "True": "on"}.get(text, text.strip("\"'"))
+    return {"()": "", "False": "off", "True": "on", "None": "automatic"}.get(text, text.strip("\"'"))
 
 
 def _text(node: ast.stmt) -> str:

@@ -55,7 +55,8 @@ def test_the_paper_preset_is_what_was_published() -> None:
         "aggregation": "cls", "sie": "none", "sie_coefficient": 1.0, "balance": "proportional",
         "identities_per_batch": None, "images_per_identity": None, "checkpoint_every": 1, "cameras": (), "views": (),
         "lora_rank": 8, "lora_alpha": 16.0, "triplet_features": "raw", "triplet_taps": "all", "soft_margin": False,
-        "tint": 0.0, "tint_share": 1.0,
+        "tint": 0.0, "tint_share": 1.0, "rate_factor": 1.0, "layer_decay": 1.0, "clip_norm": None,
+        "sample_classes": 1.0,
         "occluders": "none", "occluder_folder": None, "occlude_probability": 0.5, "severity_least": 0.1,
         "severity_most": 0.5,
     }  # fmt: skip
@@ -85,7 +86,8 @@ def test_the_default_preset_is_for_lora() -> None:
     assert (config.tuning, config.optimiser, config.schedule) == ("lora", "adamw", "cosine")
     assert (config.rate, config.head_rate) == (2e-4, 3.5e-4)
     assert (config.triplet_features, config.tint, config.tint_share) == ("unit", 0.1, 1.0)
-    assert (config.lora_rank, config.lora_alpha) == (8, 16.0)
+    sizes = (config.lora_rank, config.lora_alpha, config.rate_factor, config.layer_decay)
+    assert sizes == (8, None, None, None)  # by the size of the tower: tests/training/test_sizes.py
     assert flags == RunConfig(BIG)  # pixels, positions and interpolation of the backbone
     assert configure(clip_reid) == (RunConfig(), settle("tiny-clip")[1])
 

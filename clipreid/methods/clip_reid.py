@@ -35,11 +35,14 @@ from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding, training_library
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run, refuse_text_free
+from clipreid.training.sampling import SampledRows, memory_of, place, sample_rows, seen
 from clipreid.training.schedules import prompt_rate
 from clipreid.training.sets import RunData
+from clipreid.training.sizes import sized
 from clipreid.training.stage import Batch, Losses, Stage
 
 RECIPE = "recipes/clipreid_stage2.py"
+LOGITS = 2**24  # between images and texts at a time: of 100,000 texts and as many images they would take 40 GB
 FOUND = 0.5  # share of texts that find an image of their own identity: below it a warning
 
 
@@ -59,7 +62,7 @@ class Config:
     """Factor on that embedding"""
     lora_rank: int = 8
     """--tuning lora: rank r of the update B A of each weight matrix"""
-    lora_alpha: float = 16.0
+    lora_alpha: Annotated[float | None, none_is("16 at rank 8, growing with the root of the rank")] = 16.0
     """--tuning lora: the update is multiplied by alpha / rank"""
     prompt_tokens: int = 4
     """Stage 1: learned tokens per identity"""
@@ -77,6 +80,14 @@ class Config:
     """Stage 2: small data gets more epochs, until there are so many steps; 0 where --epochs is given"""
     rate: float = 2e-4
     """Learning rate of the image tower (LoRA, all weights, or the linear map)"""
+    rate_factor: Annotated[float | None, Between(1e-3, 1e3), none_is("1, less for towers larger than ViT-B")] = 1.0
+    """Factor on --rate for the size of the tower"""
+    layer_decay: Annotated[float | None, Between(0.1, 1), none_is("1, less for full tuning of more than 12 blocks")] = (
+        1.0
+    )
+    """Further factor on --rate from each block of the tower to the one below it"""
+    clip_norm: Annotated[float | None, Between(1e-6, 1e9), none_is("nothing is cut")] = None
+    """Of stage 2: gradients whose norm, of all together, is larger are shortened to it"""
     head_rate: float = 3.5e-4
     """Learning rate of necks and classifiers"""
     bias_rate_factor: float = 1.0
@@ -101,6 +112,9 @@ class Config:
     """K, images of each of them"""
     balance: Literal["proportional", "equal"] = "proportional"
     """With several --data: each set's share of the identities of a batch, by its number of identities or equal"""
+    sample_classes: Annotated[float, Between(1e-6, 1)] = 1.0
+    """Share of the identities that classifiers and image-to-text loss compare in a step: those of the batch, and others
+    at random"""
     smoothing: float = 0.1
     """Of the labels, in the identity and image-to-text losses"""
     margin: float = 0.3
@@ -152,6 +166,7 @@ class Config:
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "triplet_features": "unit", "tint": 0.1, "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4},
+        "rate_factor": None, "layer_decay": None, "lora_alpha": None,  # by size: clipreid/training/sizes.py
     },
     "paper": {
         "tuning": "full", "optimiser": "adam", "rate": {"full": 5e-6, "lora": 2e-4, "head": 3.5e-4}, "head_rate": 5e-6,
@@ -168,6 +183,7 @@ TINY: dict[str, dict[str, Any]] = {
     "default": {
         "prompt_epochs": 15, "prompt_warmup": 1, "prompt_rate": 3.5e-3, "epochs": 4, "least_steps": 180, "warmup": 0.5,
         "rate": {"full": 2e-4, "lora": 4e-3, "head": 3.5e-3}, "head_rate": 3.5e-3,
+        "rate_factor": 1.0, "layer_decay": 1.0, "lora_alpha": 16.0,
     },
     "paper": {
         "prompt_epochs": 30, "prompt_warmup": 2, "prompt_rate": 3.5e-3, "epochs": 6, "warmup": 1, "milestones": (4, 6),
@@ -185,7 +201,8 @@ PLAIN: dict[str, tuple[Any, ...]] = {"tuning": ("lora",), "sie": ("none",), "agg
 STAGE_FLAGS = {
     "stage1": ("prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "prompt_tokens"),
     "stage2": (
-        *TOWER_FLAGS, "prompts", "epochs", "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser",
+        *TOWER_FLAGS, "prompts", "epochs", "least_steps", "rate", "rate_factor", "layer_decay", "clip_norm",
+        "sample_classes", "head_rate", "bias_rate_factor", "optimiser",
         "weight_decay", "schedule", "warmup", "warmup_factor", "milestones", "identities_per_batch",
         "images_per_identity", "balance", "smoothing", "margin", "soft_margin", "triplet_features",
         "triplet_taps", "weight_id", "weight_triplet", "weight_i2t", "pad",
@@ -196,7 +213,8 @@ STAGE_FLAGS = {
 
 
 def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, processes: int) -> Config:
-    """The settings that the data decide: P, K, epochs, and the cameras and views that `--sie` embeds.
+    """The settings that data and backbone decide: P, K, epochs, the cameras and views that `--sie` embeds, and what
+    depends on the size of the tower.
 
     Raises:
         UserError: what the backbone has nothing for; side information that nobody knows; batches that cannot be drawn.
@@ -211,7 +229,7 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
         cameras, views = known_numbers(config.sie, *data.sides)
         config = replace(config, cameras=cameras, views=views)
     training_library(config)  # refuses what cannot be read
-    return fit_batches(config, data, flags, processes)
+    return fit_batches(sized(config, backbone.image), data, flags, processes)
 
 
 def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
@@ -361,11 +379,17 @@ def separability(features: Tensor, bank: Tensor, labels: Tensor, scale: float | 
     `text_to_image`: identities whose most similar image is their own; `image_to_text`: images whose most similar
     text is their own.
     """
-    logits = image_text_logits(features, bank, scale)  # [N, I]
-    own = torch.arange(len(bank), device=labels.device)
+    best = torch.full((len(bank),), -torch.inf, device=labels.device)  # [I] of the images so far
+    nearest, own = torch.zeros_like(best, dtype=torch.long), torch.arange(len(bank), device=labels.device)
+    right = torch.zeros((), device=labels.device)
+    for rows in torch.arange(len(labels), device=labels.device).split(max(1, LOGITS // len(bank))):
+        logits = image_text_logits(features[rows], bank, scale)  # [n, I]
+        right += (logits.argmax(1) == labels[rows]).sum()
+        found, at = logits.max(0)
+        nearest, best = torch.where(found > best, labels[rows[at]], nearest), torch.maximum(found, best)
     return {
-        "text_to_image": (labels[logits.argmax(0)] == own).float().mean().item(),
-        "image_to_text": (logits.argmax(1) == labels).float().mean().item(),
+        "text_to_image": (nearest == own).float().mean().item(),
+        "image_to_text": (right / len(labels)).item(),
     }
 
 
@@ -376,28 +400,42 @@ class Tuning(nn.Module):
     """Stage 2 as a module: a batch of augmented images to the weighted losses (equation 9).
 
     bank: [I, E] fixed text features; None leaves out what needs texts.  scale: temperature of image-text logits.
+    sampled: where a step sees some of the classes; the batches then have "classes".
     """
 
-    def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
+    def __init__(
+        self,
+        model: ReIDModel,
+        bank: Tensor | None,
+        scale: float | None,
+        config: Config,
+        sampled: SampledRows | None = None,
+    ) -> None:
         super().__init__()
         self.model, self.bank, self.scale, self.config = model, bank, scale, config  # no buffers
+        self.sampled = sampled
+
+    def output(self, batch: Batch) -> Output:
+        """Features and logits of all processes; the batch is this process's."""
+        return self.model(batch, None if self.sampled is None else self.sampled(batch["classes"]))
 
     def forward(self, batch: Batch) -> Losses:
         """This process's "pixels" [B, 3, H, W] and "labels" [B] (and "cameras", "views") to the global losses."""
-        return self.losses(self.model(batch), batch)
+        return self.losses(self.output(batch), batch)
 
     def losses(self, output: Output, batch: Batch) -> Losses:
         """Features and logits of all processes to the losses; the batch is this process's."""
-        with full_precision(batch["labels"].device):
-            return tuning_loss(output, gather(batch["labels"]), self.bank, self.scale, self.config)
+        labels, bank = place(gather(batch["labels"]), batch), self.bank
+        with full_precision(labels.device):
+            return tuning_loss(output, labels, None if bank is None else seen(bank, batch), self.scale, self.config)
 
 
 def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: float | None, config: Config) -> Losses:
-    """ID on both necks, triplet on three taps, image-to-text.
+    """ID on both necks, triplet on three taps, image-to-text, over I identities (all of them, or those sampled).
 
     Args:
         output: features and logits of the global batch.
-        labels: [G] long.
+        labels: [G] long, 0..I-1.
         bank: [I, E] fixed text features; None leaves the image-to-text term out.
         scale: temperature of image-text logits, None for raw dot products.
     """
@@ -422,12 +460,16 @@ def triplet_of(feature: Tensor, labels: Tensor, config: Config) -> Tensor:
 
 def tuning_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config) -> Stage:
     """PK batches of augmented images, one optimiser."""
+    sampled = sample_rows(run, model, config)
+    module = Tuning(model, bank, text_scale(run.backbone), config, sampled)
     return Stage(
         name="stage2",
-        module=Tuning(model, bank, text_scale(run.backbone), config),
+        module=module,
         batches=image_batches(run, change=occluding(config)),
-        optimisers=(stage_optimiser(model, config),),
+        optimisers=(stage_optimiser(model, config, module),),
         rate=stage_rate(config),
         epochs=config.epochs,
+        clip_norm=config.clip_norm,
+        memory=memory_of(sampled),
         checkpoint_every=config.checkpoint_every,
     )

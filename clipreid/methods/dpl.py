@@ -59,6 +59,7 @@ from clipreid.training.occluding import training_library
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.pairs import occluded_view, pair_batches, pair_features
 from clipreid.training.run import Run
+from clipreid.training.sampling import SampledRows, memory_of, place, sample_rows, seen
 from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
 
@@ -297,18 +298,28 @@ class Pairs(clip_reid.Tuning):
 
     config: Config
 
-    def __init__(self, model: ReIDModel, banks: Banks, scale: float | None, config: Config) -> None:
-        super().__init__(model, banks.texts, scale, config)
+    def __init__(
+        self,
+        model: ReIDModel,
+        banks: Banks,
+        scale: float | None,
+        config: Config,
+        sampled: SampledRows | None = None,
+    ) -> None:
+        super().__init__(model, banks.texts, scale, config, sampled)
         self.banks = banks
 
     def losses(self, output: Output, batch: Batch) -> Losses:
         """Features and logits of all processes; of the batch, which has both views of this process, also "kinds"."""
         with full_precision(batch["labels"].device):
             labels, kinds, second = (gather(x) for x in (batch["labels"], batch["kinds"], second_view(batch["labels"])))
+            labels = place(labels, batch)
             losses = clip_reid.tuning_loss(output, labels, None, None, self.config)
-            if self.banks.texts is not None:
+            texts, occluded = self.banks
+            if texts is not None:
                 features = output.features["projection"]
-                losses |= text_losses(features, labels, kinds, second, self.banks, self.scale, self.config)
+                banks = Banks(seen(texts, batch), None if occluded is None else seen(occluded, batch, 1))
+                losses |= text_losses(features, labels, kinds, second, banks, self.scale, self.config)
             if self.config.weight_consistency:
                 compared = {name: output.features[name] for name in self.model.aggregator.test}
                 losses["consistency_loss"] = self.config.weight_consistency * apart(compared, second)
@@ -353,12 +364,16 @@ def apart(features: dict[str, Tensor], second: Tensor) -> Tensor:
 
 def tuning_stage(run: Run, model: ReIDModel, banks: Banks, config: Config, library: Library | None) -> Stage:
     """PK batches of augmented images in two views, one optimiser."""
+    sampled = sample_rows(run, model, config)
+    module = Pairs(model, banks, clip_reid.text_scale(run.backbone), config, sampled)
     return Stage(
         name="stage2",
-        module=Pairs(model, banks, clip_reid.text_scale(run.backbone), config),
+        module=module,
         batches=image_batches(run, views=2, change=occluded_view(config, library)),
-        optimisers=(stage_optimiser(model, config),),
+        optimisers=(stage_optimiser(model, config, module),),
         rate=stage_rate(config),
         epochs=config.epochs,
+        clip_norm=config.clip_norm,
+        memory=memory_of(sampled),
         checkpoint_every=config.checkpoint_every,
     )

@@ -51,6 +51,7 @@ from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run
+from clipreid.training.sampling import SampledRows, memory_of, place, sample_rows, seen
 from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
 
@@ -182,7 +183,8 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
     if config.prompts == "identity":
         bank = yield from clip_reid.learned_bank(run, model, config)  # [I, E]
     saliency = Saliency(model, config) if config.patch_transfer else None
-    module = Objective(model, bank, clip_reid.text_scale(run.backbone), config, saliency)
+    sampled = sample_rows(run, model, config)
+    module = Objective(model, bank, clip_reid.text_scale(run.backbone), config, saliency, sampled)
     yield Stage(
         name="dpm",
         module=module,
@@ -190,6 +192,8 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         optimisers=optimisers(model, module, config),
         rate=stage_rate(config),
         epochs=config.epochs,
+        clip_norm=config.clip_norm,
+        memory=memory_of(sampled),
         checkpoint_every=config.checkpoint_every,
     )
     report_drift(run, model)
@@ -202,11 +206,11 @@ def optimisers(model: ReIDModel, module: Objective, config: Config) -> tuple[tor
     """One of everything but the mask generator and one of the generator; a single one without turns."""
     generator, masks = aggregator_of(model).generator, replace(config, head_rate=config.mask_rate)
     if generator is None:
-        return (stage_optimiser(model, config),)
+        return (stage_optimiser(model, config, module),)
     with resting(module.turns[1]):
-        first = stage_optimiser(model, config)
+        first = stage_optimiser(model, config, module)
     with resting(module.turns[0]):
-        second = stage_optimiser(model, masks)
+        second = stage_optimiser(model, masks, module)
     if config.alternate:
         return first, second
     for group in second.param_groups:
@@ -237,6 +241,7 @@ class Objective(nn.Module):
         bank: [I, E] fixed text features; None leaves out what needs texts.
         scale: temperature of image-text logits, None for raw dot products.
         saliency: for patch transfer.
+        sampled: where a step sees some of the classes; the batches then have "classes".
     """
 
     def __init__(
@@ -246,14 +251,15 @@ class Objective(nn.Module):
         scale: float | None,
         config: Config,
         saliency: Saliency | None = None,
+        sampled: SampledRows | None = None,
     ) -> None:
         super().__init__()
         self.model, self.bank, self.scale, self.config = model, bank, scale, config  # no buffers
-        self.saliency = saliency
+        self.saliency, self.sampled = saliency, sampled
         generator = aggregator_of(model).generator
         masks = [] if generator is None else list(generator.parameters())
         others = {id(p) for p in masks}
-        trained = [p for p in model.parameters() if p.requires_grad and id(p) not in others]
+        trained = [p for p in self.parameters() if p.requires_grad and id(p) not in others]
         self.turns = (trained, masks)  # what each turn trains
 
     def forward(self, batch: Batch, turn: int | None = None) -> Losses:
@@ -264,7 +270,8 @@ class Objective(nn.Module):
         if self.saliency is not None:
             batch = batch | {"salient": self.saliency(batch["pixels"])}
         with resting([] if turn is None else self.turns[1 - turn]):
-            output, labels = self.model(batch), gather(batch["labels"])
+            output = self.model(batch, None if self.sampled is None else self.sampled(batch["classes"]))
+            labels = place(gather(batch["labels"]), batch)
             with full_precision(labels.device):
                 if turn == 1:
                     return {"mask_loss": self.masked_loss(output, labels)}
@@ -286,16 +293,20 @@ class Objective(nn.Module):
             reduced = likeness.sum() if config.enrich_over == "sum" else likeness.mean()
             losses["enrich_loss"] = config.weight_enrich * reduced
         if self.bank is not None:
-            losses |= self.text_losses(features["projection"], labels, self.bank)
+            losses |= self.text_losses(features["projection"], labels, seen(self.bank, batch))
         return losses
+
+    def prototypes(self, name: str) -> Tensor:
+        """The classifier of a neck, [I, D]: all of it, or what this step has sampled."""
+        neck: Any = self.model.necks[name]
+        return neck.classifier.weight if self.sampled is None else self.sampled.rows[name]
 
     def masked_loss(self, output: Output, labels: Tensor) -> Tensor:
         """Weighted cross-entropy over masked cosines with the prototypes, which are the classifier's weights [I, D]."""
         config, (name,) = self.config, output.logits
         feature = output.features[name]
         mask = output.features.get("mask", torch.ones_like(feature))
-        prototypes = self.model.necks[name].classifier.weight  # type: ignore[union-attr]
-        cosine = masked_cosine(feature, mask, prototypes)  # type: ignore[arg-type]
+        cosine = masked_cosine(feature, mask, self.prototypes(name))
         logits = arcface_logits(cosine, labels, config.arc_scale, config.arc_margin)  # [G, I]
         return config.weight_masked * id_loss(logits, labels, config.smoothing)
 
@@ -304,10 +315,9 @@ class Objective(nn.Module):
         config, (name,) = self.config, self.model.aggregator.necks
         logits = image_text_logits(projection, bank, self.scale)  # [G, I]
         losses = {"i2t_loss": config.weight_i2t * id_loss(logits, labels, config.smoothing)}
-        prototypes: Any = self.model.necks[name].classifier.weight  # type: ignore[union-attr]
         if config.weight_relation:
             temperature, itself = config.relation_temperature, config.relation_itself
-            relation = relation_loss(prototypes, bank, labels.unique(), temperature, itself=itself)
+            relation = relation_loss(self.prototypes(name), bank, labels.unique(), temperature, itself=itself)
             losses["relation_loss"] = config.weight_relation * relation
         return losses
 

@@ -56,6 +56,7 @@ from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run
+from clipreid.training.sampling import memory_of, place, sample_rows
 from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
 from clipreid.training.token_batches import token_batches
@@ -159,6 +160,8 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
         raise UserError(
             "--mode frozen trains on the frozen tower of a trained run: name it with --init RUN, or take --mode joint"
         )
+    if config.mode == "frozen" and config.sample_classes < 1:
+        raise UserError("--sample-classes: --mode frozen compares all identities; leave it out, or take --mode joint")
     need_text(backbone, "saga")
     prompts = config.prompts if config.mode == "joint" else "none"
     fitted: Any = clip_reid.fit(replace(config, prompts=prompts), data, backbone, flags, processes)
@@ -231,12 +234,13 @@ def make_aggregator(backbone: Backbone, config: Config, phrases: Sequence[str]) 
 
 def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
     """One stage, `saga`; in joint mode behind CLIP-ReID's first (unless `prompts` is none)."""
-    bank, joint = None, config.mode == "joint"
+    bank, joint, sampled = None, config.mode == "joint", None
     if joint and config.prompts == "identity":
         bank = yield from clip_reid.learned_bank(run, model, config)  # [I, E]
     prepare_blocks(run, model, config)
     if joint:
-        module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config)
+        sampled = sample_rows(run, model, config)
+        module: nn.Module = Joint(model, bank, clip_reid.text_scale(run.backbone), config, sampled)
         batches = image_batches(run, change=occluding(config))
     else:
         model.requires_grad_(False)
@@ -251,6 +255,8 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         optimisers=(stage_optimiser(model, config, module),),
         rate=two_phases(config),
         epochs=config.epochs,
+        clip_norm=config.clip_norm,
+        memory=memory_of(sampled),
         checkpoint_every=config.checkpoint_every,
     )
     if joint:
@@ -335,13 +341,13 @@ class Joint(clip_reid.Tuning):
 
     def forward(self, batch: Batch) -> Losses:
         """This process's "pixels" [B, 3, H, W] and "labels" [B] to the global losses."""
-        output, aggregator = self.model(batch), aggregator_of(self.model)
+        output, aggregator = self.output(batch), aggregator_of(self.model)
         aligned, aggregator.aligned = aggregator.aligned, None  # it holds the graph of this step
         assert aligned is not None
         feature, logits = output.features.pop("saga"), output.logits.pop("saga")
         losses = self.losses(output, batch)
         with full_precision(batch["pixels"].device):
-            labels, feature = gather(batch["labels"]), aggregator.standardised(feature.float())
+            labels, feature = place(gather(batch["labels"]), batch), aggregator.standardised(feature.float())
             return losses | saga_losses(feature, logits, labels, aligned.anchors, self.config)
 
 

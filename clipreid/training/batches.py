@@ -18,6 +18,7 @@ from clipreid.data import Pixels, augment, mixed_pk_indices, process_slice, seed
 from clipreid.data.augment import mirrored_rows
 from clipreid.training.captions import Captions, draw_captions, each_once, odd_captions, said_of, tokenised
 from clipreid.training.run import Run
+from clipreid.training.sampling import draw_classes, sample_size
 from clipreid.training.sets import RunData, check_batch
 from clipreid.training.stage import Batch
 
@@ -58,11 +59,12 @@ def image_batches(
     every_caption: bool = False,
     change: Change | None = None,
 ) -> Batches:
-    """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B].
+    """PK batches of augmented images: "pixels" [B, 3, H, W] normalised, "labels", "cameras", "views", "rows" [B], and
+    with sample_classes below 1 "classes" [S].
 
     Args:
         run: its method's settings have identities_per_batch, images_per_identity, balance, flip, pad (pixels at a
-            height of 256), erase, and perhaps tint and tint_share.
+            height of 256), erase, and perhaps tint, tint_share and sample_classes.
         views: how often each image is in the batch, each time augmented anew: [views x B] rows, the first view first.
         captions: the sentences of every image [N] (`run.data.captions`). One of each is drawn, as "captions" [B, L]
             token ids, with "captioned" [B] bool: whether there is any. In that of a mirrored image left and right
@@ -85,7 +87,7 @@ def image_batches(
     for note in odd_captions(captions, tokenizer) if captions is not None else ():
         run.log.say(f"note: captions: {note}")
     P, K, (cameras, views_of) = config.identities_per_batch, config.images_per_identity, data.sides
-    crops = cache_on_gpu(run.crops(), device)  # uint8 [N, 3, H, W]
+    crops, sampled = cache_on_gpu(run.crops(), device), sample_size(config, len(data.names))  # uint8 [N, 3, H, W]
 
     def make_view(images: Tensor, epoch: int, nth: int, view: int) -> tuple[Tensor, Tensor, Batch]:
         more: Batch = {}
@@ -118,6 +120,9 @@ def image_batches(
             rows = rows.repeat(views)
             batch = {"labels": data.labels[rows], "cameras": cameras[rows], "views": views_of[rows], "rows": rows}
             batch |= {name: torch.cat([keys[name] for keys in more]) for name in more[0]} | texts
+            if sampled is not None:
+                own = data.labels[drawn[nth]].unique()
+                batch["classes"] = draw_classes(own, len(data.names), sampled, run.seed, epoch, nth)
             return {"pixels": torch.cat(pixels), **{name: x.to(device) for name, x in batch.items()}}
 
         return Lazy(len(drawn), make)

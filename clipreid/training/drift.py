@@ -1,8 +1,11 @@
-"""How far adapters moved the weights they adapt."""
+"""How far training moved the weights of a tower."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor, nn
 
 from clipreid.model import ReIDModel
 from clipreid.training.run import Run
@@ -20,6 +23,18 @@ def lora_drift(model: ReIDModel) -> dict[str, float]:
             delta = parts.lora_B["default"].weight @ parts.lora_A["default"].weight * parts.scaling["default"]
             drift[name] = (delta.norm() / parts.base_layer.weight.norm()).item()
     return drift
+
+
+def weight_drift(tower: nn.Module, before: Mapping[str, Tensor]) -> dict[str, float]:
+    """The same of full tuning: |W - W0| / |W0| of every Linear whose weight W0 `before` has, by the name of the Linear.
+
+    before: of the tower's state dict.
+    """
+    found = {}
+    for name, layer in tower.named_modules():
+        if isinstance(layer, nn.Linear) and (old := before.get(f"{name}.weight")) is not None:
+            found[name] = ((layer.weight.detach() - old).norm() / old.norm()).item()
+    return found
 
 
 def report_drift(run: Run, model: ReIDModel) -> None:

@@ -28,6 +28,7 @@ from clipreid.training.harness import Log, make_accelerator, set_threads, slow_h
 from clipreid.training.lock import RunLock, lock_folder
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import RunData, check_batch, check_opened, decode, read_sets, shared_people
+from clipreid.training.sizes import about_size
 from clipreid.training.unchanged import content_of, environment_of, machine_of
 
 HALF = (0.5, 0.5, 0.5)
@@ -203,6 +204,8 @@ def _introduce(run: Run, shape: float | None) -> None:
         )
     if warning := slow_half(run.flags.precision, run.device):
         run.log.warn(warning)
+    if size := about_size(config):
+        say(f"  note: {size}")
     height, width = run.backbone.image_size
     for note in about_crops(run.backbone, run.flags.stride, shape):
         say(f"  note: {note}")

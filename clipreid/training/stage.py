@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 # This process's share of a batch: "pixels" [B, 3, H, W] or "features" [B, E], "labels" [B] long 0..I-1, "cameras" and
-# "views" [B] long (-1 = unknown), "rows" [B] long (of the training images). A method may add keys.
+# "views" [B] long (-1 = unknown), "rows" [B] long (of the training images). Where classes are
+# sampled, "classes" [S] long, sorted, the same in every process. A method may add keys.
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]  # weighted scalars by name: "id_loss", "triplet_loss", ...
 
@@ -31,6 +32,7 @@ class Stage:
         rate: of the epoch, counted from 0, as a fraction -> factor on every base rate.
         epochs: how many.
         shared: whether every process gets the same whole batches (cached features), not its share of them.
+        clip_norm: the norm of all gradients of an optimiser to which larger ones are shortened; None: as they are.
         memory: EMA teacher, proxies, queues: checkpointed whole, never stepped by an optimiser. The loop moves it to
             `run.device` before anything else.
         after_step: called with the batch after every step.
@@ -47,6 +49,7 @@ class Stage:
     rate: Callable[[float], float]
     epochs: int
     shared: bool = False
+    clip_norm: float | None = None
     memory: nn.Module | None = None
     after_step: Callable[[Batch], None] | None = None
     after_epoch: Callable[[int], None] | None = None

@@ -68,6 +68,8 @@ def _step(stage: Stage, wrapped: nn.Module, batch: Batch, run: Run) -> tuple[Los
         optimiser.zero_grad(set_to_none=True)
         run.accelerator.backward(_total(list(losses.values())))
         norms.append(gradient_norm(optimiser))
+        if stage.clip_norm is not None:  # what is logged is the norm before
+            run.accelerator.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], stage.clip_norm)
         optimiser.step()
         found |= losses
     return found, torch.stack(norms).norm()

@@ -78,6 +78,22 @@ def test_the_loss_is_the_weighted_sum_of_the_paper() -> None:
     torch.testing.assert_close(weighted["i2t_loss"], 4 * scaled)
 
 
+@pytest.mark.parametrize("at_once", [1, 50, 2**24])
+def test_separability_counts_the_nearest_in_both_directions(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where images are compared a few at a time."""
+    monkeypatch.setattr(clip_reid, "LOGITS", at_once)
+    drawn = torch.Generator().manual_seed(0)
+    labels, bank = torch.arange(40) % 10, torch.randn(10, 6, generator=drawn)
+    features = bank[labels] + torch.randn(40, 6, generator=drawn)
+    dots = [[sum(float(a * b) for a, b in zip(x, text, strict=True)) for text in bank] for x in features]
+    images = sum(max(range(10), key=row.__getitem__) == label for row, label in zip(dots, labels.tolist(), strict=True))
+    texts = sum(int(labels[max(range(40), key=lambda nth: dots[nth][i])]) == i for i in range(10))
+    found = clip_reid.separability(features, bank, labels, None)
+    assert found == {"text_to_image": pytest.approx(texts / 10), "image_to_text": pytest.approx(images / 40)}
+    assert 0 < texts < 10
+    assert 0 < images < 40
+
+
 def test_optimiser_groups() -> None:
     """Few groups; LoRA is not decayed; the published settings give biases twice the rate."""
     default, paper = settled(), settled("paper")

@@ -12,7 +12,7 @@ import torch
 from processes import in_processes
 from safetensors.torch import load_file
 from torch import Tensor
-from toys import SIZE, STEPS, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
+from toys import CLIPPED, SIZE, STEPS, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
 
 from clipreid.errors import UserError
 from clipreid.training import checkpoint
@@ -230,6 +230,27 @@ def test_gradient_norms_are_logged(run: Run) -> None:
     assert line["gradient_norm_max"] == pytest.approx(max(norms))
 
 
+def test_gradients_are_clipped_by_the_norm_of_all_of_them_and_logged_as_they_were(run: Run) -> None:
+    clip: float = CLIPPED["clip_norm"]
+    stage, plain, norms = toy_stage(run, **CLIPPED), toy_stage(run), []
+    train(stage, run)
+    (optimiser,), toy = plain.optimisers, plain.module.train()
+    for epoch in range(4):
+        for nth, batch in enumerate(toy_batches(run)(epoch)):
+            set_rates(plain, epoch + nth / STEPS)
+            optimiser.zero_grad()
+            sum(toy(batch).values()).backward()
+            gradients = [p.grad for p in toy.parameters() if p.grad is not None]
+            norms.append(math.sqrt(sum(float(x.square().sum()) for x in gradients)))
+            for x in gradients:
+                x.mul_(min(1.0, clip / norms[-1]))
+            optimiser.step()
+    assert sum(norm > clip for norm in norms) > len(norms) / 2
+    for name, x in plain.module.state_dict().items():
+        torch.testing.assert_close(stage.module.state_dict()[name], x, atol=1e-5, rtol=1e-5)
+    assert max(line["gradient_norm_max"] for line in lines(run)) == pytest.approx(max(norms), rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("losses", "start", "warned"),
     [
@@ -404,7 +425,7 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     in_processes(2, train_both, tmp_path / "two")
     run = toy_run(tmp_path / "one")
     found = load_file(tmp_path / "two" / "weights.safetensors")
-    for stage in (turns_stage(run), toy_stage(run)):
+    for stage in (turns_stage(run), toy_stage(run), toy_stage(run, **CLIPPED)):
         train(stage, run)
         for name, expected in weights(stage).items():
             torch.testing.assert_close(found[f"{stage.name}.{name}"], expected, atol=1e-5, rtol=1e-4)

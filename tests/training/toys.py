@@ -20,6 +20,7 @@ from clipreid.training.stage import Batch, Losses, Stage
 from clipreid.training.train import train
 
 STEPS, SIZE = 3, 8  # of an epoch; images of a batch
+CLIPPED: dict[str, Any] = {"name": "clipped", "clip_norm": 0.2}  # nearly every step's gradient is longer
 
 
 def toy_run(folder: Path, **flags: Any) -> Run:
@@ -135,7 +136,7 @@ def weights(stage: Stage) -> dict[str, Tensor]:
 def train_both(folder: Path) -> None:
     """Trains two of the stages, for several processes, and writes their weights."""
     run = toy_run(folder)
-    stages = (turns_stage(run), toy_stage(run))
+    stages = (turns_stage(run), toy_stage(run), toy_stage(run, **CLIPPED))
     for stage in stages:
         train(stage, run)
     if run.main:
