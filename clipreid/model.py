@@ -125,7 +125,8 @@ class ReIDModel(nn.Module):
         self.text: nn.Module | None = None
         if text_tuning != "frozen":
             text = need_text(backbone, "--text-tuning").requires_grad_(text_tuning == "full")
-            self.text = _with_lora(text, rank, alpha, backbone.name) if text_tuning == "lora" else text
+            with torch.random.fork_rng(devices=[]):  # what is drawn for images does not depend on it
+                self.text = _with_lora(text, rank, alpha, backbone.name) if text_tuning == "lora" else text
         self.aggregator = default_aggregator(backbone) if aggregator is None else aggregator
         widths = {name: self.aggregator.widths[name] for name in self.aggregator.necks}
         self.maps = nn.ModuleDict()

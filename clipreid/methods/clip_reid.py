@@ -447,9 +447,14 @@ def tuning_loss(output: Output, labels: Tensor, bank: Tensor | None, scale: floa
         "triplet_loss": config.weight_triplet * sum(triplet[1:], start=triplet[0]),
     }
     if bank is not None:
-        logits = image_text_logits(output.features["projection"], bank, scale)  # [G, I]
-        losses["i2t_loss"] = config.weight_i2t * id_loss(logits, labels, config.smoothing)
+        losses |= text_loss(output.features["projection"], labels, bank, scale, config)
     return losses
+
+
+def text_loss(features: Tensor, labels: Tensor, bank: Tensor, scale: float | None, config: Config) -> Losses:
+    """Image-to-text: features [G, E] in the text space against the text bank [I, E]; others as of `tuning_loss`."""
+    logits = image_text_logits(features, bank, scale)  # [G, I]
+    return {"i2t_loss": config.weight_i2t * id_loss(logits, labels, config.smoothing)}
 
 
 def triplet_of(feature: Tensor, labels: Tensor, config: Config) -> Tensor:
