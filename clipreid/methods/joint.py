@@ -45,6 +45,7 @@ from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run
+from clipreid.training.sampling import SampledRows, memory_of, place, sample_rows, seen
 from clipreid.training.schedules import cosine_factor
 from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
@@ -157,7 +158,7 @@ def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
 
 def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
     """CLIP-ReID's two, of which the second may see captions, then `text`; or what `--order` leaves of them."""
-    texts = [] if model.text is None else [x for x in model.text.parameters() if x.requires_grad]
+    texts = text_parameters(model)
     if config.order != "text":
         hold(texts, config.order != "together")
         bank = None
@@ -169,6 +170,16 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
         model.requires_grad_(False)
         hold(texts, False)
         yield text_stage(run, model, config)
+
+
+def text_parameters(model: ReIDModel) -> list[nn.Parameter]:
+    """What is trained of the text tower, where it is not held still."""
+    return [] if model.text is None else [x for x in model.text.parameters() if x.requires_grad]
+
+
+def text_group(texts: list[nn.Parameter], config: Config) -> dict[str, Any]:
+    """Their group of an optimiser; nothing is decayed."""
+    return {"params": texts, "lr": config.text_rate, "base": config.text_rate, "weight_decay": 0.0}
 
 
 def hold(parameters: Sequence[nn.Parameter], still: bool) -> None:
@@ -184,8 +195,15 @@ class WithCaptions(clip_reid.Tuning):
 
     config: Config
 
-    def __init__(self, model: ReIDModel, bank: Tensor | None, scale: float | None, config: Config) -> None:
-        super().__init__(model, bank, scale, config)
+    def __init__(
+        self,
+        model: ReIDModel,
+        bank: Tensor | None,
+        scale: float | None,
+        config: Config,
+        sampled: SampledRows | None = None,
+    ) -> None:
+        super().__init__(model, bank, scale, config, sampled)
         self.texts = (model.text_tower,)  # in a tuple: where it is trained it is a part of the model already
         if config.order != "together":
             model.text_tower.requires_grad_(False).to(model.device).eval()
@@ -198,12 +216,13 @@ class WithCaptions(clip_reid.Tuning):
             parts = ({k: x for k, x in each.items() if k != "projection"} for each in (output.features, output.logits))
             kept = Output(*parts)
         texts = gather(tower.encode(batch["captions"]).float())  # [G, E]
-        captioned, labels = gather(batch["captioned"]), gather(batch["labels"])
+        captioned, labels, features = gather(batch["captioned"]), gather(batch["labels"]), output.features["projection"]
         with full_precision(labels.device):
-            losses = clip_reid.tuning_loss(kept, labels, None, None, config)
+            classes = place(labels, batch)
+            losses = clip_reid.tuning_loss(kept, classes, None, None, config)
             if self.bank is not None:
-                losses |= clip_reid.text_loss(output.features["projection"], labels, self.bank, self.scale, config)
-            pairs = output.features["projection"][captioned], texts[captioned], labels[captioned]
+                losses |= clip_reid.text_loss(features, classes, seen(self.bank, batch), self.scale, config)
+            pairs = features[captioned], texts[captioned], labels[captioned]
             return losses | caption_losses(*pairs, config, *weights_of(config))
 
 
@@ -231,11 +250,14 @@ def image_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config)
     """CLIP-ReID's second stage, with captions where they are to be seen."""
     if config.order != "together" and not config.weight_captions:
         return clip_reid.tuning_stage(run, model, bank, config)
-    module = WithCaptions(model, bank, clip_reid.text_scale(run.backbone), config)
-    optimiser = stage_optimiser(model, config, module)
-    for group in optimiser.param_groups if config.order == "together" else ():
-        if any(parameter is x for x in model.text.parameters() for parameter in group["params"]):  # type: ignore[union-attr]
-            group["lr"] = group["base"] = config.text_rate
+    sampled = sample_rows(run, model, config)
+    module = WithCaptions(model, bank, clip_reid.text_scale(run.backbone), config, sampled)
+    texts = text_parameters(model)
+    hold(texts, True)
+    optimiser = stage_optimiser(model, config, module)  # of all but the text tower
+    hold(texts, False)
+    if texts:
+        optimiser.add_param_group(text_group(texts, config))
     return Stage(
         name="stage2",
         module=module,
@@ -243,6 +265,8 @@ def image_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config)
         optimisers=(optimiser,),
         rate=stage_rate(config),
         epochs=config.epochs,
+        clip_norm=config.clip_norm,
+        memory=memory_of(sampled),
         checkpoint_every=config.checkpoint_every,
     )
 
@@ -271,8 +295,7 @@ class Alignment(nn.Module):
 def text_stage(run: Run, model: ReIDModel, config: Config) -> Stage:
     """Adam on the text tower alone; the image tower is frozen, and its features are computed once."""
     module = Alignment(model, config)
-    parameters = [x for x in module.parameters() if x.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=config.text_rate, weight_decay=0.0)
+    optimiser = torch.optim.AdamW([text_group(text_parameters(model), config)])
     epochs = config.text_epochs
     return Stage(
         name="text",
@@ -281,6 +304,7 @@ def text_stage(run: Run, model: ReIDModel, config: Config) -> Stage:
         optimisers=(optimiser,),
         rate=lambda at: cosine_factor(at, epochs, config.text_warmup, config.warmup_factor),
         epochs=epochs,
+        clip_norm=config.clip_norm,
         line_every=max(1, epochs // 10),
         checkpoint_every=max(1, epochs // 10),
     )

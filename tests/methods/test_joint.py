@@ -20,6 +20,7 @@ from clipreid.errors import UserError
 from clipreid.methods import build, clip_reid, joint
 from clipreid.model import Output
 from clipreid.training.run import Run
+from clipreid.training.stage import Stage
 
 Folder = Callable[[str], Path]
 SENTENCES = ["a red hat", "a blue bag on the left", "shoes", "a green coat"]
@@ -114,6 +115,20 @@ def test_apart_leaves_the_projection_to_the_texts(tiny_folder: Folder, compare: 
     (losses["id_loss"] + losses["triplet_loss"]).backward()
     assert features["final"].grad is not None
     assert (features["projection"].grad is None) == (compare == "apart")
+
+
+def test_together_each_tower_has_its_own_rate(street: Path, tmp_path: Path) -> None:
+    found: list[Stage] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(joint, "image_stage", lambda *args, make=joint.image_stage: found.append(make(*args)) or found[0])
+        short_run(joint, street, tmp_path / "run", order="together", prompts="none", rate=3e-3, text_rate=7e-4)
+    names = {id(x): name for name, x in found[0].module.named_parameters()}
+    rates: dict[str, set[float]] = {}
+    for group in found[0].optimisers[0].param_groups:
+        for parameter in group["params"]:
+            rates.setdefault(names[id(parameter)].split(".")[1], set()).add(group["base"])
+    assert rates["image"] == {3e-3}
+    assert rates["text"] == {7e-4}
 
 
 def test_images_are_compared_with_their_mirrored_sentence(street: Path, tmp_path: Path) -> None:
