@@ -1,0 +1,59 @@
+"""What this machine can do, measured: products of matrices, half precision; and how its memory is kept."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+import time
+
+import torch
+
+TRIES, LEAST, ENOUGH = 10, 3, 0.05  # products of matrices that are timed: most, least, seconds after which no more
+
+
+@functools.cache
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations in a second, in products of large square matrices: the best of several.
+
+    Measured once in a process, which takes some 20 to 100 ms.
+    """
+    side = 8192 if device.type == "cuda" else 512 if torch.get_num_threads() <= 4 else 1024
+    drawn = torch.Generator(device).manual_seed(0)  # the random numbers of the training stay as they are
+    a, b = (torch.rand(side, side, device=device, generator=drawn).to(dtype) for _ in range(2))
+    _seconds_of(a, b)
+    best, begun = float("inf"), time.perf_counter()
+    for nth in range(TRIES):
+        best = min(best, _seconds_of(a, b))
+        if nth + 1 >= LEAST and time.perf_counter() - begun > ENOUGH:
+            break
+    return 2 * side**3 / best
+
+
+def _seconds_of(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Seconds of one product."""
+    begun = time.perf_counter()
+    a @ b
+    if a.is_cuda:
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - begun
+
+
+def half_slowdown() -> float:
+    """How many times as long a matrix product takes in bfloat16 as in float32, on this CPU."""
+    cpu = torch.device("cpu")
+    return matrix_rate(cpu, torch.float32) / matrix_rate(cpu, torch.bfloat16)
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what large tensors leave behind for the next ones, instead of giving it back to the system.
+
+    Else each activation of a CPU is mapped, filled with zeros by the system and unmapped again in every step. No other
+    number is computed. Elsewhere than on Linux with glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: free memory at its end that is kept

@@ -1,0 +1,57 @@
+"""How fast a stage is: the arithmetic of its steps against what the device can do, and a trace of a few of them.
+
+Nothing here changes what is trained, and nothing waits for the device in a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from clipreid.training.machine import matrix_rate
+from clipreid.training.profiling import StageProfile
+from clipreid.training.run import Run
+from clipreid.training.stage import Batch, Stage
+
+ATTENTION: dict[Any, Any] = {  # of CPUs, which the counter does not know; from the shapes of the arguments
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+
+
+class Gauge:
+    """Counts the arithmetic of a stage's first step, and traces a few later ones where `--profile` asks for it.
+
+    steps: how many this process will take.
+
+    Attributes:
+        least: seconds that a step of this process would take if all of it were products of matrices; None where the
+            batches hold no images, and with `--compile`, as the counter does not see into compiled code. What is
+            computed twice (`--gradient-checkpointing`, `--accumulate`) is counted twice.
+    """
+
+    def __init__(self, stage: Stage, run: Run, steps: int) -> None:
+        self.run, self.first = run, not run.flags.compile
+        self.least: float | None = None
+        self.profile = StageProfile(stage, run, steps) if run.flags.profile else None
+
+    @contextmanager
+    def step(self, batch: Batch) -> Iterator[None]:
+        """Around one step on the batch."""
+        if self.first and "pixels" in batch:
+            counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
+            with counter:
+                yield
+            dtype = torch.bfloat16 if self.run.flags.precision == "bf16" else torch.float32
+            self.least = counter.get_total_flops() / matrix_rate(self.run.device, dtype)
+        else:
+            yield
+        self.first = False
+        if self.profile is not None:
+            self.profile.step()
