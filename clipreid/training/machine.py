@@ -9,6 +9,8 @@ import time
 
 import torch
 
+from clipreid.errors import UserError
+
 TRIES, LEAST, ENOUGH = 10, 3, 0.05  # products of matrices that are timed: most, least, seconds after which no more
 
 
@@ -43,6 +45,18 @@ def half_slowdown() -> float:
     """How many times as long a matrix product takes in bfloat16 as in float32, on this CPU."""
     cpu = torch.device("cpu")
     return matrix_rate(cpu, torch.float32) / matrix_rate(cpu, torch.bfloat16)
+
+
+def check_compiles(device: torch.device) -> None:
+    """Refuses, with `UserError`, a machine where torch.compile does not work; takes some seconds."""
+    try:
+        torch.compile(lambda x: (2 * x).sin())(torch.ones(8, device=device))
+    except Exception as error:  # of whatever compiler there is, or is not
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--compile: torch.compile does not work here ({said}): a CPU needs a C++ compiler (g++), a GPU triton and "
+            "a C compiler; install it, or leave the flag out"
+        ) from error
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = None) -> torch.optim.Optimizer:
-    """Few groups: tower and heads, each with matrices, biases and other vectors. LoRA is not decayed.
+    """A group for each pair of rate and decay, of which there are few: tower and heads, decayed or not. LoRA is not
+    decayed. Fused on a GPU.
 
     Token hooks belong to the tower where all of the tower is trained (as published for side information), elsewhere to
     the heads.
@@ -30,19 +31,24 @@ def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = No
         module: instead of the model, with names of its own: what is not "model.image." and so on are heads.
     """
     tower = ("image.", "maps.", "hooks.") if model.tuning == "full" else ("image.", "maps.")
-    groups: dict[tuple[bool, bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}  # by (rate, decay)
     for name, parameter in (module or model).named_parameters():
-        if parameter.requires_grad:
-            place = name.removeprefix("model.").startswith(tower), name.endswith("bias"), parameter.ndim < 2
-            groups.setdefault(place, []).append(parameter)
-    settings = []
-    for (in_tower, is_bias, is_vector), parameters in groups.items():
-        rate = (config.rate if in_tower else config.head_rate) * (config.bias_rate_factor if is_bias else 1.0)
-        undecayed = config.optimiser == "adamw" and (is_vector or (in_tower and model.tuning == "lora"))
-        decay = 0.0 if undecayed else config.weight_decay
-        settings.append({"params": parameters, "lr": rate, "base": rate, "weight_decay": decay})
+        if not parameter.requires_grad:
+            continue
+        in_tower = name.removeprefix("model.").startswith(tower)
+        rate = (config.rate if in_tower else config.head_rate) * (
+            config.bias_rate_factor if name.endswith("bias") else 1.0
+        )
+        undecayed = parameter.ndim < 2 or (in_tower and model.tuning == "lora")
+        decay = 0.0 if config.optimiser == "adamw" and undecayed else config.weight_decay
+        groups.setdefault((rate, decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": rate, "base": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    return kind(settings, lr=config.rate)
+    on_gpu = next(p for group in settings for p in group["params"]).is_cuda
+    return kind(settings, lr=config.rate, fused=True if on_gpu else None)  # on a CPU it would change last digits
 
 
 def stage_rate(config: Any) -> Callable[[float], float]:

@@ -14,7 +14,8 @@ SHOWN = 10  # operators
 
 
 class StageProfile:
-    """Traces steps WARM + 1 to WARM + TRACED of a stage (fewer where it is shorter), on the main process.
+    """Traces steps WARM + 1 to WARM + TRACED of a stage (fewer where it is shorter), on the main
+    process.
 
     The trace is `profile/STAGE.json` in the run folder, for ui.perfetto.dev; the operators that take the
     longest go into the log.
@@ -23,7 +24,7 @@ class StageProfile:
     """
 
     def __init__(self, stage: Stage, run: Run, steps: int) -> None:
-        self.stage, self.run, self.traced = stage, run, min(TRACED, steps)
+        self.stage, self.run, self.traced = stage, run, min(TRACED, max(1, steps - 1))
         warm = min(WARM, steps - self.traced)
         kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (run.device.type == "cuda")]
         wait, warmup = max(0, warm - 1), min(1, warm)

@@ -27,6 +27,7 @@ from clipreid.training.crop import about_crops, check_whole_patches, fit_crop
 from clipreid.training.folder import check_output, choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, slow_half, start_tracking
 from clipreid.training.lock import RunLock, lock_folder
+from clipreid.training.machine import check_compiles
 from clipreid.training.parts import check_parts
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import RunData, check_batch, check_opened, decode, read_sets, shared_people
@@ -121,6 +122,8 @@ def open_run(
     fit = getattr(method, "fit", lambda config, *_: config)
     fit(config, RunData(read, read, tests, []), backbone, flags, 1)  # refuses what cannot be, before images are decoded
     flags, accelerator = open_folder(flags)
+    if flags.compile:
+        check_compiles(accelerator.device)
     with clock.of("data"):
         data = open_data(flags, read, tests, backbone)
     config = fit(config, data, backbone, flags, accelerator.num_processes)

@@ -37,14 +37,19 @@ class Gauge:
     """
 
     def __init__(self, stage: Stage, run: Run, steps: int) -> None:
-        self.run, self.first = run, not run.flags.compile
+        self.stage, self.run, self.first = stage, run, True
+        self.compiled = run.flags.compile and not stage.shared
         self.least: float | None = None
         self.profile = StageProfile(stage, run, steps) if run.flags.profile else None
 
     @contextmanager
     def step(self, batch: Batch) -> Iterator[None]:
         """Around one step on the batch."""
-        if self.first and "pixels" in batch:
+        if self.first and self.compiled:
+            before = _breaks()
+            yield
+            self.run.log.say(f"{self.stage.name}  compiled, graph breaks: {_breaks() - before}")
+        elif self.first and "pixels" in batch:
             counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
             with counter:
                 yield
@@ -55,3 +60,10 @@ class Gauge:
         self.first = False
         if self.profile is not None:
             self.profile.step()
+
+
+def _breaks() -> int:
+    """How often torch.compile had to leave a graph so far."""
+    from torch._dynamo.utils import counters  # slow to import
+
+    return sum(counters["graph_break"].values())

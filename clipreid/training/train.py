@@ -102,8 +102,13 @@ def _resume(stage: Stage, run: Run) -> int:
 
 
 def _prepare(stage: Stage, run: Run) -> nn.Module:
-    """The module as accelerate wraps it for processes and precision."""
+    """The module as accelerate wraps it for processes and precision, compiled where that is asked for.
+
+    A stage on cached features is not: other numbers of identities in every batch would be other code.
+    """
     turns = len(stage.optimisers) > 1  # each of which uses some of the parameters
     run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=turns)
+    if run.flags.compile and not stage.shared:
+        stage.module.compile()  # in place: names in checkpoints stay as they are
     wrapped: nn.Module = run.accelerator.prepare(stage.module)
     return wrapped
