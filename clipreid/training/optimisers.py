@@ -47,7 +47,7 @@ def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = No
         for (rate, decay), parameters in groups.items()
     ]
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    on_gpu = next(p for group in settings for p in group["params"]).is_cuda
+    on_gpu = any(p.is_cuda for parameters in groups.values() for p in parameters)
     return kind(settings, lr=config.rate, fused=True if on_gpu else None)  # on a CPU it would change last digits
 
 

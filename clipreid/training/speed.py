@@ -10,19 +10,24 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from clipreid.training.machine import matrix_rate
 from clipreid.training.profiling import StageProfile
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch, Stage
 
-ATTENTION: dict[Any, Any] = {  # of CPUs, which the counter does not know; from the shapes of the arguments
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *_, **__: (
-        sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
+
+def flop_counter() -> Any:
+    """A context that counts floating point operations as they are done: `get_total_flops()`."""
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count  # slow to import
+
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # which the counter does not know
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+    formulas: dict[Any, Any] = {  # from the shapes of the arguments
+        attention: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        backward: lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
 
 
 class Gauge:
@@ -50,8 +55,7 @@ class Gauge:
             yield
             self.run.log.say(f"{self.stage.name}  compiled, graph breaks: {_breaks() - before}")
         elif self.first and "pixels" in batch:
-            counter = FlopCounterMode(display=False, custom_mapping=ATTENTION)
-            with counter:
+            with flop_counter() as counter:
                 yield
             dtype = torch.bfloat16 if self.run.flags.precision == "bf16" else torch.float32
             self.least = counter.get_total_flops() / matrix_rate(self.run.device, dtype)
