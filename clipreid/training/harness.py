@@ -18,14 +18,11 @@ from torch import Tensor
 from clipreid.config import RunConfig
 from clipreid.errors import UserError, ignore_closed
 from clipreid.hub.files import LOG
-from clipreid.training.machine import half_slowdown, keep_freed_memory
+from clipreid.training.machine import half_slowdown
 
 
 def set_threads(threads: int | None) -> int:
-    """Gives this process its share of the cores: `accelerate launch` and torchrun set OMP_NUM_THREADS to 1.
-
-    What it has taken of the memory it keeps for the next tensors (`keep_freed_memory`).
-    """
+    """Gives this process its share of the cores: `accelerate launch` and torchrun set OMP_NUM_THREADS to 1."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = max(64, 4 * cores)  # more than cores: an interrupted run continues on a smaller machine
     if threads is not None and not 1 <= threads <= most:
@@ -33,7 +30,6 @@ def set_threads(threads: int | None) -> int:
         raise UserError(f"--threads {threads}: must be {bound}")
     count = threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     torch.set_num_threads(count)
-    keep_freed_memory()
     return count
 
 

@@ -1,10 +1,8 @@
-"""What this machine can do, measured: products of matrices, half precision; and how its memory is kept."""
+"""What this machine can do, measured: products of matrices, half precision, compiling."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 import time
 
 import torch
@@ -57,17 +55,3 @@ def check_compiles(device: torch.device) -> None:
             f"--compile: torch.compile does not work here ({said}): a CPU needs a C++ compiler (g++), a GPU triton and "
             "a C compiler; install it, or leave the flag out"
         ) from error
-
-
-def keep_freed_memory() -> None:
-    """Lets glibc keep what large tensors leave behind for the next ones, instead of giving it back to the system.
-
-    Else each activation of a CPU is mapped, filled with zeros by the system and unmapped again in every step. No other
-    number is computed. Elsewhere than on Linux with glibc nothing happens.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: smaller blocks come from the heap
-        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: free memory at its end that is kept

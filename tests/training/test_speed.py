@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from processes import in_processes
+from safetensors.torch import load_file
 from test_train import assert_equal, lines
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from toys import STEPS, Toy, toy_run, toy_stage, weights
+from toys import STEPS, Toy, toy_run, toy_stage, train_compiled, weights
 
 from clipreid.backbones import Backbone, load_backbone
 from clipreid.config import RunConfig, configure
@@ -442,6 +444,17 @@ def test_stages_are_compiled_where_it_is_asked_for(
     assert "mfu" not in lines(run)[0]  # the counter does not see into compiled code
     _prepare(toy_stage(run, shared=True), run)
     assert compiled == ["Toy"]
+
+
+def test_two_processes_compile_as_one(tmp_path: Path) -> None:
+    """The gather between them is part of the graph."""
+    in_processes(2, train_compiled, tmp_path / "two")
+    run = toy_run(tmp_path / "one")
+    stage = toy_stage(run, epochs=1)
+    train(stage, run)
+    found = load_file(tmp_path / "two" / "weights.safetensors")
+    for name, expected in weights(stage).items():
+        torch.testing.assert_close(found[name], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_machine_that_cannot_compile_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
