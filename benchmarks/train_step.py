@@ -12,8 +12,8 @@ nothing uses; `frozen`: the same without these. `published` (stage 2): open_clip
 for each tensor. Both: float32 on a CPU, float16 with a gradient scaler on a GPU, and the loss read in every step.
 
 `ratio` is the time of `published` / this one, medians of interleaved steps. `mfu` is the share of this device's own
-rate of matrix products (same precision, 4096 x 4096, measured here) that the step's arithmetic needs: forward, and
-twice (all weights) or once (LoRA, prompts) as much backward.
+rate of matrix products (same precision, the best of several, measured here) that the step's arithmetic needs: forward,
+and twice (all weights) or once (LoRA, prompts) as much backward.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ from clipreid.data.synthetic.camera import make_camera, render
 from clipreid.data.synthetic.people import draw_person
 from clipreid.evaluation import format_table
 from clipreid.methods import clip_reid
+from clipreid.training.machine import matrix_rate
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
 from clipreid.training.train import _prepare, _step
@@ -254,14 +255,6 @@ def flops(tower: Any, tokens: int) -> float:
     return c.depth * tokens * (24 * c.width**2 + 4 * tokens * c.width)
 
 
-def matrix_rate(config: Config) -> float:
-    """FLOP/s of large matrix products."""
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    n = 4096 if config.device != "cpu" else 1024
-    a, b = (torch.ones(n, n, dtype=dtype, device=config.device) for _ in range(2))
-    return 2 * n**3 / statistics.median(timed(lambda: a @ b, config) for _ in range(10))
-
-
 def timed(step: Callable[[], object], config: Config) -> float:
     begun = time.perf_counter()
     step()
@@ -300,7 +293,12 @@ def main(config: Config) -> None:
         clip: Any = open_clip.create_model(config.model)
         torch.save(clip.state_dict(), weights)
         runs = {tuning: open_ours(config, root, weights, tuning) for tuning in ("full", "lora")}
-        theirs, rate, rows = Published(clip, config.identities, config), matrix_rate(config), list[Any]()
+        half = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        theirs, rate, rows = (
+            Published(clip, config.identities, config),
+            matrix_rate(torch.device(config.device), half),
+            list[Any](),
+        )
         models = {name: clip_reid.build(run.backbone, run.config, config.identities) for name, run in runs.items()}
         run, tower, text = runs["lora"], runs["lora"].backbone.image, runs["lora"].backbone.text
         if 1 in config.stages:

@@ -8,6 +8,7 @@ Everything here is imported when it is first used, so that `import clipreid` and
 """
 
 import os
+import time
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 # and some 6 % slower on idle ones (benchmarks/waiting.csv). OpenMP looks at it when torch is imported: it counts where
 # clipreid is imported before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+BEGAN = time.monotonic()  # of a command, whose first seconds are those of its imports
 
 _WHERE = {
     "load": "clipreid.hub",

@@ -86,6 +86,12 @@ class RunConfig:
     """bf16: autocast of the towers while they are trained; losses and evaluation stay in float32"""
     gradient_checkpointing: bool = False
     """Trade time for memory"""
+    accumulate: int = 1
+    """Embed every batch in so many parts, one after the other: less memory, the same losses and gradients"""
+    compile: bool = False
+    """Compile the stages with torch.compile: slow to start, other last digits, faster steps"""
+    profile: bool = False
+    """Write a trace of a few steps of every stage into the run folder, as profile/STAGE.json"""
     strength: Literal["whole", "auto"] = "whole"
     """auto: how much of what training changed is kept is chosen by a second training that leaves out half of the
     cameras and a third of the identities"""
@@ -111,11 +117,11 @@ class Between:
 
 RUN_FLAGS = tuple(field.name for field in fields(RunConfig))
 # of no meaning for others, or for what a run computes: not recorded in config.json
-UNRECORDED = ("output", "threads", "resume", "overwrite", "camera_means", "push", "private", "track")
+UNRECORDED = ("output", "threads", "resume", "overwrite", "camera_means", "push", "private", "track", "profile")
 
 # The numbers in settings by name, wherever they stand: (least, most). Rates must be above their least.
 RANGES: dict[str, tuple[float, float]] = {
-    "seed": (0, 2**63 - 1), "threads": (1, 4096),
+    "seed": (0, 2**63 - 1), "threads": (1, 4096), "accumulate": (1, 1e4),
     "image_size": (8, 4096), "patch_size": (1, 256), "stride": (1, 256), "width": (1, 16_384), "depth": (1, 256),
     "heads": (1, 256), "mlp_width": (1, 65_536), "embed_dim": (1, 16_384), "eps": (0, 1),
     "mean": (-10, 10), "std": (1e-3, 10), "cameras": (-1, 1e9), "views": (-1, 1e9),

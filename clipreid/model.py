@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from clipreid.aggregation import Aggregator, Pooled, Taps
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
@@ -140,6 +141,7 @@ class ReIDModel(nn.Module):
             hook.reset_parameters()
         _check_reads({f"hook {name!r}": hook for name, hook in self.hooks.items()} | {"aggregator": self.aggregator})
         self.metric = Cosine() if metric is None else metric
+        self.parts = 1  # in which `forward` embeds a batch (`clipreid.training.parts`)
         self.necks = nn.ModuleDict({name: Neck(width, identities) for name, width in widths.items()})
         self.strength = 1.0  # `clipreid.strength` sets it, and keeps weights before and after training in `ends`
         self.ends: dict[str, tuple[Tensor, Tensor]] = {}
@@ -217,10 +219,21 @@ class ReIDModel(nn.Module):
         global batch, whatever the number of processes.
         """
         about = {name: x for name, x in batch.items() if name != "pixels"}
-        features = {name: gather(x.float()) for name, x in self.features(batch["pixels"], about).items()}
+        features = {name: gather(x.float()) for name, x in self._in_parts(batch["pixels"], about).items()}
         given = rows or {}
         logits = {name: self.necks[name](features[name], given.get(name)) for name in self.aggregator.necks}
         return Output(features, logits)
+
+    def _in_parts(self, pixels: Tensor, about: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`features` of `parts` parts of the batch one by one, each computed again when its gradients are."""
+        if self.parts == 1:
+            return self.features(pixels, about)
+        split = [pixels.chunk(self.parts), *(x.chunk(self.parts) for x in about.values())]
+        found: list[dict[str, Tensor]] = [
+            checkpoint(self.features, part, dict(zip(about, known, strict=True)), use_reentrant=False)
+            for part, *known in zip(*split, strict=True)
+        ]
+        return {name: torch.cat([features[name] for features in found]) for name in found[0]}
 
     def test_feature(self, features: Mapping[str, Tensor]) -> Tensor:
         """The retrieval feature, float32 [B, D], L2-normalised: the aggregator's test features side by side.

@@ -29,6 +29,7 @@ TRIAL = "trial"  # a training beside the run's own
 CALIBRATION = "calibration.json"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
 LOCK, HOLDER = ".lock", ".lock.json"  # one run in a folder at a time, and which
+PROFILE = "profile"  # traces of a few steps, where they were asked for
 BAD_BATCH = "bad_batch.json"  # the images of a step whose loss was not finite
 CAMERA_MEANS = "camera_means.safetensors"  # where they were asked for: `clipreid.search.means`
 TEXT_TOWER = "text_tower.safetensors"
@@ -44,6 +45,7 @@ OWNED = (
     TEXT_TOWER,
     LOG,
     BAD_BATCH,
+    PROFILE,
     ADAPTER.parts[0],
     TEXT_ADAPTER.parts[0],
     CHECKPOINTS,

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipreid.losses.checks import readable
+
 
 def triplet_loss(
     features: Tensor, labels: Tensor, margin: float = 0.3, *, normalise: bool = False, soft: bool = False
@@ -25,11 +27,12 @@ def triplet_loss(
         soft: log(1 + exp(positive - negative)) in the place of the margin (section 3.2 there), which never ends.
 
     Raises:
-        ValueError: fewer than two identities in the batch, so that some anchor has no negative.
+        ValueError: fewer than two identities in the batch, so that some anchor has no negative; on a GPU and in
+            compiled code the loss is NaN instead.
     """
     x = F.normalize(features.float(), dim=1) if normalise else features.float()
     same = labels[:, None] == labels[None]  # [B, B]
-    if bool(same.all()):
+    if readable(same) and bool(same.all()):
         raise ValueError("triplet_loss needs at least two identities in a batch: every image has the same label")
     norms = x.square().sum(1)
     squared = norms[:, None] + norms[None] - 2 * x @ x.T  # [B, B]
@@ -37,4 +40,5 @@ def triplet_loss(
     positive = distance.masked_fill(~same, -torch.inf).amax(1)  # [B]
     negative = distance.masked_fill(same, torch.inf).amin(1)  # [B]
     violation = positive - negative
-    return (F.softplus(violation) if soft else F.relu(violation + margin)).mean()
+    loss = (F.softplus(violation) if soft else F.relu(violation + margin)).mean()
+    return loss if readable(same) else torch.where(same.all(), torch.nan, loss)

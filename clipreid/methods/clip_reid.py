@@ -232,6 +232,11 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
     return fit_batches(sized(config, backbone.image), data, flags, processes)
 
 
+def by_parts(config: Config) -> bool:
+    """Whether the features of an image depend on that image alone, as `--accumulate` needs it."""
+    return True
+
+
 def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
     """The image tower with what `tuning` trains, side information, three taps and two necks.
 

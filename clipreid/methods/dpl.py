@@ -139,6 +139,12 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
     return fitted
 
 
+def by_parts(config: Config) -> bool:
+    """Whether the features of an image depend on that image alone, as `--accumulate` needs it: a partner has
+    batch norms."""
+    return config.fusion == "none"
+
+
 def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
     """CLIP-ReID's model, with a fused feature if wanted; a partner's weights are random until training or loading.
 

@@ -176,6 +176,12 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
     return replace(fitted, layer=make_aggregator(backbone, fitted, phrases).layer)  # and refuses what cannot be
 
 
+def by_parts(config: Config) -> bool:
+    """Whether the features of an image depend on that image alone, as `--accumulate` needs it; in frozen mode there
+    is no batch of images."""
+    return config.mode == "joint"
+
+
 def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
     """CLIP-ReID's model with one feature more.
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from clipreid.config import RunConfig
 from clipreid.errors import UserError, ignore_closed
 from clipreid.hub.files import LOG
+from clipreid.training.machine import half_slowdown
 
 
 def set_threads(threads: int | None) -> int:
@@ -57,18 +58,6 @@ def slow_half(precision: str, device: torch.device) -> str | None:
     if precision == "no" or device.type != "cpu" or (times := half_slowdown()) < 1.5:
         return None
     return f"--precision {precision}: matrix products take {times:.1f} times as long as in float32 on this CPU"
-
-
-def half_slowdown() -> float:
-    """How many times as long a matrix product takes in bfloat16 as in float32, measured on this CPU."""
-    spent = []
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = torch.ones(128, 512, dtype=dtype), torch.ones(512, 512, dtype=dtype)
-        a @ b
-        start = time.perf_counter()
-        a @ b
-        spent.append(time.perf_counter() - start)
-    return spent[0] / spent[1]
 
 
 def start_tracking(accelerator: Accelerator, config: RunConfig, resolved: dict[str, Any]) -> None:
@@ -139,6 +128,9 @@ class Progress:
 
     Prints every few seconds (`update`) and at the end of epochs (`close_epochs`), which is also logged.
 
+    Attributes:
+        least: seconds that a step takes at the least on this device (`speed.Gauge`), where that is known.
+
     Args:
         stage: its name.  epochs: how many are left.  per_epoch: steps of one.  done: steps before this process began.
     """
@@ -151,6 +143,7 @@ class Progress:
         self.count = 0
         self.started = False
         self.timed_steps = self.timed_images = 0  # behind the first step
+        self.least: float | None = None
 
     def update(self, losses: dict[str, Tensor], images: int) -> None:
         """Counts one step, its losses and its images; nothing is copied from the device until a line is due."""
@@ -168,22 +161,31 @@ class Progress:
         self, epoch: int, epochs: int, logged: Mapping[str, float] = MappingProxyType({}), **more: float
     ) -> None:
         """Prints and logs the means, after `epoch` of `epochs`, and begins the next.  logged: for the log only."""
-        rate, means = self._line(f"epoch {epoch}/{epochs}", more)
-        figures = {"loss": sum(means.values()), "images_per_second": rate, **means, **more, **logged}
+        speed, means = self._line(f"epoch {epoch}/{epochs}", more)
+        figures = {"loss": sum(means.values()), **speed, **means, **more, **logged}
         self.log.write(self.stage, self.step, epoch=epoch, **figures)
         self.sums, self.count = {}, 0
 
-    def _line(self, where: str, more: dict[str, float]) -> tuple[float, dict[str, float]]:
+    def _line(self, where: str, more: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+        """Prints a line; how fast it is, and the mean losses."""
+        means = {name: float(value) / max(self.count, 1) for name, value in self.sums.items()}  # waits for the device
         self.printed = time.monotonic()
         spent = max(self.printed - self.begun, 1e-9)
-        left = max(0, self.steps - self.step) * spent / max(self.timed_steps, 1)
-        means = {name: float(value) / max(self.count, 1) for name, value in self.sums.items()}
+        step = spent / max(self.timed_steps, 1)
+        speed = {"images_per_second": self.timed_images / spent}
+        if self.timed_steps:
+            speed["step_ms"] = 1000 * step
+            if self.least is not None:
+                speed["mfu"] = self.least / step
         parts = ", ".join(f"{name.removesuffix('_loss')} {value:.3f}" for name, value in means.items())
         extra = "".join(f"  {name} {value:.3g}" for name, value in more.items())
         total = f"loss {sum(means.values()):7.3f} ({parts})"
-        rate = self.timed_images / spent
-        self.log.say(f"{self.stage}  {where:14s} {total}{extra}  {rate:6.0f} images/s  {clock(left)} left")
-        return rate, means
+        fast = f"{speed['images_per_second']:6.0f} images/s"
+        fast += f"  {speed['step_ms']:.0f} ms/step" if "step_ms" in speed else ""
+        fast += f"  MFU {speed['mfu']:.0%}" if "mfu" in speed else ""
+        left = clock(max(0, self.steps - self.step) * step)
+        self.log.say(f"{self.stage}  {where:14s} {total}{extra}  {fast}  {left} left")
+        return speed, means
 
 
 def clock(seconds: float) -> str:

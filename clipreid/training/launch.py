@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import tyro
 
+import clipreid
 from clipreid.config import LOOKED_UP, RunConfig, configure, name_of
 from clipreid.data import ReIDData, trained_name
 from clipreid.errors import UserError, print_user_errors
@@ -31,6 +32,7 @@ from clipreid.model import ReIDModel, untrained_model
 from clipreid.strength import keep_strength, set_strength
 from clipreid.training.camera_means import check_camera_means, keep_camera_means
 from clipreid.training.endings import explained
+from clipreid.training.parts import check_norms
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
@@ -54,7 +56,7 @@ def launch(method: ModuleType, about: str | None, until: str | None = None) -> N
     """
     with print_user_errors(INTERRUPTED):
         flags, config = parse(method, about, sys.argv[1:])
-        run_method(method, flags, config, until)
+        run_method(method, flags, config, until, clipreid.BEGAN)
 
 
 def parse(method: ModuleType, about: str | None, args: Sequence[str]) -> tuple[RunConfig, Any]:
@@ -96,16 +98,19 @@ def typed(args: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | None = None) -> Run:
+def run_method(
+    method: ModuleType, flags: RunConfig, config: Any, until: str | None = None, began: float | None = None
+) -> Run:
     """Trains every stage of a method that is not finished yet, scores before and after, and saves the run folder.
 
-    until: the last stage to train; the run is then not finished, and nothing is scored.
+    until: the last stage to train; the run is then not finished, and nothing is scored.  began: when the command did,
+    by `time.monotonic`, for the account of its time; None: now.
 
     Raises:
         UserError: whatever `open_run` refuses, a stage that is finished already, a run folder that cannot be written,
             or publishing (`--push`).
     """
-    run = open_run(method, flags, config, whole=until is None)
+    run = open_run(method, flags, config, whole=until is None, began=began)
     with explained(run):
         finished = _train_stages(run, until)
     if finished and run.flags.push and run.main:
@@ -122,7 +127,8 @@ def _train_stages(run: Run, until: str | None) -> bool:
             "start anew with --overwrite"
         )
     if until is None:
-        measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
+        with run.clock.of(ZERO_SHOT):
+            measure(run, untrained_model(run.backbone, getattr(run.config, "aggregation", "cls")), ZERO_SHOT)
     model = build_model(run)
     check_camera_means(run.flags, run.data.read, model)
     plan = plan_trial(run, model) if run.flags.strength == "auto" else None  # refuses before anything is trained
@@ -145,6 +151,8 @@ def build_model(run: Run) -> ReIDModel:
     model = build(run.method, run.backbone, run.config, len(run.data.names))
     if run.flags.init is not None:
         run.log.say(load_initial(model, run.flags.init, run.data.names))
+    check_norms(model.train().image, run.flags.accumulate)
+    model.parts = run.flags.accumulate
     return model.to(run.device)
 
 
@@ -154,7 +162,8 @@ def _train(stage: Stage, run: Run) -> None:
         run.note(training=stage.name)
     trained = sum(p.numel() for p in stage.module.parameters() if p.requires_grad)
     run.log.say(f"{stage.name}  {trained:,} trained parameters")
-    train(stage, run)
+    with run.clock.of(stage.name):
+        train(stage, run)
     if run.main and stage.identities is not None:
         add_identities(run.folder, stage.identities(), run.data.names)
     run.note(stages=list(dict.fromkeys([*run.record["stages"], stage.name])), training=None)
@@ -163,13 +172,15 @@ def _train(stage: Stage, run: Run) -> None:
 def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
     """Saves and scores the trained model, and says what to do with it; `plan` says how its strength is chosen."""
     if plan is not None:
-        found = choose_strength(run, plan, build_model)
+        with run.clock.of("strength"):
+            found = choose_strength(run, plan, build_model)
         run.note(strength=found)
         keep_strength(set_strength(model, found["chosen"]))
     if run.main:
         save_model(model, run.folder)
         add_identities(run.folder, identity_state(model), run.data.names)
-    measure(run, model, last.name)
+    with run.clock.of("scoring"):
+        measure(run, model, last.name)
     keep_camera_means(run, model)
     run.note(finished=True)
     forget_trial(run)
@@ -179,14 +190,22 @@ def _finish(run: Run, model: ReIDModel, last: Stage, plan: Plan | None) -> None:
         for text in run.log.warned:
             run.log.say(f"  warning: {text}")
         run.log.say("")
+    _say_time(run)
     run.log.say(f"run folder: {run.folder}\nnext:")
     for line in next_commands(run):
         run.log.say(f"  {line}")
     run.log.track(run.accelerator.end_training)
 
 
+def _say_time(run: Run) -> None:
+    """Where the time of this command went, also in log.jsonl."""
+    run.log.write("time", 0, resumed=run.flags.resume, **{k: round(v, 3) for k, v in run.clock.seconds().items()})
+    run.log.say(f"time{' of this command alone' * run.flags.resume}  {run.clock.told()}")
+
+
 def _say_next(run: Run, stage: str) -> None:
     """After a recipe that trains a part of the method: what continues it."""
+    _say_time(run)
     run.log.say(f"\n{stage} is finished. Run folder: {run.folder}\nnext, with the same flags and the same --output:")
     words = [word for word in sys.argv[1:] if word not in ("--resume", "--overwrite")]
     output = [] if "output" in typed(words) else ["--output", str(run.folder)]

@@ -21,7 +21,8 @@ def full_precision(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = None) -> torch.optim.Optimizer:
-    """Few groups: towers and heads, each with matrices, biases and other vectors. LoRA is not decayed.
+    """A group for each pair of rate and decay, of which there are few: towers and heads, decayed or not. LoRA is not
+    decayed. Fused on a GPU.
 
     Token hooks belong to the tower where all of the tower is trained (as published for side information), elsewhere to
     the heads. Where rates fall from block to block (`layer_decay`), each block of the tower has groups of its own.
@@ -38,22 +39,24 @@ def stage_optimiser(model: ReIDModel, config: Any, module: nn.Module | None = No
     lora = tuple(name for name, tuning in tunings.items() if tuning == "lora")
     factor, decay = getattr(config, "rate_factor", 1.0), getattr(config, "layer_decay", 1.0)
     of_tower = rate_factors((name for name, _ in model.image.named_parameters(prefix="image")), factor, decay)
-    groups: dict[tuple[bool, bool, bool, bool, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}  # by (rate, decay)
     for name, parameter in (module or model).named_parameters():
-        if parameter.requires_grad:
-            own = name.removeprefix("model.")
-            in_tower, is_lora = own.startswith(tower), own.startswith(lora)
-            scale = of_tower.get(own, factor) if in_tower and not own.startswith("text.") else 1.0
-            place = in_tower, is_lora, own.endswith("bias"), parameter.ndim < 2, scale
-            groups.setdefault(place, []).append(parameter)
-    settings = []
-    for (in_tower, is_lora, is_bias, is_vector, scale), parameters in groups.items():
-        rate = (config.rate * scale if in_tower else config.head_rate) * (config.bias_rate_factor if is_bias else 1.0)
-        undecayed = config.optimiser == "adamw" and (is_vector or is_lora)
-        decayed = 0.0 if undecayed else config.weight_decay
-        settings.append({"params": parameters, "lr": rate, "base": rate, "weight_decay": decayed})
+        if not parameter.requires_grad:
+            continue
+        own = name.removeprefix("model.")
+        scale = 1.0 if own.startswith("text.") else of_tower.get(own, factor)
+        rate = config.rate * scale if own.startswith(tower) else config.head_rate
+        rate *= config.bias_rate_factor if own.endswith("bias") else 1.0
+        undecayed = config.optimiser == "adamw" and (parameter.ndim < 2 or own.startswith(lora))
+        groups.setdefault((rate, 0.0 if undecayed else config.weight_decay), []).append(parameter)
+    settings = [
+        {"params": parameters, "lr": rate, "base": rate, "weight_decay": decayed}
+        for (rate, decayed), parameters in groups.items()
+    ]
     kind = torch.optim.AdamW if config.optimiser == "adamw" else torch.optim.Adam
-    optimiser = kind(settings, lr=config.rate, eps=getattr(config, "adam_eps", 1e-8))
+    on_gpu = any(p.is_cuda for parameters in groups.values() for p in parameters)
+    fused = True if on_gpu else None  # on a CPU it would change last digits
+    optimiser = kind(settings, lr=config.rate, eps=getattr(config, "adam_eps", 1e-8), fused=fused)
     for part in (module or model).modules():
         if isinstance(part, SampledRows):
             optimiser.register_step_pre_hook(part.step)

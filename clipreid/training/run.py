@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +22,13 @@ from clipreid.data.shape import median_shape
 from clipreid.errors import UserError
 from clipreid.hub.checks import method_settings
 from clipreid.hub.files import CONFIG, write_json
+from clipreid.training.clock import Clock
 from clipreid.training.crop import about_crops, check_whole_patches, fit_crop
 from clipreid.training.folder import check_output, choose_folder, claim
 from clipreid.training.harness import Log, make_accelerator, set_threads, slow_half, start_tracking
 from clipreid.training.lock import RunLock, lock_folder
+from clipreid.training.machine import check_compiles
+from clipreid.training.parts import check_parts
 from clipreid.training.push import check_push, origin, prepare_push
 from clipreid.training.sets import RunData, check_batch, check_opened, decode, read_sets, shared_people
 from clipreid.training.sizes import about_size
@@ -48,6 +51,7 @@ class Run:
     log: Log
     record: dict[str, Any]  # config.json
     lock: RunLock | None = None  # of the folder
+    clock: Clock = field(default_factory=Clock)
 
     @property
     def device(self) -> torch.device:
@@ -89,35 +93,45 @@ class Run:
         self.accelerator.wait_for_everyone()
 
 
-def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool = True) -> Run:
+def open_run(
+    method: ModuleType, flags: RunConfig, config: Any, *, whole: bool = True, began: float | None = None
+) -> Run:
     """Checks everything that can be wrong before anything slow happens.
 
     Args:
         method: a module of `clipreid.methods`.
         flags, config: as `clipreid.config.configure` gives them.
         whole: False where only the first stages are to be trained.
+        began: when the command did, by `time.monotonic`; None: now.
 
     Raises:
         UserError: data, backbone, values, or a run folder that holds something else.
     """
+    clock = Clock(began)
     check_values(flags)
     check_values(config)
     set_threads(flags.threads)
     check_output(flags)
     check_push(flags, whole)
-    flags, read, tests = read_sets(with_data(method, flags))
+    with clock.of("data"):
+        flags, read, tests = read_sets(with_data(method, flags))
     shape = median_shape(read.splits)
     flags = fit_crop(flags, shape)
     flags, backbone = open_backbone(flags)
     check_whole_patches(flags.image_size, flags.stride, backbone)
+    check_parts(method, flags, config)
     fit = getattr(method, "fit", lambda config, *_: config)
     fit(config, RunData(read, read, tests, []), backbone, flags, 1)  # refuses what cannot be, before images are decoded
     flags, accelerator = open_folder(flags)
-    data = open_data(flags, read, tests, backbone)
+    if flags.compile:
+        check_compiles(accelerator.device)
+    with clock.of("data"):
+        data = open_data(flags, read, tests, backbone)
     config = fit(config, data, backbone, flags, accelerator.num_processes)
+    check_parts(method, flags, config, accelerator.num_processes)
     assert flags.output is not None
     log = Log(flags.output, accelerator)
-    run = Run(method, flags, config, data, backbone, flags.output, accelerator, log, {})
+    run = Run(method, flags, config, data, backbone, flags.output, accelerator, log, {}, clock=clock)
     run.record = make_record(run)
     method_settings(
         run.record["config"], method.Config, "these settings:"

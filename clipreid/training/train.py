@@ -12,6 +12,7 @@ from clipreid.hub.files import CHECKPOINTS
 from clipreid.training import checkpoint
 from clipreid.training.harness import Progress
 from clipreid.training.run import Run
+from clipreid.training.speed import Gauge
 from clipreid.training.stage import Batch, Losses, Stage
 from clipreid.training.watch import Watch, doubt_losses, gradient_norm
 
@@ -31,19 +32,23 @@ def train(stage: Stage, run: Run) -> None:
     done = _resume(stage, run)
     wrapped = _prepare(stage, run) if done < stage.epochs else stage.module
     progress: Progress | None = None
+    gauge: Gauge | None = None
     watch = Watch(stage, run, done)
     for epoch in range(done, stage.epochs):
         batches = stage.batches(epoch)
         left, steps = stage.epochs - epoch, len(batches)
         progress = progress or Progress(run.log, stage.name, left, steps, done=epoch * steps)
+        gauge = gauge or Gauge(stage, run, left * steps)
         wrapped.train()
         for nth in range(steps):
             batch = batches[nth]
             set_rates(stage, epoch + nth / steps)
-            losses, norm = _step(stage, wrapped, batch, run)
+            with gauge.step(batch):
+                losses, norm = _step(stage, wrapped, batch, run)
             if stage.after_step is not None:
                 stage.after_step(batch)
             watch.update(nth, losses, norm)
+            progress.least = gauge.least
             progress.update(losses, len(batch["labels"]) * (1 if stage.shared else run.processes))
         done, last = epoch + 1, epoch + 1 == stage.epochs
         watch.check(done, batches)
@@ -99,8 +104,13 @@ def _resume(stage: Stage, run: Run) -> int:
 
 
 def _prepare(stage: Stage, run: Run) -> nn.Module:
-    """The module as accelerate wraps it for processes and precision."""
+    """The module as accelerate wraps it for processes and precision, compiled where that is asked for.
+
+    A stage on cached features is not: other numbers of identities in every batch would be other code.
+    """
     turns = len(stage.optimisers) > 1  # each of which uses some of the parameters
     run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=turns)
+    if run.flags.compile and not stage.shared:
+        stage.module.compile()  # in place: names in checkpoints stay as they are
     wrapped: nn.Module = run.accelerator.prepare(stage.module)
     return wrapped

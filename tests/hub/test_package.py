@@ -73,8 +73,9 @@ def finished(
     save_identities(folder, {"prompts": torch.randn(3, 4, 8), "text_bank": torch.randn(3, 6)}, PEOPLE)
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "state.json").write_text(note)
-    (folder / "report").mkdir()
-    (folder / "report" / "index.html").write_text(note)
+    for file in (Path("report", "index.html"), Path("profile", "stage2.json")):
+        (folder / file.parent).mkdir()
+        (folder / file).write_text(note)
     Image.new("RGB", (8, 8)).save(folder / "report" / LISTS)
     return folder
 

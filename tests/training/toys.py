@@ -143,3 +143,17 @@ def train_both(folder: Path) -> None:
         found = {f"{stage.name}.{name}": x for stage in stages for name, x in weights(stage).items()}
         save_file(found, run.folder / "weights.safetensors")
     run.accelerator.end_training()
+
+
+def train_compiled(folder: Path) -> None:
+    """Trains a compiled stage, for several processes, and writes its weights; the graph is run as it is."""
+    run, compile_it = toy_run(folder, compile=True), nn.Module.compile
+    nn.Module.compile = lambda self: compile_it(self, backend="eager")  # type: ignore[method-assign, assignment]
+    try:
+        stage = toy_stage(run, epochs=1)
+        train(stage, run)
+    finally:
+        nn.Module.compile = compile_it  # type: ignore[method-assign]
+    if run.main:
+        save_file(weights(stage), run.folder / "weights.safetensors")
+    run.accelerator.end_training()
