@@ -165,7 +165,8 @@ class WithInversion(Aggregator):
 
     def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tokens of B images to the features of `beside`."""
-        return self.beside(tokens, about)  # type: ignore[no-any-return]
+        found: dict[str, Tensor] = self.beside(tokens, about)
+        return found
 
     def bake(self) -> None:
         self.beside.bake()
