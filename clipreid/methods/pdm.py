@@ -24,7 +24,7 @@ P identities x K images make a batch; N training images, I identities, E embeddi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -36,7 +36,6 @@ from clipreid.aggregation import Aggregator
 from clipreid.aggregation.base import HasTokens
 from clipreid.backbones import Backbone
 from clipreid.config import Between, RunConfig
-from clipreid.data import mixed_pk_indices, seed_for
 from clipreid.data.images import Images
 from clipreid.distributed import gather
 from clipreid.errors import UserError
@@ -45,9 +44,9 @@ from clipreid.losses.regularisers import orthogonality_loss
 from clipreid.methods import clip_reid
 from clipreid.model import Output, ReIDModel, default_aggregator, need_text
 from clipreid.prompts.identity import shared_out
-from clipreid.prompts.inversion import Inversion, InversionPrompts, kept_shares
-from clipreid.training.batches import Batches, Lazy
+from clipreid.prompts.inversion import Inversion, InversionPrompts
 from clipreid.training.drift import report_drift
+from clipreid.training.inversion import identity_means, inversion_batches, nouns_of, styles_of, texts_of
 from clipreid.training.optimisers import full_precision
 from clipreid.training.run import Run
 from clipreid.training.schedules import prompt_rate
@@ -55,8 +54,6 @@ from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
 
 RECIPE = "recipes/pdm.py"
-DROPS = 5437  # keeps the draws of dropout apart from others
-CHUNK = 256  # images whose texts are encoded at a time
 
 
 @dataclass(frozen=True)
@@ -117,7 +114,7 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
     fitted: Any = clip_reid.fit(config, data, backbone, flags, processes)
     if config.prompts != "inversion":
         return fitted
-    if config.style != "none" and int(styles_of(data, config).max()) == 0:
+    if config.style != "none" and int(styles_of(data, config.style).max()) == 0:
         what = "camera" if config.style == "camera" else "data set"
         raise UserError(
             f"--style {config.style}: all training images are of one {what}, or of none that is known, so there is no "
@@ -221,20 +218,6 @@ def content_texts(model: ReIDModel, images: Images, noun: str = "person", batch_
 # Stage 1 -------------------------------------------------------------------------------------------------------------
 
 
-def styles_of(data: RunData, config: Config) -> Tensor:
-    """The style of each training image, [N] long, 0..n-1. An unknown camera is one of its data set's."""
-    if config.style == "set":
-        return data.groups
-    return torch.stack([data.groups, data.sides[0]], 1).unique(dim=0, return_inverse=True)[1]
-
-
-def nouns_of(data: RunData) -> tuple[list[str], Tensor]:
-    """The different nouns, and which of them each training image has, [N] long."""
-    nouns = list(dict.fromkeys(each.noun for each in data.mixture.sets))
-    kinds = torch.tensor([nouns.index(each.noun) for each in data.mixture.sets])
-    return nouns, kinds[data.groups]
-
-
 class InversionLearning(nn.Module):
     """Stage 1 as a module: cached image features to the losses of both networks.
 
@@ -328,44 +311,6 @@ def inversion_stage(run: Run, model: ReIDModel, module: InversionLearning, confi
         line_every=every,
         checkpoint_every=every,
     )
-
-
-def inversion_batches(run: Run, features: Callable[[], Tensor], config: Config) -> Batches:
-    """PK batches of about `prompt_batch` cached features, the same in every process: only images of the same identity
-    tell the content of an image from the image itself."""
-    data, device, K, dropout = run.data, run.device, config.images_per_identity or 1, config.inversion_dropout
-    P = min(max(2, config.prompt_batch // K, len(data.mixture.sets)), len(data.names))
-    about = {"labels": data.labels, "styles": styles_of(data, config), "kinds": nouns_of(data)[1]}
-
-    def batches(epoch: int) -> Sequence[Batch]:
-        drawn = mixed_pk_indices(data.labels, data.groups, P, K, run.seed, epoch, config.balance)  # [steps, P * K]
-
-        def make(nth: int) -> Batch:
-            rows = drawn[nth]
-            batch = {name: x[rows].to(device) for name, x in about.items()}
-            if dropout:
-                generator = torch.Generator().manual_seed(seed_for(run.seed, epoch, nth, DROPS))
-                kept = kept_shares(2 * len(rows), config.inversion_width, dropout, generator)
-                batch["kept"] = kept.unflatten(0, (len(rows), 2)).to(device)
-            return {**batch, "rows": rows.to(device), "features": features()[rows.to(device)]}
-
-        return Lazy(len(drawn), make)
-
-    return batches
-
-
-@torch.no_grad()
-def texts_of(prompts: InversionPrompts, features: Tensor, kinds: Tensor) -> Tensor:
-    """The content texts of images, from features [N, E] and the nouns [N], to [N, E]."""
-    parts = zip(features.split(CHUNK), kinds.split(CHUNK), strict=True)
-    return torch.cat([prompts.content_texts(feature, kind) for feature, kind in parts])
-
-
-def identity_means(texts: Tensor, labels: Tensor, identities: int) -> Tensor:
-    """The mean text of each identity, from those of its images [N, E], to [I, E]. On the CPU, where sums are
-    deterministic."""
-    sums = torch.zeros(identities, texts.shape[1]).index_add_(0, labels.cpu(), texts.cpu())
-    return (sums / labels.cpu().bincount(minlength=identities)[:, None]).to(texts.device)
 
 
 # Stage 2 -------------------------------------------------------------------------------------------------------------

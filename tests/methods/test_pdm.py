@@ -23,6 +23,7 @@ from clipreid.losses.regularisers import orthogonality_loss
 from clipreid.methods import pdm
 from clipreid.model import Output, untrained_model
 from clipreid.prompts.inversion import InversionPrompts
+from clipreid.training.inversion import identity_means, styles_of
 from clipreid.training.launch import build_model, run_method
 from clipreid.training.run import Run, open_run
 
@@ -107,7 +108,7 @@ def test_orthogonal_texts_cost_nothing_and_parallel_ones_one() -> None:
 def test_the_text_of_an_identity_is_the_mean_of_its_images() -> None:
     texts, labels = drawn(6, 3), torch.tensor([2, 0, 1, 2, 2, 0])
     expected = torch.stack([texts[labels == identity].mean(0) for identity in range(3)])
-    torch.testing.assert_close(pdm.identity_means(texts, labels, 3), expected)
+    torch.testing.assert_close(identity_means(texts, labels, 3), expected)
 
 
 def test_with_targets_image_an_image_is_pulled_to_the_texts_of_its_identity_in_the_batch(small: str) -> None:
@@ -135,7 +136,7 @@ def data_of(groups: list[int], cameras: list[int]) -> Any:
 
 def test_a_style_is_a_camera_or_a_data_set() -> None:
     data = data_of([0, 0, 0, 1, 1], [4, 2, 4, 7, -1])
-    by_camera, by_set = (pdm.styles_of(data, pdm.Config(style=style)) for style in ("camera", "set"))
+    by_camera, by_set = (styles_of(data, style) for style in ("camera", "set"))
     assert by_camera[0] == by_camera[2]
     assert len(set(by_camera.tolist())) == 4 == int(by_camera.max()) + 1
     assert by_set.tolist() == [0, 0, 0, 1, 1]
