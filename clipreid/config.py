@@ -135,7 +135,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 LOOKED_UP = {
     "tuning": ("lora", "full", "head"),
-    "prompts": ("identity", "dual", "none"),
+    "prompts": ("identity", "dual", "inversion", "none"),
 }  # what tables in presets may depend on
 PLACES = ("backbone", "data", "test")  # of texts: those that may name files
 NAME = 255  # bytes of the name of a file or folder

@@ -17,6 +17,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from clipreid.cli.calibrate import answer, is_nobody, known_calibration, threshold_of, with_probabilities
 from clipreid.cli.scoring import check_numbers
 from clipreid.cli.search_centred import about_means, centring, check_centring, check_kept, kept_means
+from clipreid.cli.search_embed import embed_first
 from clipreid.errors import UserError, print_user_errors
 
 if TYPE_CHECKING:
@@ -110,7 +111,12 @@ class Search(Loading):
     """Find the most similar images of a gallery, exactly; the queries are images or sentences."""
 
     gallery: Annotated[Path, arg(metavar="FILE.parquet")]
-    """What `clipreid embed` wrote, with the same RUN"""
+    """What `clipreid embed` wrote, with the same RUN; with --embed it is made here"""
+    embed: Annotated[tuple[str, ...], arg(metavar="IMAGES", help_behavior_hint="")] = ()
+    """Embed these first, where the gallery does not hold them yet: folders (with everything below them), files, globs,
+    or data sets; `clipreid embed` has more flags"""
+    overwrite: bool = False
+    """With --embed: replace a gallery made by another model or from other images"""
     image: Annotated[tuple[Path, ...], arg(metavar="FILE", help_behavior_hint="")] = ()
     """Query images, one or several; repeatable"""
     text: Annotated[tuple[str, ...], arg(metavar="SENTENCE", help_behavior_hint="")] = ()
@@ -131,6 +137,8 @@ class Search(Loading):
     `clipreid evaluate --centre-cameras train --keep-means` left in RUN"""
     query_camera: Annotated[tuple[int, ...], arg(metavar="N", help_behavior_hint="")] = ()
     """With --centre-cameras: the camera of the query images, one number for all or one for each (default: unknown)"""
+    save: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Also save the images that were found in DIR, a new folder, and the table as DIR/found.csv"""
     json: bool = False
     """Print JSON instead of tables, and nothing else"""
     report: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
@@ -177,16 +185,17 @@ def embed(flags: Embed) -> None:
         centring=flags.centre_cameras,
         means=kept_means(flags, model)[0] if flags.centre_cameras == "train" else None,
         threads=flags.threads,
-        progress=_progress() if first else None,
+        progress=progress() if first else None,
     )
     if first:
-        print(_summary(done, flags.output, model))
+        print(summary(done, flags.output, model))
         if (means := Gallery.open(flags.output).centred) is not None:
             whence = "of this gallery (transductive)" if flags.centre_cameras == "gallery" else f"kept in {flags.run}"
             print(about_means(means, whence, {"images": Gallery.open(flags.output).cameras}))
 
 
-def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
+def summary(done: Embedded, output: Path, model: ReIDModel) -> str:
+    """What `embed` has done, in lines for people."""
     lines = []
     if done.complete:
         lines.append("nothing left to do: the gallery is there, made by this model from these images")
@@ -205,7 +214,7 @@ def _summary(done: Embedded, output: Path, model: ReIDModel) -> str:
     return "\n".join([*lines, f"{what}: {output}, {done.images:,} images"])
 
 
-def _progress() -> Callable[[int, int], None]:
+def progress() -> Callable[[int, int], None]:
     """A line on stderr: images done, images per second, time left.
 
     On a terminal the line is overwritten; elsewhere (a log file, a notebook) there is a line each `EVERY` seconds.
@@ -242,6 +251,7 @@ def search(flags: Search) -> None:
     from clipreid.data.images import check_images
     from clipreid.disk import check_place
     from clipreid.search import Gallery, mark_itself, write_page
+    from clipreid.search.save import check_save, save_found
 
     if bool(flags.image) == bool(flags.text):
         both = "one of them, not both" if flags.image else "query images or query sentences"
@@ -251,6 +261,10 @@ def search(flags: Search) -> None:
         raise UserError(f"--prior {flags.prior:g}: a share lies between 0 and 1, for example 0.1")
     if flags.report is not None:
         check_place("--report", flags.report)
+    if flags.save is not None:
+        check_save(flags.save)
+    if flags.overwrite and not flags.embed:
+        raise UserError("--overwrite is for a gallery that is made here: give --embed, or leave it out")
     if lost := [file for file in flags.image if not file.is_file()]:
         what = "is a folder: name images, such as" if lost[0].is_dir() else "no such file; name images, such as"
         raise UserError(f"--image {lost[0]}: {what} query.jpg")
@@ -260,6 +274,7 @@ def search(flags: Search) -> None:
         note = f"{len(flags.text)} queries of one word each; one query of several words needs quotes:"
         _note(f'{note} --text "{" ".join(flags.text)}"')
     flags.check()
+    model = embed_first(flags) if flags.embed else None
     gallery = Gallery.open(flags.gallery)
     check_centring(flags, gallery)
     check_images(flags.image)
@@ -268,7 +283,7 @@ def search(flags: Search) -> None:
         have = ", ".join(map(str, sorted(set(gallery.cameras.tolist()) - {-1})))
         names = ", ".join(map(str, idle))
         _note(f"--not-camera {names} leaves nothing out: {flags.gallery} has the cameras {have}")
-    model = flags.load()
+    model = model or flags.load()
     gallery.check(model)
     how = centring(flags, gallery, model)
     features, part = _ask(flags, model)
@@ -284,6 +299,10 @@ def search(flags: Search) -> None:
             "--prior is for image queries of a calibrated run without --centre-cameras: clipreid calibrate makes one"
         )
     page = write_page(flags.report, gallery, queries, found) if flags.report is not None else None
+    if flags.save is not None:
+        table, missing = save_found(flags.save, gallery, queries, found)
+        if missing:
+            _note(f"{missing:,} of the images found are gone or cannot be read: they are in the table alone")
     if flags.json:
         print(_as_json(flags, gallery, found, known))
         return
@@ -291,8 +310,9 @@ def search(flags: Search) -> None:
         print(f"{query}\n\n{_table(hits)}\n", flush=True)
         if known is not None:
             print(f"{answer(hits, known, gallery, flags.prior)}\n", flush=True)
-    if page is not None:
-        print(f"written: {page}")
+    for file in (page, table if flags.save is not None else None):
+        if file is not None:
+            print(f"written: {file}")
 
 
 def _note(text: str) -> None:

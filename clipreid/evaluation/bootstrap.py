@@ -114,8 +114,7 @@ def figures_of(report: Report) -> tuple[np.ndarray, np.ndarray]:
 
 def interval_of(sides: Sequence[Sums], draws: int, seed: int, level: float) -> dict[str, Interval]:
     """Percentile intervals of one side's figures, or of the second's less the first's, on the same identities."""
-    if draws < 2 or not 0 < level < 1:
-        raise UserError(f"draws={draws}, level={level}: an interval needs at least 2 draws and a level between 0 and 1")
+    _check_draws(draws, level)
     found = []
     rng = np.random.default_rng(seed)
     for taken in _identities(sides[0].sums.shape[1], draws, rng):
@@ -124,6 +123,37 @@ def interval_of(sides: Sequence[Sums], draws: int, seed: int, level: float) -> d
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(found), [tail, 1 - tail], axis=0)
     return {name: (float(a), float(b)) for name, a, b in zip(METRICS, low, high, strict=True)}
+
+
+def _check_draws(draws: int, level: float) -> None:
+    if draws < 2 or not 0 < level < 1:
+        raise UserError(f"draws={draws}, level={level}: an interval needs at least 2 draws and a level between 0 and 1")
+
+
+def mean_interval(
+    values: np.ndarray,
+    identity: np.ndarray,
+    weights: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> tuple[float, Interval]:
+    """The mean of values [n], and its interval over the identities [n] that they are of (top of this file).
+
+    weights: of the values, [n], above 0; None: all the same.
+
+    Raises UserError for fewer than two identities, and draws or a level that make no interval.
+    """
+    _, place = np.unique(identity, return_inverse=True)  # [n]
+    weights = np.ones(len(values)) if weights is None else weights
+    sums, counts = np.bincount(place, weights * values), np.bincount(place, weights)  # [I]
+    if len(counts) < 2:
+        raise UserError("an interval over identities needs at least 2 of them")
+    _check_draws(draws, level)
+    blocks = _identities(len(counts), draws, np.random.default_rng(seed))
+    means = np.concatenate([taken @ sums / (taken @ counts) for taken in blocks])
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(sums.sum() / counts.sum()), (float(low), float(high))
 
 
 def format_intervals(metrics: Mapping[str, float], intervals: Mapping[str, Interval]) -> dict[str, str]:

@@ -35,6 +35,17 @@ def consistency_loss(a: Tensor, b: Tensor) -> Tensor:
     return (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
 
 
+def orthogonality_loss(a: Tensor, b: Tensor) -> Tensor:
+    """How far two features of the same images are from being orthogonal: the mean squared cosine.
+
+    `1/B sum_i cos(a_i, b_i)^2`, between 0 and 1 (for PDM, arXiv 2511.05092; the square is assumed).
+
+    Args:
+        a, b: [B, D]; row i of both is of the same image.
+    """
+    return F.cosine_similarity(a.float(), b.float(), dim=1).square().mean()
+
+
 def head_likeness(scores: Tensor) -> Tensor:
     """How alike the heads of an attention are, for each image: the head-enrich loss of DPM (Tan et al., ACM MM 2022).
 

@@ -305,12 +305,12 @@ def prompt_loss(images: Tensor, texts: Tensor, labels: Tensor, scale: float | No
         return {"i2t_loss": supcon_loss(logits, labels, labels), "t2i_loss": supcon_loss(logits.T, labels, labels)}
 
 
-def doubt_texts(run: Run, found: Mapping[str, float]) -> None:
-    """Warns where the learned texts say little; found: as `separability` gives it."""
+def doubt_texts(run: Run, found: Mapping[str, float], rate: str = "--prompt-rate") -> None:
+    """Warns where the learned texts say little; found: as `separability` gives it; rate: the flag of their rate."""
     if found.get("text_to_image", 1.0) < FOUND:
         run.log.warn(
             f"most texts do not find an image of their own identity ({found['text_to_image']:.0%} do): stage 2 is "
-            "pulled to texts that say little; raise --prompt-epochs or --prompt-rate, say with --noun what the "
+            f"pulled to texts that say little; raise --prompt-epochs or {rate}, say with --noun what the "
             "individuals are, or train without texts (--prompts none)",
             "stage1",
         )

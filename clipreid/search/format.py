@@ -95,9 +95,14 @@ def read_about(file: Path) -> dict[str, Any]:
         UserError: no such file; not parquet, or damaged; another kind of parquet file; another version's.
     """
     if file.is_dir():
-        raise UserError(f"{file} is a folder: name the file that `clipreid embed` wrote")
+        raise UserError(
+            f"{file} is a folder: name the file that `clipreid embed` wrote, or a new one, with --embed {file}"
+        )
     if not file.is_file():
-        raise UserError(f"{file} is no file: make a gallery with `clipreid embed RUN IMAGES --output {file}`")
+        raise UserError(
+            f"{file} is no file: make a gallery with `clipreid embed RUN IMAGES --output {file}`, or search with "
+            "--embed IMAGES"
+        )
     try:
         schema = pq.read_schema(file)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from clipreid.data.crops import SCHEMA, ReIDData, Split
 from clipreid.data.synthetic.camera import Camera, draw_pose, make_camera, render
+from clipreid.data.synthetic.figure import Pose
 from clipreid.data.synthetic.people import Person, caption, draw_family, draw_person
 from clipreid.data.synthetic.scenes import HOME_SCENES, NEW_SCENES
 from clipreid.errors import UserError
@@ -122,16 +123,28 @@ def _shots(name: str, split: str) -> list[Shot]:
     return shots
 
 
+def _posed(shot: Shot) -> tuple[Camera, Person, Pose, np.random.Generator]:
+    """Who is seen by which camera, and how; the generator draws the rest."""
+    named = SETS[shot.set_name]
+    rng = np.random.default_rng([VERSION, 4, shot.number, shot.camera, shot.shot, int(shot.split == "query")])
+    camera, who = cameras_of(named)[shot.camera], person(shot.number, named.look_alikes)
+    return camera, who, draw_pose(camera, rng), rng
+
+
 def paint(shot: Shot) -> tuple[np.ndarray, str]:
     """The image, uint8 [128, 64, 3], and its true caption."""
-    named = SETS[shot.set_name]
-    part = named.parts[shot.split]
-    is_query = shot.split == "query"
-    rng = np.random.default_rng([VERSION, 4, shot.number, shot.camera, shot.shot, int(is_query)])
-    camera, who = cameras_of(named)[shot.camera], person(shot.number, named.look_alikes)
-    pose = draw_pose(camera, rng)
-    hidden = float(rng.uniform(*OCCLUDED)) if part.occluded else 0.0
+    camera, who, pose, rng = _posed(shot)
+    hidden = float(rng.uniform(*OCCLUDED)) if SETS[shot.set_name].parts[shot.split].occluded else 0.0
     return render(who, camera, rng, pose, occlude=hidden), caption(who, pose.angle)
+
+
+def people_seen(name: str, split: str) -> list[tuple[Person, float]]:
+    """Who is on each image of a split of a named set, and the viewing angle (radians; 0 = facing the camera, positive =
+    to the right of the image), in the order of its rows.
+
+    Raises `KeyError` for a set or split that there is not.
+    """
+    return [(who, pose.angle) for _, who, pose, _ in map(_posed, _shots(name, split))]
 
 
 def _row(shot: Shot) -> tuple[bytes, str]:
