@@ -49,6 +49,7 @@ from clipreid.training.drift import report_drift
 from clipreid.training.inversion import identity_means, inversion_batches, nouns_of, styles_of, texts_of
 from clipreid.training.optimisers import full_precision
 from clipreid.training.run import Run
+from clipreid.training.sampling import SampledRows
 from clipreid.training.schedules import prompt_rate
 from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
@@ -180,7 +181,8 @@ def stages(run: Run, model: ReIDModel, config: Config) -> Iterator[Stage]:
     stage = clip_reid.tuning_stage(run, model, texts, config)
     if config.prompts == "inversion" and config.targets == "image":
         assert texts is not None
-        stage.module = ImageTexts(model, texts, clip_reid.text_scale(run.backbone), config)
+        tuned: Any = stage.module
+        stage.module = ImageTexts(model, texts, tuned.scale, config, tuned.sampled)
     yield stage
     report_drift(run, model)
 
@@ -324,8 +326,10 @@ class ImageTexts(clip_reid.Tuning):
     texts: [N, E] fixed content texts of the training images.
     """
 
-    def __init__(self, model: ReIDModel, texts: Tensor, scale: float | None, config: Config) -> None:
-        super().__init__(model, None, scale, config)
+    def __init__(
+        self, model: ReIDModel, texts: Tensor, scale: float | None, config: Config, sampled: SampledRows | None = None
+    ) -> None:
+        super().__init__(model, None, scale, config, sampled)
         self.texts = texts
 
     def losses(self, output: Output, batch: Batch) -> Losses:
