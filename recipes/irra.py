@@ -18,6 +18,10 @@ Parts and controls:
 
 The trained text tower is used by `clipreid search RUN --text "..."` and `clipreid evaluate RUN`.
 
+Reference results, a short check with one seed (`--epochs 1 --rate 1e-3`, tiny-clip, 2.5 minutes of one CPU core), mAP /
+rank-1 in percent: sentences find images (synthetic:captions) 70.1 / 89.2, before training 63.1 / 93.5; images find
+images (synthetic) 41.7 / 49.0, before training 31.9 / 43.3. More in docs/methods/irra.md.
+
 The whole method is `clipreid/methods/irra.py`.
 """
 
