@@ -1,8 +1,10 @@
 """Helpers of the recipe tests: a painted street on disk, and the commands that users type."""
 
+import csv
 import importlib.util
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +27,18 @@ def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
                 rng = np.random.default_rng([number, camera])
                 seen = render(draw_person(np.random.default_rng(number)), make_camera("wall", camera), rng)
                 Image.fromarray(seen).save(root / split / f"{number:04d}_c{camera + 1}s1_000001_00.jpg", quality=92)
+    return root
+
+
+def write_attributes(root: Path, names: Sequence[str] = ("hat", "top_colour")) -> Path:
+    """attributes.csv beside a painted street: what its people wear."""
+    people = {path.name[:4] for path in root.glob("t*/*.jpg")}
+    with open(root / "attributes.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["identity", *names])
+        for identity in sorted(people):
+            wears = draw_person(np.random.default_rng(int(identity))).attributes()
+            writer.writerow([identity, *(wears.get(name, "") for name in names)])
     return root
 
 
