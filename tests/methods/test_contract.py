@@ -17,7 +17,7 @@ import pytest
 import torch
 import tyro
 from launch_method import launch_method
-from launching import paint_street
+from launching import paint_street, write_attributes
 from processes import in_processes
 from safetensors.torch import load, load_file
 from short_runs import BACKBONES, init_of, short, short_flags, short_run
@@ -44,7 +44,7 @@ METHODS = method_names()
 
 @pytest.fixture(scope="module")
 def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return paint_street(tmp_path_factory.mktemp("contract") / "crops", train=6, test=4)
+    return write_attributes(paint_street(tmp_path_factory.mktemp("contract") / "crops", train=6, test=4))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,128 @@
+"""MoSAIC-ReID: its experts come from the data, its oracle is named wherever a figure stands."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from launching import paint_street, write_attributes
+from short_runs import short_run
+
+import clipreid
+from clipreid.data import load_data
+from clipreid.data.attributes import ABSENT, ORACLE, attribute_codes, code
+from clipreid.errors import UserError
+from clipreid.evaluation.results import results_table
+from clipreid.evaluation.score import about_images, score
+from clipreid.export.merge import bake
+from clipreid.hub.package import package
+from clipreid.methods import mosaic
+from clipreid.methods.mosaic import expert_codes, with_codes
+from clipreid.training.batches import Lazy
+
+KNOWN = [{"hat": "cap", "top": "red|blue"}, {"hat": "none"}, {}]
+
+
+@pytest.fixture(scope="module")
+def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_attributes(paint_street(tmp_path_factory.mktemp("mosaic") / "crops", train=6, test=4))
+
+
+@pytest.fixture(scope="module")
+def run(street: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mosaic") / "run"
+    short_run(mosaic, street, folder, prompts="none")
+    return folder
+
+
+def test_experts_are_the_values_or_the_attributes_of_the_training_images() -> None:
+    values = {"hat=cap": ("hat", "cap"), "hat=none": ("hat", "none"), "top=blue": ("top", "blue"),
+              "top=red": ("top", "red")}  # fmt: skip
+    assert expert_codes(KNOWN, "value") == {words: code(*both) for words, both in values.items()}
+    assert expert_codes(KNOWN, "attribute") == {"hat": code("hat"), "top": code("top")}
+    assert "none" in ABSENT
+    assert expert_codes([{"hat": "none"}], "attribute") == {}
+
+
+def test_two_attributes_of_one_code_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosaic, "code", lambda *words: 7)
+    with pytest.raises(UserError, match="hat=cap and hat=none have the same code: rename one"):
+        expert_codes(KNOWN, "value")
+
+
+def test_data_without_attributes_are_refused(tmp_path: Path) -> None:
+    bare = paint_street(tmp_path / "crops", train=4, test=2)
+    with pytest.raises(UserError, match=r"none is known of any training image: .* attributes\.csv"):
+        short_run(mosaic, bare, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_carry_the_attributes_of_their_rows() -> None:
+    codes, rows = attribute_codes(KNOWN), torch.tensor([2, 0, 0])
+    batches = with_codes(lambda epoch: Lazy(2, lambda nth: {"rows": rows + nth * 0, "labels": rows}), codes)(0)
+    assert len(batches) == 2
+    assert torch.equal(batches[1]["attributes"], codes[rows])
+    assert torch.equal(batches[1]["labels"], rows)
+
+
+def test_a_loaded_run_takes_attributes_in_the_words_of_training(run: Path, street: Path) -> None:
+    model = clipreid.load(run)
+    crops = torch.randint(0, 256, (3, 3, 64, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    split = load_data(f"folder:{street}").splits["train"]
+    trained = split.attributes[0]
+    found = model.embed(crops, attributes=[trained, {}, {"hat": "a crown"}])
+    alone = model.embed(crops)
+    assert (found[0] - alone[0]).abs().max() > 1e-4
+    torch.testing.assert_close(found[1:], alone[1:], atol=1e-6, rtol=0)
+    for odd in ([trained], ["hat", "cap", "none"]):
+        with pytest.raises(ValueError, match="attributes must be 3 dictionaries"):
+            model.embed(crops, attributes=odd)  # type: ignore[arg-type]
+
+
+def test_the_oracle_is_named_in_notes_tables_logs_and_cards(run: Path, street: Path) -> None:
+    found = score(load_data(f"folder:{street}"), clipreid.load(run))
+    notes = found.reports[found.feature].notes
+    assert ORACLE in notes
+    assert "of 0 of 16 images no attribute is known: they had no expert" in notes
+    assert f"stage2: {ORACLE}" in results_table(run)
+    assert not any(f"zero-shot: {ORACLE}" in line for line in results_table(run).splitlines())
+    assert ORACLE in bytes(package(run, "alice/demo")["README.md"]).decode()  # type: ignore[arg-type]
+    assert "leak its identity" in (mosaic.__doc__ or "").replace("leaks", "leak")
+
+
+def test_images_without_attributes_are_counted(run: Path, street: Path, tmp_path: Path) -> None:
+    data = load_data(f"folder:{street}")
+    split = data.splits["gallery"]
+    assert about_images(split, None, ("attributes",))["attributes"].shape == (16, 2, 2)
+    assert about_images(split, (0, 0), ("cameras",)).keys() == {"cameras", "views"}
+    bare = load_data(f"folder:{paint_street(tmp_path / 'bare', train=2, test=2)}")
+    found = score(bare, clipreid.load(run))
+    assert "of 8 of 8 images no attribute is known: they had no expert" in found.reports[found.feature].notes
+
+
+def test_it_cannot_be_exported(run: Path) -> None:
+    with pytest.raises(UserError, match="attribute experts need the attributes of each image"):
+        bake(clipreid.load(run))
+
+
+def test_a_run_goes_on_with_the_same_attributes_only(street: Path, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def killed(*args: Any) -> None:
+        raise Killed
+
+    table = street / "attributes.csv"
+    kept = table.read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipreid.training.launch.train", killed)
+        with pytest.raises(Killed):
+            short_run(mosaic, street, tmp_path / "run", prompts="none")
+    lines = kept.splitlines()
+    lines[1], lines[2] = lines[1][:5] + lines[2][5:], lines[2][:5] + lines[1][5:]  # two people exchange their clothes
+    table.write_text("\n".join(lines))
+    try:
+        with pytest.raises(UserError, match="begun with another attributes_sum"):
+            short_run(mosaic, street, tmp_path / "run", prompts="none", resume=True)
+    finally:
+        table.write_text(kept)
