@@ -1,23 +1,27 @@
 """MoSAIC-ReID: its experts come from the data, its oracle is named wherever a figure stands."""
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launching import paint_street, write_attributes
+from launching import paint_street, run_recipe, write_attributes
 from short_runs import short_run
 
 import clipreid
 from clipreid.data import load_data
-from clipreid.data.attributes import ABSENT, ORACLE, attribute_codes, code
+from clipreid.data.attributes import ABSENT, ORACLE, attribute_codes, code, split_with
 from clipreid.errors import UserError
+from clipreid.evaluation.attributes import EVERY, ablations
 from clipreid.evaluation.results import results_table
 from clipreid.evaluation.score import about_images, score
 from clipreid.export.merge import bake
 from clipreid.hub.package import package
 from clipreid.methods import mosaic
 from clipreid.methods.mosaic import expert_codes, with_codes
+from clipreid.model import untrained_model
 from clipreid.training.batches import Lazy
 
 KNOWN = [{"hat": "cap", "top": "red|blue"}, {"hat": "none"}, {}]
@@ -126,3 +130,50 @@ def test_a_run_goes_on_with_the_same_attributes_only(street: Path, tmp_path: Pat
             short_run(mosaic, street, tmp_path / "run", prompts="none", resume=True)
     finally:
         table.write_text(kept)
+
+
+# The analysis --------------------------------------------------------------------------------------------------------
+
+
+def test_experts_are_switched_off_one_attribute_after_the_other(run: Path, street: Path) -> None:
+    data, model = load_data(f"folder:{street}"), clipreid.load(run)
+    found = dict(ablations(data, model))
+    assert list(found) == ["", "hat", "top_colour", EVERY]
+    whole = score(data, model).query_features["concat"]
+    assert torch.equal(found[""].query_features["concat"], whole)  # and nothing is muted any more
+    bare = {name: split_with(split, [{}] * len(split)) for name, split in data.splits.items()}
+    alone = score(replace(data, splits=bare), model).query_features["concat"]
+    torch.testing.assert_close(found[EVERY].query_features["concat"], alone, atol=1e-6, rtol=0)
+    for name in ("hat", "top_colour"):
+        features = found[name].query_features["concat"]
+        assert not torch.allclose(features, whole, atol=1e-5)
+        assert not torch.allclose(features, alone, atol=1e-5)
+
+
+def test_what_has_nothing_to_switch_off_is_refused(run: Path, street: Path) -> None:
+    data, model = load_data(f"folder:{street}"), clipreid.load(run)
+    with pytest.raises(UserError, match=r"no attribute experts .* recipes/mosaic\.py"):
+        list(ablations(data, untrained_model(model.source[0])))
+    bare = {name: split_with(split, [{"shoes": "red"}] * len(split)) for name, split in data.splits.items()}
+    with pytest.raises(UserError, match=r"no attribute that the run has an expert for .* \(known: shoes\)"):
+        list(ablations(replace(data, splits=bare), model))
+    with pytest.raises(UserError, match="image against image"):
+        list(ablations(replace(data, protocol="text-to-image"), model))
+
+
+def test_the_analysis_as_it_is_typed(run: Path, street: Path, tmp_path: Path) -> None:
+    pytest.importorskip("statsmodels")
+    flags = ("--run", str(run), "--data", f"folder:{street}", "--threads", "1", "--output", str(tmp_path / "study"))
+    run_recipe("mosaic_analysis.py", *flags)
+    with open(tmp_path / "study" / "effects.csv") as handle:
+        rows = list(csv.DictReader(handle))
+    assert {(row["attribute"], row["metric"]) for row in rows if not row["value"]} == {
+        (name, metric) for name in ("hat", "top_colour") for metric in ("ap", "rank1")
+    }
+    assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) for row in rows)
+    assert all(float(row["p"]) <= float(row["p_holm"]) <= 1 for row in rows)
+    text = (tmp_path / "study" / "attributes.md").read_text()
+    assert ORACLE in text
+    assert "rank correlation of the gain in AP with resolves" in text
+    assert "without any expert: mAP" in text
+    assert (tmp_path / "study" / "attributes.png").stat().st_size > 5000
