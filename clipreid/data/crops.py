@@ -120,7 +120,12 @@ class Split:
         """What is known of each image [N], such as {"hat": "cap"}. Raises `UserError` for what is no JSON object."""
         from clipreid.data.attributes import unpack
 
-        return tuple(unpack(text) for text in self._column("attributes").tolist())
+        return tuple(unpack(text) for text in self.packed_attributes.tolist())
+
+    @cached_property
+    def packed_attributes(self) -> np.ndarray:
+        """str [N]: the same as the table keeps them (`clipreid.data.attributes.pack`), "" = none."""
+        return np.array(self._column("attributes").tolist(), dtype=str)
 
     @cached_property
     def paths(self) -> np.ndarray:

@@ -138,6 +138,9 @@ def joined(data: ReIDData, names: Sequence[str] = ()) -> Split:
     """The images of these splits (all of them, by default), one after the other; their table says which is which."""
     if lacking := [name for name in names if name not in data.splits]:
         raise UserError(f"--splits {lacking[0]}: {data.name} has {', '.join(data.splits)}")
+    asked = {"query", "gallery"} & {*names}
+    if len(asked) == 1 and {"query", "gallery"} <= data.splits.keys():
+        raise UserError(f"--splits {asked.pop()}: a table has query and gallery, or neither: name both of them")
     tables = [data.splits[name].table for name in names or data.splits]
     return Split("all", datasets.concatenate_datasets(tables))
 

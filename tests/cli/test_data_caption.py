@@ -74,6 +74,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(street: Path, tm
         (Caption(data, tmp_path / "full"), "not empty: name a new folder"),
         (Caption(data, tmp_path / "out", least_confidence=1.5), "--least-confidence 1.5: must be at least 0 and"),
         (Caption(data, tmp_path / "out", splits=("val",)), "--splits val: .* has train, query, gallery"),
+        (Caption(data, tmp_path / "out", splits=("query",)), "--splits query: .* name both of them"),
         (Caption(data, tmp_path / "out", model="colour"), "no text tower"),
         (Caption(data, tmp_path / "out", noun="antelope"), "no table of prompts for 'antelope'"),
     ):
