@@ -55,7 +55,7 @@ class Config(clip_reid.Config):
     experts: Literal["value", "attribute"] = "value"
     """value: an expert for each value that an attribute has in training (assumed); attribute: one for each attribute"""
     expert_blocks: Annotated[int, Between(1, 256)] = 4
-    """The last so many blocks have experts (assumed)"""
+    """The last so many blocks have experts (assumed); all blocks where there are fewer"""
     expert_rank: Annotated[int, Between(1, 1024)] = 8
     """Rank r of each expert (assumed)"""
     expert_alpha: Annotated[float, Between(0, 1e6)] = 16.0
@@ -75,7 +75,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "default": {**clip_reid.PRESETS["default"]},
     "paper": {**clip_reid.PRESETS["paper"], "hide_attributes": 0.0},  # CLIP-ReID's; nothing else is known
 }
-TINY = clip_reid.TINY
+TINY: dict[str, dict[str, Any]] = {
+    "default": {**clip_reid.TINY["default"]},
+    "paper": {**clip_reid.TINY["paper"], "hide_attributes": 0.0},
+}
 INHERITED = (*clip_reid.TOWER_FLAGS, "experts", "expert_blocks", "expert_rank", "expert_alpha", "expert_mix")
 STAGE_FLAGS = {
     "stage1": clip_reid.STAGE_FLAGS["stage1"],
@@ -100,11 +103,10 @@ def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, pro
             "or hub: table (--columns attribute.NAME=COLUMN), or a file attributes.csv in the folder of the data "
             "(docs/data.md)"
         )
+    check_blocks(backbone)
     fitted: Any = clip_reid.fit(config, data, backbone, flags, processes)
     print_of = zlib.crc32("\n".join(map(pack, known)).encode())
-    fitted = replace(fitted, expert_codes=tuple(codes.values()), attributes_sum=print_of)
-    check_experts(backbone, fitted)
-    return fitted
+    return replace(fitted, expert_codes=tuple(codes.values()), attributes_sum=print_of)
 
 
 def attributes_of(mixture: Mixture) -> list[Attributes]:
@@ -126,12 +128,10 @@ def expert_codes(known: list[Attributes], by: Literal["value", "attribute"]) -> 
     return found
 
 
-def check_experts(backbone: Backbone, config: Config) -> None:
-    """Raises `UserError` for a backbone without blocks of ours, or with fewer of them."""
+def check_blocks(backbone: Backbone) -> None:
+    """Raises `UserError` for a backbone without blocks of ours."""
     if backbone.family == "image-only":
         raise UserError(f"{backbone.name} has no blocks that experts could be put into: take CLIP or SigLIP")
-    if config.expert_blocks > backbone.image.depth:
-        raise UserError(f"--expert-blocks {config.expert_blocks}: {backbone.name} has {backbone.image.depth} blocks")
 
 
 def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
@@ -139,11 +139,11 @@ def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
 
     identities: I; 0 for a model that only embeds. Raises `UserError` where the backbone lacks what the settings need.
     """
-    check_experts(backbone, config)
+    check_blocks(backbone)
     experts = AttributeExperts(
         backbone.image,
         config.expert_codes,
-        config.expert_blocks,
+        min(config.expert_blocks, backbone.image.depth),
         config.expert_rank,
         config.expert_alpha,
         config.experts,

@@ -1,8 +1,10 @@
 """MoSAIC-ReID: its experts come from the data, its oracle is named wherever a figure stands."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from launching import paint_street, run_recipe, write_attributes
 from short_runs import short_run
 
 import clipreid
+from clipreid.backbones import load_backbone
 from clipreid.data import load_data
 from clipreid.data.attributes import ABSENT, ORACLE, attribute_codes, code, split_with
 from clipreid.errors import UserError
@@ -59,6 +62,17 @@ def test_data_without_attributes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none is known of any training image: .* attributes\.csv"):
         short_run(mosaic, bare, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tower_that_is_not_ours_is_refused_and_a_shallow_one_has_experts_everywhere(
+    tiny_folder: Callable[[str], Path],
+) -> None:
+    wrapped: Any = SimpleNamespace(family="image-only", name="resnet")
+    with pytest.raises(UserError, match="resnet has no blocks that experts could be put into"):
+        mosaic.build(wrapped, mosaic.Config())
+    backbone = load_backbone(f"hf:{tiny_folder('siglip')}")
+    model = mosaic.build(backbone, mosaic.Config(expert_blocks=99, expert_codes=(1, 2)))
+    assert len(model.hooks["experts"].experts) == 4 * backbone.image.depth  # type: ignore[arg-type]
 
 
 def test_batches_carry_the_attributes_of_their_rows() -> None:
