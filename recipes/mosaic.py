@@ -13,7 +13,7 @@ from columns attribute.NAME or from a file attributes.csv (docs/data.md).
 
 The whole method is `clipreid/methods/mosaic.py`; the experts are `clipreid/hooks/experts.py`.
 
-Reference results: none yet.
+Reference results: none yet of a whole training; a short check is described in docs/methods/mosaic.md.
 """
 
 from clipreid.methods import mosaic

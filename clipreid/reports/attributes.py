@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipreid.evaluation.attributes import Effect, Importance
-from clipreid.reports.figures import INK, MAIN, OTHER, styled
+from clipreid.reports.figures import INK, MAIN, OTHER, WRONG, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +58,7 @@ def _p(value: float) -> str:
 
 def plot_attributes(found: Sequence[Effect], true: Mapping[str, Importance]) -> Figure:
     """What the experts of each attribute gain in mAP with 95 % intervals (filled: p by Holm below 0.05), beside the
-    share of confusions that it could resolve."""
+    confusions that it could resolve, and those that nothing else could."""
     from matplotlib.figure import Figure
 
     effects = sorted((e for e in found if e.metric == "ap" and not e.value), key=lambda e: e.effect)
@@ -73,6 +73,8 @@ def plot_attributes(found: Sequence[Effect], true: Mapping[str, Importance]) -> 
         gain.axvline(0, color=INK, linewidth=0.8)
         gain.set_yticks(at, names)
         gain.set_xlabel("mAP with its experts minus without, points")
-        could.barh(at, [100 * true[name].resolves for name in names], color=OTHER, height=0.6)
-        could.set_xlabel("confusions of zero-shot that differ in it, %")
+        could.barh(at, [100 * true[name].resolves for name in names], color=OTHER, height=0.6, label="differ in it")
+        could.barh(at, [100 * true[name].alone for name in names], color=WRONG, height=0.6, label="in nothing else")
+        could.set_xlabel("confusions of zero-shot, %")
+        could.legend()
     return figure

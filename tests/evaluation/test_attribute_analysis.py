@@ -169,4 +169,4 @@ def test_tables_and_picture_show_the_largest_gain_first() -> None:
     assert len(csv) == 1 + len(found)
     gain, could = plot_attributes(found, true).axes
     assert [label.get_text() for label in gain.get_yticklabels()] == sorted(gains, key=lambda name: gains[name])
-    assert [bar.get_width() for bar in could.patches] == [25.0, 25.0]
+    assert [bar.get_width() for bar in could.patches] == [25.0, 25.0, 12.5, 12.5]
