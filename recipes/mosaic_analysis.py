@@ -64,7 +64,7 @@ class MosaicAnalysis:
     run: str
     """A run of recipes/mosaic.py: its folder, or its name on the Hub"""
     output: Path
-    """A new folder for the tables and the picture"""
+    """A new folder for the tables and the figure"""
     data: str = "synthetic"
     """Whose queries are asked"""
     columns: Annotated[str | None, none_is("as the columns are named")] = None

@@ -1,4 +1,4 @@
-"""An analysis of attributes as tables and as a picture."""
+"""An analysis of attributes as tables and as a figure."""
 
 from __future__ import annotations
 
