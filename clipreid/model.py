@@ -21,6 +21,7 @@ from clipreid.aggregation import Aggregator, Pooled, Taps
 from clipreid.backbones import Backbone, ImageTower, VisionTower, attention_rollout, check_fits
 from clipreid.backbones.text import TextTower
 from clipreid.backbones.tokenizer import unread
+from clipreid.data.attributes import attribute_codes, clean
 from clipreid.data.augment import normalise
 from clipreid.data.images import Images, stack_images
 from clipreid.distributed import gather
@@ -30,7 +31,7 @@ from clipreid.metric import Cosine, Metric
 
 Tuning = Literal["lora", "full", "head"]
 TextTuning = Literal["frozen", "lora", "full"]
-GIVEN = ("cameras", "views")  # what `embed` is told of the images
+GIVEN = ("cameras", "views", "attributes")  # what `embed` is told of the images
 SWITCHING = threading.Lock()  # held while a model changes its mode (in no model: models are copied)
 LORA_TARGETS = r"encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])"
 
@@ -93,7 +94,7 @@ class ReIDModel(nn.Module):
 
     Raises:
         UserError: unknown tuning, or one that this backbone has nothing for.
-        ValueError: a hook or an aggregator whose `reads` names something else than "cameras" and "views".
+        ValueError: a hook or an aggregator whose `reads` names something else than `GIVEN`.
     """
 
     def __init__(
@@ -190,9 +191,14 @@ class ReIDModel(nn.Module):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """What hooks and aggregator want to be given at test, of "cameras" and "views"."""
+        """What hooks and aggregator want to be given at test, of "cameras", "views" and "attributes"."""
         parts: list[Any] = [*self.hooks.values(), self.aggregator]
         return tuple(dict.fromkeys(name for part in parts for name in part.reads))
+
+    @property
+    def sides(self) -> tuple[str, ...]:
+        """Of `reads` the numbers of a data set, which mean nothing in another one: "cameras" and "views"."""
+        return tuple(name for name in self.reads if name != "attributes")
 
     @property
     def device(self) -> torch.device:
@@ -201,8 +207,8 @@ class ReIDModel(nn.Module):
     def features(self, pixels: Tensor, about: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Normalised pixels [B, 3, H, W] to the aggregator's features, [B, D] each.
 
-        about: what is known of the images, by name, [B] each (cameras, views: numbers as in the data, -1 = unknown);
-            only hooks and aggregators that ask for it read it.
+        about: what is known of the images, by name, [B] each (cameras, views: numbers as in the data, -1 = unknown;
+            attributes: codes [B, A, 2]); only hooks and aggregators that ask for it read it.
         """
         about = {name: x.to(pixels.device) for name, x in (about or {}).items()}
         hooks: Any = tuple(self.hooks.values())
@@ -291,6 +297,7 @@ class ReIDModel(nn.Module):
         *,
         cameras: Sequence[int] | Tensor | None = None,
         views: Sequence[int] | Tensor | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
     ) -> Tensor:
         """Images to features for retrieval, compared by `metric` (a dot product, for most methods).
 
@@ -301,14 +308,16 @@ class ReIDModel(nn.Module):
             cameras, views: N numbers each, as in the training set. They matter to a model trained with side
                 information only, which takes the mean embedding for a number that it was not trained on, for
                 -1, and for all images when nothing is given.
+            attributes: what is known of each of the N images, such as {"hat": "cap"}, in the words of the training set.
+                They matter to a model with attribute experts only; without them no expert takes part.
 
         Returns:
             float32 [N, D] on the CPU, each row of unit length, also where the weights are `half()` or `bfloat16()`.
 
         Raises:
             UserError: an image cannot be read; features that are not finite, which weights give that are absurd.
-            ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than images; not one camera or view
-                for each image; batch_size under 1.
+            ValueError: a tensor that is not uint8 [N, 3, H, W]; something else than images; not one camera, view
+                or set of attributes for each image; batch_size under 1.
         """
         _check_batch_size(batch_size)
         crops = self.crops(images)
@@ -321,6 +330,10 @@ class ReIDModel(nn.Module):
                 if about[what].shape != (len(crops),):
                     shape = list(about[what].shape)
                     raise ValueError(f"{what} must be {len(crops)} numbers, one for each image, not {shape}")
+        if attributes is not None:
+            if len(attributes) != len(crops) or not all(isinstance(each, Mapping) for each in attributes):
+                raise ValueError(f"attributes must be {len(crops)} dictionaries, one for each image")
+            about["attributes"] = attribute_codes([clean(each) for each in attributes])
         rows = torch.arange(len(crops)).split(batch_size)
         found = [self.embed_parts(crops[at], {name: x[at] for name, x in about.items()})["concat"].cpu() for at in rows]
         return check_finite(torch.cat(found))
@@ -389,7 +402,7 @@ def _check_reads(parts: Mapping[str, Any]) -> None:
         if odd := [name for name in part.reads if name not in GIVEN]:
             raise ValueError(
                 f"{where} ({type(part).__name__}): reads has {', '.join(map(repr, odd))}, but only "
-                f"{' and '.join(map(repr, GIVEN))} can be given at test; what a batch has is in `about` anyway"
+                f"{', '.join(map(repr, GIVEN))} can be given at test; what a batch has is in `about` anyway"
             )
 
 

@@ -28,8 +28,8 @@ class Aggregator(nn.Module):
         test: the features that form the test feature, in this order.
         scored: further features that are scored beside the test feature and its parts, by their cosine. Texts are
             compared with `projection`.
-        reads: what users are to give at test, of "cameras" and "views"; other names are refused by `ReIDModel`. Keys
-            of a training batch arrive in `about` without being named.
+        reads: what users are to give at test, of "cameras", "views" and "attributes"; other names are refused by
+            `ReIDModel`. Keys of a training batch arrive in `about` without being named.
         pixels: whether it looks at the images themselves: `about["pixels"]` [B, 3, H, W], normalised, in training and
             at test.
         weights: of the test features; each is L2-normalised and multiplied by the root of its weight, so that a dot

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitSubcommandPrefixes, Positional, UseAppendAction, arg
 
+from clipreid.cli.data_caption import Caption
 from clipreid.cli.data_occlude import Occlude
 from clipreid.cli.data_split import Split
 from clipreid.cli.scoring import check_numbers
@@ -82,9 +83,10 @@ class Convert:
 
 @dataclass(frozen=True)
 class Data:
-    """Check a data set, convert it to parquet, share it out into train and test, or hide a part of its images."""
+    """Check a data set, convert it to parquet, share it out into train and test, hide a part of its images, or caption
+    them."""
 
-    command: OmitSubcommandPrefixes[Check | Convert | Split | Occlude]
+    command: OmitSubcommandPrefixes[Check | Convert | Split | Occlude | Caption]
 
     def __call__(self) -> None:
         self.command()

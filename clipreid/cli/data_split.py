@@ -100,7 +100,7 @@ def split(flags: Split) -> None:
     else:
         parts = split_folds(pool, folds, flags.val, flags.seed)
     queries = [find_queries(pool, each) for each in parts]
-    files = image_files(pool, flags.output)
+    files = image_files(pool.images, flags.output)
     for table, each, asked in zip(tables, parts, queries, strict=True):
         write_table(pool, each, asked, files, table)
     read = [_read_back(table, pool, each, asked) for table, each, asked in zip(tables, parts, queries, strict=True)]

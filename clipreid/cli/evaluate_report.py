@@ -41,7 +41,7 @@ def report_section(
     def look(rows: list[int]) -> np.ndarray | None:
         split = found.query.select(rows)
         crops = model.crops([split.image(i) for i in range(len(split))])
-        maps = model.attention_maps(crops, about_images(split, offsets))
+        maps = model.attention_maps(crops, about_images(split, offsets, model.reads))
         return None if maps is None else maps.numpy()
 
     report = found.reports[found.feature]

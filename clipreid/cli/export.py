@@ -69,8 +69,8 @@ def export(flags: Export) -> None:
         if flags.format == "merged":
             check_merged(record)
         model = load(asked.folder, strength=flags.strength)
-    if model.reads:
-        print(f"side information ({' and '.join(model.reads)}): the mean embedding, as for unknown cameras and views")
+    if model.sides:
+        print(f"side information ({' and '.join(model.sides)}): the mean embedding, as for unknown cameras and views")
     width = sum(model.widths.values())
     size = "x".join(map(str, model.image_size))
     if flags.format == "merged":

@@ -178,12 +178,12 @@ def known_offsets(model: ReIDModel, data: ReIDData, flags: Scoring, config: dict
     """What to raise the data's cameras and views by for a model that has learned them (None: unknown); says so."""
     from clipreid.data import trained_name
 
-    if not model.reads:
+    if not model.sides:
         return None
     trained = trained_name(data.name, config.get("run", {}).get("data", []))
     known = flags.same_cameras or trained is not None
     which = "those of training" if known else "unknown, each gets the mean embedding (--same-cameras: they are known)"
-    print(f"  side information ({' and '.join(model.reads)}): the data set's are {which}", flush=True)
+    print(f"  side information ({' and '.join(model.sides)}): the data set's are {which}", flush=True)
     camera, view = config.get("offsets", {}).get(trained, (0, 0))  # of several training sets
     return (camera, view) if known else None
 

@@ -208,8 +208,10 @@ def summary(done: Embedded, output: Path, model: ReIDModel) -> str:
         )
     if done.bad:
         lines.append(f"{done.bad:,} images cannot be decoded and were left out: {done.listing}")
-    if model.reads:
-        lines.append(f"side information ({' and '.join(model.reads)}): every image got the mean embedding")
+    if model.sides:
+        lines.append(f"side information ({' and '.join(model.sides)}): every image got the mean embedding")
+    if "attributes" in model.reads:
+        lines.append("attributes are not known of these images: no expert took part")
     what = "there" if done.complete else "written"
     return "\n".join([*lines, f"{what}: {output}, {done.images:,} images"])
 

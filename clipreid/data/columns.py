@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from clipreid.data.attributes import COLUMN
 from clipreid.data.crops import SCHEMA
 from clipreid.errors import UserError
 
@@ -25,6 +26,7 @@ USUAL = {  # understood, and said in a note; without capitals, spaces and unders
     "clothes": ("clothesid", "clothid", "outfit"),
     "tracklet": ("trackletid", "trackid", "track"),
     "session": ("sessionid", "encounter", "encounterid", "date", "day"),
+    "attributes": (),
     "x": ("left", "bboxx", "bboxleft", "boxx"),
     "y": ("top", "bboxy", "bboxtop", "boxy"),
     "w": ("width", "bboxw", "bboxwidth", "boxw"),
@@ -53,10 +55,12 @@ def parse_columns(columns: Columns) -> dict[str, str]:
     else:
         pairs = list((columns or {}).items())
     for field, name in pairs:
-        if field not in FIELDS or not name:
+        known = field in FIELDS or (field.startswith(COLUMN) and field != COLUMN)
+        if not known or not name:
             raise UserError(
                 f"--columns {columns}: cannot read {field!r}; write FIELD=COLUMN,FIELD=COLUMN, such as "
-                f"identity=pid,camera=camid (FIELD=none: not to be read); the fields are {', '.join(FIELDS)}"
+                f"identity=pid,camera=camid (FIELD=none: not to be read); the fields are {', '.join(FIELDS)}, "
+                f"and {COLUMN}NAME for an attribute"
             )
     if len(dict(pairs)) < len(pairs):
         raise UserError(f"--columns {columns}: a field is given twice")
@@ -87,6 +91,8 @@ def find_columns(
         if field not in found and field not in off and (usual := _usual(field, kinds, found, spec)):
             found[field] = usual
     found |= _boxes(kinds, found, off, spec)
+    taken = {*found, *off, *found.values()}
+    found |= {name: name for name in kinds if name.startswith(COLUMN) and name not in taken}
     lacking = [repr(field) for field in needed if field not in found]
     if lacking:
         raise UserError(f"{spec}: no column {' and no '.join(lacking)}. {_advice(kinds, found)}")
@@ -95,7 +101,11 @@ def find_columns(
 
 def is_known(name: str) -> bool:
     """Whether a column of this name would be read."""
-    return name in FIELDS or any(plain(name) in (field, *USUAL.get(field, ())) for field in FIELDS)
+    return (
+        name in FIELDS
+        or name.startswith(COLUMN)
+        or any(plain(name) in (field, *USUAL.get(field, ())) for field in FIELDS)
+    )
 
 
 def column_notes(kinds: Mapping[str, str], found: Mapping[str, str]) -> list[str]:

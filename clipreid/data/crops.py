@@ -26,7 +26,9 @@ SCHEMA = datasets.Features(
     clothes=datasets.Value("string"),  # which outfit, different for different people; "" = unknown
     tracklet=datasets.Value("string"),  # images that follow each other in one video; "" = unknown
     session=datasets.Value("string"),  # a day or encounter, as of animals; "" = unknown
+    attributes=datasets.Value("string"),  # a JSON object such as {"hat": "cap"}; "" = none is known
 )
+Attributes = dict[str, str]  # of one image: what is not there is unknown (`clipreid.data.attributes`)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +54,15 @@ class Split:
         clothes: Sequence[str] | None = None,
         tracklet: Sequence[str] | None = None,
         session: Sequence[str] | None = None,
+        attributes: Sequence[Mapping[str, Any]] | None = None,
     ) -> "Split":
         """Builds a split from columns of equal length N.
 
         image: dicts with "path" (str or None) and "bytes" (an encoded image or None, then the path is
-        read).
+        read). attributes: {name: value} of each image.
         """
+        from clipreid.data.attributes import pack  # it reads splits
+
         count = len(identity)
         columns = {
             "image": [{"path": entry.get("path"), "bytes": entry.get("bytes")} for entry in image],
@@ -69,6 +74,7 @@ class Split:
         }
         for field, values in {"clothes": clothes, "tracklet": tracklet, "session": session}.items():
             columns[field] = [""] * count if values is None else [str(value) for value in values]
+        columns["attributes"] = [""] * count if attributes is None else [pack(each) for each in attributes]
         return cls(name, datasets.Dataset.from_dict(columns, features=SCHEMA))
 
     def __len__(self) -> int:
@@ -108,6 +114,18 @@ class Split:
     def sessions(self) -> np.ndarray:
         """str [N], "" = unknown."""
         return np.array(self._column("session").tolist(), dtype=str)
+
+    @cached_property
+    def attributes(self) -> tuple[Attributes, ...]:
+        """What is known of each image [N], such as {"hat": "cap"}. Raises `UserError` for what is no JSON object."""
+        from clipreid.data.attributes import unpack
+
+        return tuple(unpack(text) for text in self.packed_attributes.tolist())
+
+    @cached_property
+    def packed_attributes(self) -> np.ndarray:
+        """str [N]: the same as the table keeps them (`clipreid.data.attributes.pack`), "" = none."""
+        return np.array(self._column("attributes").tolist(), dtype=str)
 
     @cached_property
     def paths(self) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets.fingerprint import generate_random_fingerprint
 
+from clipreid.data.attributes import COLUMN, attribute_note, pack, unpack
 from clipreid.data.boxes import cut_out, read_boxes
 from clipreid.data.columns import Columns, column_notes, find_columns
 from clipreid.data.crops import SCHEMA, Split
@@ -105,11 +106,15 @@ def to_splits(
         texts = [text_of(value) for value in cells[field]] if field in found else [""] * len(rows)
         full[field] = pa.array(["" if is_unknown(text) else text for text in texts], pa.string())
     full["caption"] = pa.array([_caption(value) for value in cells["caption"]], pa.string())
+    attributes = _attributes(rows, found)
+    full["attributes"] = pa.array(attributes, pa.string())
+    if any(attributes):
+        notes.append(attribute_note([unpack(text) for text in np.array(attributes)[rows.kept].tolist()], "columns"))
     for field in ("camera", "view"):
         full[field] = pa.array(_numbers(field, cells[field], found, spec, notes), pa.int32())
     if not names_stand:
         others = [list(map(str, each)) for field, each in cells.items() if field != "split"]
-        notes += _repeated(rows, images, identities, [parts, *others])
+        notes += _repeated(rows, images, identities, [parts, *others, attributes])
     splits = _splits(full, np.array(parts), rows.kept, silent)
     if len(splits.keys() & {"query", "gallery"}) == 1 and not anonymous:
         raise UserError(f"{spec}: all images of query or of gallery are left out. {' '.join(rows.note())}")
@@ -190,6 +195,20 @@ def _numbers(field: str, cells: list[Any], found: Mapping[str, str], spec: str, 
         ) from error
     notes += about
     return numbers
+
+
+def _attributes(rows: Rows, found: Mapping[str, str]) -> list[str]:
+    """The attributes of all rows [N], packed: those of the column `attributes`, and those with a column each."""
+    own = {field.removeprefix(COLUMN): rows.cells(c) for field, c in found.items() if field.startswith(COLUMN)}
+    packed = []
+    for row, text in enumerate(rows.cells(found.get("attributes"))):
+        try:
+            together = unpack(text_of(text))
+        except UserError as error:
+            together = {}
+            rows.refuse(row, str(error))
+        packed.append(pack(together | {name: cells[row] for name, cells in own.items()}))
+    return packed
 
 
 def _caption(value: Any) -> str:

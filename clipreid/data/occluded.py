@@ -29,7 +29,7 @@ TABLE, RECORD, SHEET = "data.csv", "occlusion.csv", "occlusion.png"
 SHOWN = 16  # images on the sheet
 HEIGHT = 192  # rows of the crops of a bank, pixels
 BANK = 512  # crops of a bank at most
-OPTIONAL = ("view", "caption", "clothes", "tracklet", "session")
+OPTIONAL = ("view", "caption", "clothes", "tracklet", "session", "attributes")
 
 # one image uint8 [1, 3, H, W], its identity, its generator -> the occluded one
 Hide = Callable[[Tensor, str, torch.Generator], Occluded]
@@ -225,7 +225,8 @@ def _known(split: Split, column: str) -> bool:
 
 
 def _column(split: Split, column: str) -> np.ndarray:
-    found: np.ndarray = split.captions if column == "caption" else split.metadata()[column]
+    texts = {"caption": lambda: split.captions, "attributes": lambda: split.packed_attributes}
+    found: np.ndarray = texts[column]() if column in texts else split.metadata()[column]
     return found
 
 

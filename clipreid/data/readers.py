@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipreid.data.annotations import read_coco, read_yolo
+from clipreid.data.attributes import with_attributes
 from clipreid.data.columns import Columns, parse_columns
 from clipreid.data.crops import ReIDData
 from clipreid.data.folders import read_layout
@@ -68,6 +69,8 @@ def load_data(
         data = read_yolo(_root(spec, place), spec, noun, words)
     else:
         data = read_hub(place, spec, columns, noun, words)
+    if name in LAYOUTS or name == "folder":
+        data = with_attributes(data, _root(spec, place))
     return data if noun is None else dataclasses.replace(data, noun=noun)
 
 

@@ -253,14 +253,14 @@ def write_table(pool: Pool, parts: np.ndarray, queries: np.ndarray, files: Seque
         raise UserError(f"a file name is no UTF-8 text ({error.object!r}): rename the file") from error
 
 
-def image_files(pool: Pool, output: Path) -> list[str]:
+def image_files(images: Split, output: Path) -> list[str]:
     """The file of each image [N]. What is encoded inside of a data set is written below OUTPUT/images, byte by byte.
 
     Raises:
         UserError: the folder cannot be written.
     """
     found: list[str] = []
-    for batch in pool.images.encoded_batches(64):
+    for batch in images.encoded_batches(64):
         for image in batch:
             if image["bytes"] is None:
                 found.append(os.path.abspath(image["path"]))

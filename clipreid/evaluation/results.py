@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from clipreid.data import short_names
+from clipreid.data.attributes import ORACLE
 from clipreid.disk import Unwritten
 from clipreid.evaluation.side_by_side import TAG, VAL, parted, place
 from clipreid.evaluation.tables import format_table
@@ -72,6 +73,8 @@ def results_table(metrics: Path | Mapping[str, Mapping[str, Any]], data: Sequenc
     )
     lines = [f"{short[name]} = {name}" for name in names if short[name] != name]
     lines += [f"{short[name]}: {about}" for name in names if (about := _about(metrics[name]))]
+    told = {model for name in names for model, found in metrics[name].items() if ORACLE in found.get("notes", ())}
+    lines += [f"{model}: {ORACLE}" for model in sorted(told)]
     if len({parted(name)[0] for name in names}) < len(names):
         lines.append(
             "a remark in brackets: scored under another protocol, on other images or labels, or with copies of queries "

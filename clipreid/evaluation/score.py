@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clipreid.data import PixelCache, ReIDData, Split, pixel_cache, raise_known
+from clipreid.data.attributes import ORACLE, attribute_codes
 from clipreid.data.fingerprint import pair_fingerprint
 from clipreid.data.opening import Opened, check_images, opened
 from clipreid.errors import UserError
@@ -171,7 +172,8 @@ def score(
     check_test(data)
     rules = get_protocol(protocol or data.protocol)
     images = _open_images(data, model, rules.captions, skip_bad)
-    notes = check_images([part for part, _ in images.values()])
+    notes = [*oracle_notes(model, [part.split for part, _ in images.values()])]
+    notes += check_images([part for part, _ in images.values()])
     features: dict[str, dict[str, Tensor]] = {}
     splits: dict[str, Split] = {}
     if rules.captions:
@@ -227,19 +229,31 @@ def embed_decoded(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """The features of decoded images by name, [N, D] each, on the CPU; arguments as for `score`."""
-    about = about_images(kept, offsets if model.reads else None)
+    about = about_images(kept, offsets, model.reads)
     how = {"about": about, "device": model.device, "accelerator": accelerator, "progress": progress}
     found = extract(model.embed_parts, cache.pixels, **how)
     assert isinstance(found, dict)
     return {part: x.cpu() for part, x in found.items()}
 
 
-def about_images(split: Split, offsets: tuple[int, int] | None) -> dict[str, Tensor]:
-    """ "cameras" [N] and "views" [N], the known ones raised; {} where they mean nothing to the model."""
-    if offsets is None:
-        return {}
-    numbers = {"cameras": (split.cameras, offsets[0]), "views": (split.views, offsets[1])}
-    return {name: torch.from_numpy(raise_known(x, by)) for name, (x, by) in numbers.items()}
+def about_images(split: Split, offsets: tuple[int, int] | None, reads: Sequence[str]) -> dict[str, Tensor]:
+    """Of `reads` what is known of the images: "cameras" [N] and "views" [N], the known ones raised (none without
+    offsets, for then they mean nothing to the model), and "attributes" [N, A, 2]."""
+    about = {}
+    if offsets is not None and {"cameras", "views"} & {*reads}:
+        numbers = {"cameras": (split.cameras, offsets[0]), "views": (split.views, offsets[1])}
+        about = {name: torch.from_numpy(raise_known(x, by)) for name, (x, by) in numbers.items()}
+    if "attributes" in reads:
+        about["attributes"] = attribute_codes(split.attributes)
+    return about
+
+
+def oracle_notes(model: ReIDModel, splits: Sequence[Split]) -> list[str]:
+    """That a model was told attributes, and of how many images none was known; nothing for other models."""
+    if "attributes" not in model.reads:
+        return []
+    known = [bool(each) for split in splits for each in split.attributes]
+    return [ORACLE, f"of {known.count(False):,d} of {len(known):,d} images no attribute is known: they had no expert"]
 
 
 def _same_images(a: Split, b: Split) -> bool:

@@ -20,11 +20,11 @@ class TokenHook(nn.Module):
 
     `about` holds what is known of the images, by name: in training everything that the batches of a method carry but
     "pixels" ("labels", "rows", "cameras", "views", keys of its own); at test "cameras" and "views" [B] long, -1 =
-    unknown, where they are given, else nothing ({}).
+    unknown, and "attributes" [B, A, 2], where they are given, else nothing ({}).
 
     Attributes:
-        reads: what users are to give at test, of "cameras" and "views" (`model.embed(images, cameras=...)`); other
-            names are refused by `ReIDModel`. Keys of a training batch need not be named.
+        reads: what users are to give at test, of "cameras", "views" and "attributes" (`model.embed(images,
+            cameras=...)`); other names are refused by `ReIDModel`. Keys of a training batch need not be named.
         strength: from 0 (as if the hook were not there) to 1 (as trained); `clipreid.strength` sets it.
     """
 

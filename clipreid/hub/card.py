@@ -11,6 +11,7 @@ from typing import Any
 from clipreid.backbones.colour import COLOUR
 from clipreid.backbones.imported import IMPORTED
 from clipreid.backbones.load import TINY
+from clipreid.data.attributes import ORACLE
 from clipreid.data.layouts import LAYOUTS, WITHDRAWN
 from clipreid.evaluation import PROTOCOLS
 from clipreid.evaluation.results import CENTRED
@@ -106,16 +107,22 @@ def _loading(facts: Facts) -> str:
         f"transparency on black, of 16 bits the upper eight; the whole crop is resized to {height}x{width} (height x "
         f"width, {facts.interpolation}), RGB 0..1, mean {_triple(facts.mean)}, std {_triple(facts.std)}.",
     ]
-    if facts.reads:
-        given = ", ".join(f"{name}=[...]" for name in facts.reads)
+    if sides := [name for name in facts.reads if name != "attributes"]:
+        given = ", ".join(f"{name}=[...]" for name in sides)
         lines.append(
-            f"It was trained with the {' and '.join(facts.reads)} of the images: `model.embed(images, {given})`; "
+            f"It was trained with the {' and '.join(sides)} of the images: `model.embed(images, {given})`; "
             "one that it was not trained with takes the mean."
         )
     if facts.config["config"].get("text_tuning", "frozen") != "frozen":
         lines.append(
             "Its text tower was trained as well: `model.embed_text(sentences)` gives a feature for each sentence, to "
             "be compared with the images' `projection`; `clipreid search` does it (`--text`)."
+        )
+    if "attributes" in facts.reads:
+        lines.append(
+            "It was trained with true attributes of the images: `model.embed(images, attributes=[{...}, ...])`, in the "
+            "words of the training set; of what is not given no expert takes part. **The figures of this card were "
+            f"measured with them ({ORACLE}).**"
         )
     if facts.plain:
         where = "with transformers and peft"

@@ -251,10 +251,10 @@ def describe(model: ReIDModel, output: Path) -> str:
         f"ViT of {tower.depth} blocks, width {tower.width}, patch {tower.patch_size}, stride {tower.stride}; crops "
         f"{height}x{width}; {0 if identities is None else identities.out_features} training identities"
     ]
-    if model.reads:
+    if model.sides:
         known = {"cameras": config.cameras, "views": config.views}
         sides = " and ".join(f"{what} {n[0]} to {n[-1]}" for what, n in known.items() if n)
         lines.append(f"side information of {sides}: model.embed(images, cameras=[...], views=[...])")
-    more = " --same-cameras" if model.reads else ""
+    more = " --same-cameras" if model.sides else ""
     lines += [f"run folder: {output}", "next, on the data it was trained for:"]
     return "\n".join([*lines, f"  clipreid evaluate {output} --data NAME:ROOT{more}"])

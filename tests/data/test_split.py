@@ -187,7 +187,7 @@ def test_the_table_is_read_as_it_was_meant(tmp_path: Path) -> None:
     pool = pool_images(ReIDData("hub:x/y", {"train": split}, "market1501"))
     parts = split_once(pool, 0.4)
     queries, table = find_queries(pool, parts), tmp_path / "out" / "split.csv"
-    write_table(pool, parts, queries, image_files(pool, table.parent), table)
+    write_table(pool, parts, queries, image_files(pool.images, table.parent), table)
     read = load_data(f"csv:{table}")
     assert {name: len(split) for name, split in read.splits.items()} == {"train": 8, "query": 4, "gallery": 5}
     assert read.protocol == "market1501"

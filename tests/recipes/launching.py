@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ from clipreid.data.synthetic.camera import make_camera, render
 from clipreid.data.synthetic.people import caption, draw_person
 
 ROOT = Path(__file__).parents[2]
+WORN = ("hat", "top_colour")  # attributes of the painted people that tables have
 
 
 def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
@@ -30,14 +32,28 @@ def paint_street(root: Path, train: int = 10, test: int = 6) -> Path:
 
 
 def caption_street(root: Path) -> Path:
-    """Writes street.csv beside the images of `paint_street`: the same data, with a caption for each image."""
+    """Writes street.csv beside the images of `paint_street`: the same data, with a caption and attributes of each."""
     with (root / "street.csv").open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(["image", "identity", "camera", "split", "caption"])
+        lines.writerow(["image", "identity", "camera", "split", "caption", *(f"attribute.{name}" for name in WORN)])
         for image in sorted(root.glob("t*/*.jpg")):
             number, camera = image.name[:4], image.name[6]
-            said = caption(draw_person(np.random.default_rng(int(number))), float(camera))
-            lines.writerow([image.relative_to(root), number, camera, image.parent.name, said])
+            person = draw_person(np.random.default_rng(int(number)))
+            said, wears = caption(person, float(camera)), person.attributes()
+            worn = [wears.get(name, "") for name in WORN]
+            lines.writerow([image.relative_to(root), number, camera, image.parent.name, said, *worn])
+    return root
+
+
+def write_attributes(root: Path, names: Sequence[str] = WORN) -> Path:
+    """attributes.csv beside a painted street: what its people wear."""
+    people = {path.name[:4] for path in root.glob("t*/*.jpg")}
+    with open(root / "attributes.csv", "w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["identity", *names])
+        for identity in sorted(people):
+            wears = draw_person(np.random.default_rng(int(identity))).attributes()
+            writer.writerow([identity, *(wears.get(name, "") for name in names)])
     return root
 
 

@@ -170,6 +170,7 @@ def _build(name: str, split: str, progress: bool) -> Split:
         identity=[f"{s.number:04d}" for s in shots],
         camera=[s.camera + 1 for s in shots],
         caption=[r[1] for r in rows],
+        attributes=[person(s.number, SETS[name].look_alikes).attributes() for s in shots],
     )
 
 
