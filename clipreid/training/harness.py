@@ -112,7 +112,7 @@ class Log:
     def write(self, stage: str, step: int, **values: Any) -> None:
         """Appends one JSON line, and sends numbers to the trackers; one that fails is warned of, and left alone."""
         if self.main:
-            with open(self.file, "a") as handle:
+            with open(self.file, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
         stage = f"{self.prefix}{stage}"
         numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
@@ -163,6 +163,17 @@ class Progress:
             self.timed_steps, self.timed_images = self.timed_steps + 1, self.timed_images + images
         if time.monotonic() - self.printed > self.every:
             self._line(f"step {self.step}/{self.steps}", {})
+
+    def counted(self) -> dict[str, Tensor]:
+        """What was summed since the last line, for a checkpoint."""
+        return {"steps": torch.tensor(self.count), **{f"losses.{name}": x for name, x in self.sums.items()}}
+
+    def count_on(self, steps: int, counted: Mapping[str, Tensor], device: torch.device) -> None:
+        """Goes on from `counted`, of an earlier process, and `steps` steps within the epoch."""
+        self.step, self.count = self.step + steps, int(counted.get("steps", 0))
+        self.sums = {
+            name.removeprefix("losses."): x.to(device) for name, x in counted.items() if name.startswith("losses.")
+        }
 
     def close_epochs(
         self, epoch: int, epochs: int, logged: Mapping[str, float] = MappingProxyType({}), **more: float
