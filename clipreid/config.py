@@ -113,7 +113,9 @@ class Between:
 
 RUN_FLAGS = tuple(field.name for field in fields(RunConfig))
 # of no meaning for others, or for what a run computes: not recorded in config.json
-UNRECORDED = ("output", "threads", "checkpoint_steps", "resume", "overwrite", "camera_means", "push", "private", "track")
+UNRECORDED = (
+    "output", "threads", "checkpoint_steps", "resume", "overwrite", "camera_means", "push", "private", "track",
+)  # fmt: skip
 
 # The numbers in settings by name, wherever they stand: (least, most). Rates must be above their least.
 RANGES: dict[str, tuple[float, float]] = {

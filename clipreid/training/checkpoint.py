@@ -1,9 +1,10 @@
 """Checkpoints: safetensors and JSON of what training changes, complete or not there at all.
 
 A checkpoint is a folder `checkpoints/STAGE-EPOCH/`, within an epoch `STAGE-EPOCH+STEP/` (whole epochs, and steps of the
-next one), with `tensors.safetensors` and `state.json`. The last two of every stage are kept: the older one for the case that the disk spoils the newer, and of a finished stage because a later stage
-is continued from it. It is written under another name, flushed to disk, checksummed and renamed, so a process killed at
-any moment leaves the previous ones whole.
+next one), with `tensors.safetensors` and `state.json`. The last two of every stage are kept: the older one for the
+case that the disk spoils the newer, and of a finished stage because a later stage is continued from it. It is written
+under another name, flushed to disk, checksummed and renamed, so a process killed at any moment leaves the previous ones
+whole.
 """
 
 from __future__ import annotations
@@ -96,7 +97,13 @@ def save(folder: Path, stage: Stage, done: Done) -> None:
     scratch.mkdir()
     try:
         save_file({key: x.cpu().contiguous().clone() for key, x in tensors.items()}, scratch / TENSORS)
-        record = {"stage": stage.name, "epoch": done.epoch, "step": done.step, "groups": groups, "sha256": _digest(scratch / TENSORS)}
+        record = {
+            "stage": stage.name,
+            "epoch": done.epoch,
+            "step": done.step,
+            "groups": groups,
+            "sha256": _digest(scratch / TENSORS),
+        }
         text = json.dumps(record | {"seal": _seal(record)}, indent=1)
         (scratch / STATE).write_text(text, encoding="utf-8")
         for file in (scratch / TENSORS, scratch / STATE):

@@ -30,7 +30,7 @@ from clipreid.methods import build
 from clipreid.model import ReIDModel, untrained_model
 from clipreid.strength import keep_strength, set_strength
 from clipreid.training.camera_means import check_camera_means, keep_camera_means
-from clipreid.training.endings import explained
+from clipreid.training.endings import end_with_launcher, explained
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
@@ -53,6 +53,7 @@ def launch(method: ModuleType, about: str | None, until: str | None = None) -> N
         until: the last stage to train; None: all of them.
     """
     with print_user_errors(INTERRUPTED):
+        end_with_launcher()
         flags, config = parse(method, about, sys.argv[1:])
         run_method(method, flags, config, until)
 

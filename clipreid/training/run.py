@@ -126,6 +126,7 @@ def open_run(method: ModuleType, flags: RunConfig, config: Any, *, whole: bool =
         stack.callback(run.lock.release)
         for note in claim(run.folder, run.record, flags, data.names, getattr(method, "STAGE_FLAGS", {}), accelerator):
             log.say(note)
+            log.write("resume", 0, note=note)
         prepare_push(flags, run.main)
         start_tracking(accelerator, flags, asdict(config))
         _introduce(run, shape)
