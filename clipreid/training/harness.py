@@ -19,6 +19,12 @@ from clipreid.config import RunConfig
 from clipreid.errors import UserError, ignore_closed
 from clipreid.hub.files import LOG
 
+SPLIT = {  # what `accelerate launch` says in the environment
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
+
 
 def set_threads(threads: int | None) -> int:
     """Gives this process its share of the cores: `accelerate launch` and torchrun set OMP_NUM_THREADS to 1."""
@@ -47,7 +53,18 @@ def check_writable(output: Path, example: str) -> None:
 
 
 def make_accelerator(config: RunConfig) -> Accelerator:
-    """Processes, devices, autocast and trackers, all through accelerate."""
+    """Processes, devices, autocast and trackers, all through accelerate.
+
+    Raises:
+        UserError: accelerate is configured to split the model over the processes.
+    """
+    for name, variable in SPLIT.items():  # asked here, for on a CPU accelerate itself leaves it out without a word
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UserError(
+                f"accelerate is configured for {name}, which splits the model over the processes; here each keeps it "
+                "whole, for optimisers, checkpoints and the saved run are of whole parameters. Launch with "
+                "recipes/accelerate/ddp.yaml instead; --tuning lora and --gradient-checkpointing save memory"
+            )
     log_with = None if config.track == "none" else config.track
     return Accelerator(mixed_precision=config.precision, log_with=log_with)
 

@@ -23,18 +23,24 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> None:
     Raises:
         AssertionError: one of them failed (its traceback is printed) or did not end in 240 seconds.
     """
+    started = members(count, function, *args)
+    for member in started:
+        member.join(240)
+    codes = [member.exitcode for member in started]
+    for member in started:
+        member.kill()
+    assert codes == [0] * count, f"exit codes {codes}"
+
+
+def members(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """The same processes, started and not waited for."""
     context: Any = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["clipreid.training.launch", "clipreid.methods.clip_reid", "clipreid.methods.saga"])
     port = free_port()
-    members = [context.Process(target=_member, args=(rank, count, port, function, args)) for rank in range(count)]
-    for member in members:
+    found = [context.Process(target=_member, args=(rank, count, port, function, args)) for rank in range(count)]
+    for member in found:
         member.start()
-    for member in members:
-        member.join(240)
-    codes = [member.exitcode for member in members]
-    for member in members:
-        member.kill()
-    assert codes == [0] * count, f"exit codes {codes}"
+    return found
 
 
 def _member(rank: int, count: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from processes import in_processes
 from safetensors.torch import load_file
 from torch import Tensor
-from toys import SIZE, STEPS, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
+from toys import SIZE, STEPS, Killed, dying, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
 
 from clipreid.errors import UserError
 from clipreid.training import checkpoint
@@ -339,10 +339,6 @@ def test_a_finished_stage_is_loaded_and_not_trained(run: Run, capsys: pytest.Cap
     assert kept(run) == ["toy-00003", "toy-00004", "turns-00001", "turns-00002"]
 
 
-class Killed(BaseException):
-    """As SIGKILL: nothing catches it."""
-
-
 @pytest.mark.parametrize("make", [toy_stage, turns_stage])
 @pytest.mark.parametrize("every", [1, 2])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
@@ -426,20 +422,6 @@ def test_losses_that_are_not_finite_end_a_long_epoch_early_and_spoil_no_checkpoi
             train(toy_stage(run, batches=lambda epoch, make=make: Lazy(120, make)), run)
         assert steps == [seen]
         assert kept(run) == [last] * bool(last)
-
-
-def dying(batches: Callable[[int], Sequence[Batch]], die: tuple[int, int]) -> Callable[[int], Lazy]:
-    """The same batches; instead of the one of (epoch, step) the process is killed."""
-
-    def killing(at: int) -> Lazy:
-        def make_one(nth: int) -> Batch:
-            if (at, nth) == die:
-                raise Killed
-            return batches(at)[nth]
-
-        return Lazy(STEPS, make_one)
-
-    return killing
 
 
 def kept_epoch(run: Run) -> int:
