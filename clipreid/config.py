@@ -94,8 +94,8 @@ class RunConfig:
     camera_means: bool = False
     """Keep the mean feature of each training camera in the run folder, for --centre-cameras train of clipreid search;
     it is never published"""
-    track: Literal["none", "wandb"] = "none"
-    """Also send the log to a tracker; log.jsonl is always written"""
+    track: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
+    """Also send the log, the settings and a few training crops to a tracker; log.jsonl is always written"""
     push: Annotated[str | None, none_is("nothing is published")] = None
     """Publish the finished run as this OWNER/NAME on the Hugging Face Hub; token and repository are checked before
     training"""

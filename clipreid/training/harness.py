@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
 from clipreid.config import RunConfig
 from clipreid.errors import UserError, ignore_closed
-from clipreid.hub.files import LOG
+from clipreid.hub.files import LOG, TENSORBOARD
 
 SPLIT = {  # what `accelerate launch` says in the environment
     "FSDP": "ACCELERATE_USE_FSDP",
@@ -52,8 +53,10 @@ def check_writable(output: Path, example: str) -> None:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): give another file") from error
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
+def make_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerator:
     """Processes, devices, autocast and trackers, all through accelerate.
+
+    folder: of the run, for a tracker that writes files.
 
     Raises:
         UserError: accelerate is configured to split the model over the processes.
@@ -66,7 +69,8 @@ def make_accelerator(config: RunConfig) -> Accelerator:
                 "recipes/accelerate/ddp.yaml instead; --tuning lora and --gradient-checkpointing save memory"
             )
     log_with = None if config.track == "none" else config.track
-    return Accelerator(mixed_precision=config.precision, log_with=log_with)
+    place = ProjectConfiguration(logging_dir=str((folder or Path()) / TENSORBOARD))
+    return Accelerator(mixed_precision=config.precision, log_with=log_with, project_config=place)
 
 
 def slow_half(precision: str, device: torch.device) -> str | None:
@@ -131,11 +135,15 @@ class Log:
         if self.main:
             with open(self.file, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        self.send(stage, step, values)
+
+    def send(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        """Sends numbers to the trackers alone."""
         stage = f"{self.prefix}{stage}"
         numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
-        self.track(
-            lambda: self.accelerator.log(numbers | {f"{stage}/step": step})
-        )  # no common axis: each counts from 1
+        # no common axis, for each stage counts from 1; tensorboard has one for each name
+        axis = {"step": step} if any(each.name == "tensorboard" for each in self.accelerator.trackers) else {}
+        self.track(lambda: self.accelerator.log(numbers | {f"{stage}/step": step}, **axis))
 
     def track(self, do: Callable[[], object]) -> None:
         """Does something with the trackers; one that fails is warned of and let go, and ends no training."""

@@ -23,7 +23,7 @@ from clipreid.evaluation.floor import colour_floor
 from clipreid.evaluation.results import VAL, add_metrics, evaluate_command, results_table
 from clipreid.evaluation.score import ZERO_SHOT, Scored, score
 from clipreid.flags import parse_flags
-from clipreid.hub.files import read_metrics
+from clipreid.hub.files import FIGURES, read_metrics
 from clipreid.hub.folder import add_identities, identity_state, save_model
 from clipreid.hub.initial import inherited, load_initial
 from clipreid.methods import build
@@ -35,6 +35,7 @@ from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
 from clipreid.training.strength_choice import Plan, choose_strength, forget_trial, plan_trial
+from clipreid.training.trackers import check_tracker
 from clipreid.training.train import train
 
 INTERRUPTED = "interrupted; --resume with the same --output continues from the last checkpoint"
@@ -106,6 +107,7 @@ def run_method(method: ModuleType, flags: RunConfig, config: Any, until: str | N
         UserError: whatever `open_run` refuses, a stage that is finished already, a run folder that cannot be written,
             or publishing (`--push`).
     """
+    check_tracker(flags.track)
     run = open_run(method, flags, config, whole=until is None)
     with explained(run):
         finished = _train_stages(run, until)
@@ -216,6 +218,7 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
         )
         feature = found.best() if name == ZERO_SHOT else found.feature
         entries[data.name] = found.entry(feature)
+        run.log.send(name, 0, {f"{data.name}/{key}": entries[data.name][key] for key in FIGURES})
         zero_shot = before.get(data.name, {}).get(ZERO_SHOT, {})
         said = [] if name == ZERO_SHOT else zero_shot.get("notes", [])
         notes = [f"note: {note}" for note in found.reports[feature].notes if note not in said]

@@ -14,6 +14,7 @@ from clipreid.training.checkpoint import Done
 from clipreid.training.harness import Progress
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch, Losses, Stage
+from clipreid.training.trackers import show_crops
 from clipreid.training.watch import EVERY, Watch, doubt_losses, gradient_norm
 
 
@@ -42,6 +43,8 @@ def train(stage: Stage, run: Run) -> None:
         wrapped.train()
         for nth in range(done.step if epoch == done.epoch else 0, steps):
             batch = batches[nth]
+            if epoch == nth == 0:
+                show_crops(stage, run, batch)
             set_rates(stage, epoch + nth / steps)
             losses, norm = _step(stage, wrapped, batch, run)
             if stage.after_step is not None:
