@@ -14,10 +14,11 @@ from clipreid.training.harness import Progress
 EVERY = 100  # steps
 
 
-def resident() -> float:
-    """Memory of this process, in MB."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def own_memory() -> float:
+    """What this process has taken, in MB, also where the system has put it aside; without mapped files."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    found = dict(line.split(":", 1) for line in lines)
+    return sum(int(found[name].split()[0]) for name in ("RssAnon", "VmSwap")) / 1000
 
 
 def soak(street: Path, backbone: str, run: Path, epochs: int, file: Path) -> None:
@@ -30,7 +31,7 @@ def soak(street: Path, backbone: str, run: Path, epochs: int, file: Path) -> Non
     def watched(self: Progress, *args: Any) -> None:
         update(self, *args)
         if self.step % EVERY == 0:
-            seen.append(resident())
+            seen.append(own_memory())
 
     Progress.update = watched  # type: ignore[method-assign]
     given = {"prompts": "none", "epochs": epochs, "least_steps": 0, "checkpoint_every": 50, "checkpoint_steps": 10}

@@ -13,6 +13,9 @@ import pytest
 from launching import ROOT, run_recipe
 from processes import free_port
 
+from clipreid.training import checkpoint
+from clipreid.training.stage import Stage
+
 pytestmark = pytest.mark.slow
 SHORT = (
     "--image-size", 64, 32, "--prompt-epochs", 1, "--identities-per-batch", 8, "--images-per-identity", 2,
@@ -67,6 +70,29 @@ def test_several_processes_of_one_machine_are_one(
     assert done.returncode == 0, done.stderr
     assert "2 process(es)" in done.stdout
     assert_alike(tmp_path / "run", whole)
+
+
+def test_a_run_of_one_process_is_continued_by_two(
+    street: Path, whole: Path, environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted within the second epoch of stage 2."""
+    run, save = tmp_path / "run", checkpoint.save
+
+    def save_and_stop(folder: Path, stage: Stage, done: checkpoint.Done) -> None:
+        save(folder, stage, done)
+        if (stage.name, done.epoch, done.step) == ("stage2", 1, 1):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_stop)
+        with pytest.raises(SystemExit):
+            run_recipe("clipreid_stage2.py", *recipe(street, run, "--checkpoint-steps", 1)[1:])
+    command = [*launcher("ddp.yaml"), *recipe(street, run, "--resume")]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "note: begun with processes 1, continued with 2: the batches are the same" in done.stdout
+    assert "stage2  resumes after epoch 1 and 1 steps of the next" in done.stdout
+    assert_alike(run, whole)
 
 
 def test_two_machines_are_one(street: Path, whole: Path, environment: dict[str, str], tmp_path: Path) -> None:
