@@ -190,12 +190,16 @@ class Progress:
             self._line(f"step {self.step}/{self.steps}", {})
 
     def counted(self) -> dict[str, Tensor]:
-        """What was summed since the last line, for a checkpoint."""
-        return {"steps": torch.tensor(self.count), **{f"losses.{name}": x for name, x in self.sums.items()}}
+        """All steps, and what was summed since the last line, for a checkpoint."""
+        steps = {"step": torch.tensor(self.step), "steps": torch.tensor(self.count)}
+        return {**steps, **{f"losses.{name}": x for name, x in self.sums.items()}}
 
     def count_on(self, steps: int, counted: Mapping[str, Tensor], device: torch.device) -> None:
-        """Goes on from `counted`, of an earlier process, and `steps` steps within the epoch."""
-        self.step, self.count = self.step + steps, int(counted.get("steps", 0))
+        """Goes on from `counted`, of an earlier process, `steps` steps within the epoch.
+
+        Epochs need not have the same number of steps, so the number of all of them is kept.
+        """
+        self.step, self.count = int(counted.get("step", self.step + steps)), int(counted.get("steps", 0))
         self.sums = {
             name.removeprefix("losses."): x.to(device) for name, x in counted.items() if name.startswith("losses.")
         }

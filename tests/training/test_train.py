@@ -436,6 +436,21 @@ def test_steps_of_a_resumed_stage_are_counted_on(run: Run) -> None:
     assert [(line["epoch"], line["step"]) for line in lines(run)] == [(1, STEPS), (2, 2 * STEPS), (3, 3 * STEPS)]
 
 
+def test_steps_are_counted_on_where_epochs_have_different_numbers_of_them(tmp_path: Path) -> None:
+    def uneven(run: Run) -> Stage:
+        return toy_stage(run, batches=lambda epoch: toy_batches(run, 4 - epoch)(epoch))
+
+    whole, run = toy_run(tmp_path / "whole"), toy_run(tmp_path / "killed", checkpoint_steps=1)
+    train(uneven(whole), whole)
+    stage = uneven(run)
+    stage.batches = dying(stage.batches, (2, 1))
+    with pytest.raises(Killed):
+        train(stage, run)
+    train(uneven(run), run)
+    steps = [[line["step"] for line in lines(each)] for each in (whole, run)]
+    assert steps == [[4, 7, 9, 10]] * 2
+
+
 # Processes --------------------------------------------------------------------------------------------------------
 
 

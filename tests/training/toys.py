@@ -54,12 +54,14 @@ def dying(batches: Callable[[int], Sequence[Batch]], die: tuple[int, int]) -> Ca
     """The same batches; instead of the one of (epoch, step) the process is killed."""
 
     def killing(at: int) -> Lazy:
+        found = batches(at)
+
         def make_one(nth: int) -> Batch:
             if (at, nth) == die:
                 raise Killed
-            return batches(at)[nth]
+            return found[nth]
 
-        return Lazy(STEPS, make_one)
+        return Lazy(len(found), make_one)
 
     return killing
 
