@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from clipreid.config import RunConfig
 from clipreid.errors import UserError
 from clipreid.hub import read_config
-from clipreid.hub.files import CONFIG, HOLDER, IDENTITIES, LOCK, LOG, METRICS, OWNED, TRIAL, read_metrics
+from clipreid.hub.files import CONFIG, HOLDER, IDENTITIES, LOCK, LOG, METRICS, OWNED, TENSORBOARD, TRIAL, read_metrics
 from clipreid.hub.folder import load_identities
 from clipreid.training.lock import refuse_in_use
 from clipreid.training.unchanged import changed_data, changed_machine
@@ -24,7 +24,7 @@ from clipreid.training.unchanged import changed_data, changed_machine
 AGAIN = "start anew with --overwrite"
 FREE = ("checkpoint_every", "gradient_checkpointing", "names")  # these change neither the result nor its meaning
 PROGRESS = ("stages", "training")  # of config.json: what an earlier recipe did
-FIRST = re.compile(rf"{LOCK}|{HOLDER}|{LOG}|{METRICS}|{CONFIG}\.\d+|[\w.]+\.writing")  # written before config.json
+FIRST = re.compile(rf"{LOCK}|{HOLDER}|{LOG}|{METRICS}|{TENSORBOARD}|{CONFIG}\.\d+|\.writing-.+")  # before config.json
 
 
 def choose_folder(output: Path | None) -> Path:

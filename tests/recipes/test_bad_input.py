@@ -253,7 +253,7 @@ def test_resume_without_a_run_begins_one(street: Path, tmp_path: Path, capsys: p
 
 def test_a_run_that_was_killed_before_it_began_starts_anew(street: Path, tmp_path: Path) -> None:
     folder = opened(street, tmp_path).folder
-    for name in (".lock.json", "metrics.json", "config.json.0", "config.writing"):
+    for name in (".lock.json", "metrics.json", "config.json.0", ".writing-config.json", ".writing-.lock.json"):
         (folder / name).write_text("{")
     opened(street, tmp_path).note(training="stage1")
     assert {path.name for path in folder.iterdir()} >= {".lock", "config.json"}
