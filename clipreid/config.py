@@ -53,6 +53,8 @@ class RunConfig:
     seed: int = 0
     threads: Annotated[int | None, none_is("all cores, shared by the local processes")] = None
     """CPU threads"""
+    checkpoint_steps: Annotated[int | None, none_is("at the end of epochs only")] = None
+    """Also keep a checkpoint every so many steps within an epoch, for long ones"""
     resume: bool = False
     """Continue an interrupted run from its last checkpoint"""
     overwrite: bool = False
@@ -98,8 +100,8 @@ class RunConfig:
     camera_means: bool = False
     """Keep the mean feature of each training camera in the run folder, for --centre-cameras train of clipreid search;
     it is never published"""
-    track: Literal["none", "wandb"] = "none"
-    """Also send the log to a tracker; log.jsonl is always written"""
+    track: Literal["none", "wandb", "tensorboard", "trackio"] = "none"
+    """Also send the log, the settings and a few training crops to a tracker; log.jsonl is always written"""
     push: Annotated[str | None, none_is("nothing is published")] = None
     """Publish the finished run as this OWNER/NAME on the Hugging Face Hub; token and repository are checked before
     training"""
@@ -117,7 +119,10 @@ class Between:
 
 RUN_FLAGS = tuple(field.name for field in fields(RunConfig))
 # of no meaning for others, or for what a run computes: not recorded in config.json
-UNRECORDED = ("output", "threads", "resume", "overwrite", "camera_means", "push", "private", "track", "profile")
+UNRECORDED = (
+    "output", "threads", "checkpoint_steps", "resume", "overwrite", "camera_means", "push", "private", "track",
+    "profile",
+)  # fmt: skip
 
 # The numbers in settings by name, wherever they stand: (least, most). Rates must be above their least.
 RANGES: dict[str, tuple[float, float]] = {
@@ -129,6 +134,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "prompt_epochs": (1, 1e6), "prompt_batch": (1, 1e6), "prompt_tokens": (1, 64), "prompt_warmup": (0, 1e6),
     "epochs": (1, 1e6), "least_steps": (0, 1e9), "warmup": (0, 1e6), "warmup_factor": (0, 1), "milestones": (1, 1e6),
     "identities_per_batch": (2, 1e6), "images_per_identity": (2, 1e4), "checkpoint_every": (1, 1e6),
+    "checkpoint_steps": (1, 1e9),
     "bias_rate_factor": (0, 1e3), "weight_decay": (0, 1), "smoothing": (0, 0.99), "margin": (0, 1e3),
     "weight_id": (0, 1e3), "weight_triplet": (0, 1e3), "weight_i2t": (0, 1e3),
     "pad": (0, 256), "flip": (0, 1), "erase": (0, 1),

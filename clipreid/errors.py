@@ -33,6 +33,10 @@ class UserError(ValueError):
     """
 
 
+class LostProcess(UserError):
+    """Another process of the same run has ended; each that is left says so."""
+
+
 class Terminated(BaseException):
     """The process was told to end, by SIGTERM."""
 
@@ -45,7 +49,8 @@ def print_user_errors(interrupted: str = "interrupted") -> Iterator[None]:
     interrupted: what is said after Ctrl-C and SIGTERM, unless the exception itself says something.
 
     Where nobody reads the output any more (`clipreid ... | head -1`) the command ends quietly, with status `CLOSED`.
-    Of several processes only the first one prints. Every other exception is a defect and keeps its traceback.
+    Of several processes only the first one prints, but for a `LostProcess`. Every other exception is a defect and keeps
+    its traceback.
     """
     try:
         _print_anything()
@@ -69,7 +74,7 @@ def _errors_printed(interrupted: str) -> Iterator[None]:
         with _terminable():
             yield
     except UserError as error:
-        _say(f"error: {error}")
+        _say(f"error: {error}", always=isinstance(error, LostProcess))
         sys.exit(2)
     except OSError as error:
         remedy = REFUSED.get(errno.errorcode.get(error.errno or 0, ""))
@@ -86,8 +91,8 @@ def _errors_printed(interrupted: str) -> Iterator[None]:
         sys.exit(143)
 
 
-def _say(text: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
+def _say(text: str, always: bool = False) -> None:
+    if always or os.environ.get("RANK", "0") == "0":
         print(f"\n{text}", file=sys.stderr, flush=True)
 
 

@@ -31,6 +31,7 @@ import clipreid
 from clipreid.config import none_is
 from clipreid.data import ReIDData, load_data
 from clipreid.data.occluders import read_library
+from clipreid.disk import check_place, whole_file, write_whole, writing_to
 from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation.occlusion import (
     CONDITIONS,
@@ -137,16 +138,19 @@ def one_run(
     clean, pixels, masks = (torch.cat([each[i] for each in pictures]) for i in range(3))
     weights, anchors = alignment(model, pixels) or (None, None)
     figure = draw_occluded(clean, pixels, masks, weights, anchors, arm)
-    figure.savefig(config.output / f"queries-{arm}-{seed}.png", dpi=110)
+    with whole_file(config.output / f"queries-{arm}-{seed}.png") as scratch:
+        figure.savefig(scratch, dpi=110)
     return rows
 
 
 def main(config: OcclusionStudy) -> None:
     runs = [name for given in config.run for name in given]
     cells = places(config.conditions, config.severities, config.draws)
+    check_place("--output", config.output)
     if config.output.exists() and any(config.output.iterdir()):
         raise UserError(f"--output {config.output} is there already and not empty: name a new folder")
-    config.output.mkdir(parents=True, exist_ok=True)
+    with writing_to(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
     set_threads(config.threads)
     data = load_data(config.data)
     if config.validate and "val" not in data.splits:
@@ -156,7 +160,8 @@ def main(config: OcclusionStudy) -> None:
     rows: list[dict[str, Any]] = []
     for run in runs:
         rows += one_run(config, run, data, cells, found)
-        with open(config.output / "occlusion.csv", "w", newline="") as handle:
+        file = config.output / "occlusion.csv"
+        with whole_file(file) as scratch, scratch.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.DictWriter(handle, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -167,8 +172,9 @@ def main(config: OcclusionStudy) -> None:
     at = min(config.severities, key=lambda severity: abs(severity - 0.4))
     table = occlusion_table(reports, at)
     words = f"{data.name}, mAP in %; with {at:.0%} hidden; in brackets the difference to the first line, 95 % interval"
-    (config.output / "occlusion.md").write_text(f"{table}\n\n{words}\n")
-    plot_occlusion(reports).savefig(config.output / "occlusion.png", dpi=150)
+    write_whole(config.output / "occlusion.md", f"{table}\n\n{words}\n")
+    with whole_file(config.output / "occlusion.png") as scratch:
+        plot_occlusion(reports).savefig(scratch, dpi=150)
     print(f"\n{table}\n\n{words}\n\n{config.output}: occlusion.csv, occlusion.md, occlusion.png, queries-*.png")
 
 

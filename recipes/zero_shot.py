@@ -35,6 +35,7 @@ import tyro
 from clipreid.backbones import ImageTower
 from clipreid.config import none_is
 from clipreid.data import ReIDData, load_data, reader_flags
+from clipreid.disk import whole_file
 from clipreid.errors import UserError, print_user_errors
 from clipreid.evaluation import format_table, get_protocol
 from clipreid.evaluation.cost import gflops, latency, parameters
@@ -139,7 +140,7 @@ def main(config: ZeroShot) -> None:
     print(f"\n{format_table(by_data)}")
     print(f"\nms: per crop, in batches of {config.batch_size}, {torch.get_num_threads()} threads, {config.device}")
     if config.output is not None and table:
-        with config.output.open("w", newline="") as file:
+        with whole_file(config.output) as scratch, scratch.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, table[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(table)

@@ -70,6 +70,7 @@ REST = {
     "fingerprint": dict[str, dict[str, dict]],
     "content": dict[str, str],
     "machine": dict[str, int | str],
+    "earlier_machines": tuple[dict, ...],
     "environment": dict[str, str],
 }
 HEADER = 4 << 20  # bytes that name the tensors of a file: a few hundred bytes for each

@@ -28,6 +28,7 @@ METRICS = "metrics.json"
 TRIAL = "trial"  # a training beside the run's own
 CALIBRATION = "calibration.json"
 LOG, CHECKPOINTS = "log.jsonl", "checkpoints"
+TENSORBOARD = "tensorboard"  # with --track tensorboard
 LOCK, HOLDER = ".lock", ".lock.json"  # one run in a folder at a time, and which
 PROFILE = "profile"  # traces of a few steps, where they were asked for
 BAD_BATCH = "bad_batch.json"  # the images of a step whose loss was not finite
@@ -49,6 +50,7 @@ OWNED = (
     ADAPTER.parts[0],
     TEXT_ADAPTER.parts[0],
     CHECKPOINTS,
+    TENSORBOARD,
     TRIAL,
     "report",
     "README.md",

@@ -1,9 +1,10 @@
 """Checkpoints: safetensors and JSON of what training changes, complete or not there at all.
 
-A checkpoint is a folder `checkpoints/STAGE-EPOCH/` with `tensors.safetensors` and `state.json`. The last two of every
-stage are kept: the older one for the case that the disk spoils the newer, and of a finished stage because a later stage
-is continued from it. It is written under another name, flushed to disk, checksummed and renamed, so a process killed at
-any moment leaves the previous ones whole.
+A checkpoint is a folder `checkpoints/STAGE-EPOCH/`, within an epoch `STAGE-EPOCH+STEP/` (whole epochs, and steps of the
+next one), with `tensors.safetensors` and `state.json`. The last two of every stage are kept: the older one for the
+case that the disk spoils the newer, and of a finished stage because a later stage is continued from it. It is written
+under another name, flushed to disk, checksummed and renamed, so a process killed at any moment leaves the previous ones
+whole.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 from clipreid.hub.files import CHECKPOINTS
 from clipreid.training.stage import Stage
@@ -29,6 +32,23 @@ from clipreid.training.stage import Stage
 TENSORS, STATE = "tensors.safetensors", "state.json"
 KEPT = 2  # of every stage
 NEW = "start anew with --overwrite"
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a stage has come: whole epochs, steps of the next one, and what was counted since the last line of the
+    log."""
+
+    epoch: int = 0
+    step: int = 0
+    counted: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def begun(self) -> bool:
+        return (self.epoch, self.step) != (0, 0)
+
+    def __str__(self) -> str:
+        return f"epoch {self.epoch}" + f" and {self.step} steps of the next" * bool(self.step)
 
 
 class Damaged(UserError):
@@ -54,8 +74,8 @@ def _check_fits(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> 
             raise UserError(f"the checkpoint is of another model: {name} is {there} there, {here} here")
 
 
-def save(folder: Path, stage: Stage, epoch: int) -> None:
-    """Writes the checkpoint of a stage after `epoch` epochs, then removes all but this and the one before it.
+def save(folder: Path, stage: Stage, done: Done) -> None:
+    """Writes the checkpoint of a stage, then removes all but this and the one before it.
 
     Raises:
         OSError, SafetensorError: it cannot be written, as on a full disk; the earlier ones are left as they are.
@@ -69,15 +89,23 @@ def save(folder: Path, stage: Stage, epoch: int) -> None:
         groups.append(moments["param_groups"])
         for index, entries in moments["state"].items():
             tensors |= {f"optimiser.{turn}.{index}.{key}": torch.as_tensor(x) for key, x in entries.items()}
-    name = f"{stage.name}-{epoch:05d}"
+    tensors |= {f"counted.{key}": x for key, x in done.counted.items()}
+    name = f"{stage.name}-{done.epoch:05d}" + f"+{done.step:05d}" * bool(done.step)
     scratch, target = folder / f"{name}.writing", folder / name
     shutil.rmtree(scratch, ignore_errors=True)
     folder.mkdir(exist_ok=True)  # without parents: a run folder that was removed is not made again
     scratch.mkdir()
     try:
         save_file({key: x.cpu().contiguous().clone() for key, x in tensors.items()}, scratch / TENSORS)
-        record = {"stage": stage.name, "epoch": epoch, "groups": groups, "sha256": _digest(scratch / TENSORS)}
-        (scratch / STATE).write_text(json.dumps(record | {"seal": _seal(record)}, indent=1))
+        record = {
+            "stage": stage.name,
+            "epoch": done.epoch,
+            "step": done.step,
+            "groups": groups,
+            "sha256": _digest(scratch / TENSORS),
+        }
+        text = json.dumps(record | {"seal": _seal(record)}, indent=1)
+        (scratch / STATE).write_text(text, encoding="utf-8")
         for file in (scratch / TENSORS, scratch / STATE):
             _flush(file)
         shutil.rmtree(target, ignore_errors=True)
@@ -86,24 +114,26 @@ def save(folder: Path, stage: Stage, epoch: int) -> None:
         shutil.rmtree(scratch, ignore_errors=True)  # gives its room back
         raise
     _flush(folder)
-    kept = [path for path in _of_stage(folder, stage.name) if _epoch(path) <= epoch][-KEPT:]
+    kept = [path for path in _of_stage(folder, stage.name) if _place(path) <= (done.epoch, done.step)][-KEPT:]
     for path in set(_of_stage(folder, stage.name)) - set(kept):  # also later ones, which were damaged
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _of_stage(folder: Path, stage: str) -> list[Path]:
     """The complete checkpoints of a stage, the oldest first."""
-    return sorted(_complete(folder, re.escape(stage)), key=_epoch)
+    return sorted(_complete(folder, re.escape(stage)), key=_place)
 
 
 def _complete(folder: Path, stages: str) -> list[Path]:
     """The complete checkpoints of the stages whose name fits a pattern."""
-    pattern = re.compile(rf"{stages}-\d{{5,}}")
+    pattern = re.compile(rf"{stages}-\d{{5,}}(\+\d{{5,}})?")
     return [path for path in folder.glob("*") if path.is_dir() and pattern.fullmatch(path.name)]
 
 
-def _epoch(path: Path) -> int:
-    return int(path.name.rpartition("-")[2])
+def _place(path: Path) -> tuple[int, int]:
+    """Whole epochs, and steps of the next one."""
+    epoch, _, step = path.name.rpartition("-")[2].partition("+")
+    return int(epoch), int(step or 0)
 
 
 def where_last(run: Path) -> str:
@@ -114,8 +144,8 @@ def where_last(run: Path) -> str:
     return "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
 
 
-def resume(folder: Path, stage: Stage, say: Callable[[str], None]) -> int:
-    """Restores a stage from its last checkpoint that is whole; the epochs that it has done, 0 without a checkpoint.
+def resume(folder: Path, stage: Stage, say: Callable[[str], None]) -> Done:
+    """Restores a stage from its last checkpoint that is whole, and says how far it had come.
 
     say: is told of each that is damaged, in favour of an older one.
 
@@ -130,18 +160,19 @@ def resume(folder: Path, stage: Stage, say: Callable[[str], None]) -> int:
             if path == found[0]:
                 raise UserError(f"{error}, and no older one is whole: {NEW}") from error
             say(f"{stage.name}  {error}: the one before it is taken, and what came after it is trained again")
-    return 0
+    return Done()
 
 
-def load(path: Path, stage: Stage) -> int:
-    """Restores module, memory and optimisers of the stage from a checkpoint; returns the epochs that it has done.
+def load(path: Path, stage: Stage) -> Done:
+    """Restores module, memory and optimisers of the stage from a checkpoint, and says how far it had come.
 
     Raises:
         Damaged: it is not what was written. UserError: it is of another model.
     """
     try:
-        state = json.loads((path / STATE).read_text())
-        epoch, groups, seal = state["epoch"], state["groups"], state.pop("seal")
+        state = read_json(path / STATE)
+        epoch, step, groups = int(state["epoch"]), int(state.get("step", 0)), state["groups"]  # 0: an older version
+        seal = state.pop("seal")
         intact = _seal(state) == seal and _digest(path / TENSORS) == state["sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Damaged(f"the checkpoint {path} cannot be read ({error})") from error
@@ -163,7 +194,7 @@ def load(path: Path, stage: Stage) -> int:
             index, _, name = key.partition(".")
             moments.setdefault(int(index), {})[name] = value
         optimiser.load_state_dict({"state": moments, "param_groups": groups[turn]})
-    return int(epoch)
+    return Done(epoch, step, _under("counted.", tensors))
 
 
 def _check_optimisers(stage: Stage, groups: Sequence[Sequence[Mapping[str, Any]]]) -> None:

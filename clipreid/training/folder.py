@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from clipreid.config import RunConfig
 from clipreid.errors import UserError
 from clipreid.hub import read_config
-from clipreid.hub.files import CONFIG, HOLDER, IDENTITIES, LOCK, LOG, METRICS, OWNED, TRIAL, read_metrics
+from clipreid.hub.files import CONFIG, HOLDER, IDENTITIES, LOCK, LOG, METRICS, OWNED, TENSORBOARD, TRIAL, read_metrics
 from clipreid.hub.folder import load_identities
 from clipreid.training.lock import refuse_in_use
-from clipreid.training.unchanged import PINNED, changed_data, changed_machine
+from clipreid.training.unchanged import changed_data, changed_machine
 
 AGAIN = "start anew with --overwrite"
 FREE = ("checkpoint_every", "gradient_checkpointing", "names")  # these change neither the result nor its meaning
 PROGRESS = ("stages", "training")  # of config.json: what an earlier recipe did
-FIRST = re.compile(rf"{LOCK}|{HOLDER}|{LOG}|{METRICS}|{CONFIG}\.\d+|[\w.]+\.writing")  # written before config.json
+FIRST = re.compile(rf"{LOCK}|{HOLDER}|{LOG}|{METRICS}|{TENSORBOARD}|{CONFIG}\.\d+|\.writing-.+")  # before config.json
 
 
 def choose_folder(output: Path | None) -> Path:
@@ -147,7 +147,8 @@ def _check_continuation(
 
 
 def _check_content(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Refuses other data under the same names, and inside of a stage other processes and threads; returns notes."""
+    """Refuses other data under the same names; notes where a stage is continued on another machine, or with other
+    processes and threads, which `now` keeps as "earlier_machines"."""
     again = f"{AGAIN}, or give another --output"
     if changed := changed_data(before, now, read_metrics(folder)):
         raise UserError(
@@ -158,12 +159,8 @@ def _check_content(folder: Path, before: dict[str, Any], now: dict[str, Any]) ->
         return []
     if not {"content", "machine"} <= before.keys():
         return ["note: begun by a version that kept no hash of its data, nor processes and threads: not compared"]
-    needed, notes = changed_machine(before["machine"], now["machine"])
-    if needed:
-        processes, threads, where = *(before["machine"][key] for key in PINNED), before.get("training") or TRIAL
-        raise UserError(
-            f"{folder} was interrupted in {where} with another number of processes or threads "
-            f"({', '.join(needed)}); it ends as it would have with the same only: give --threads {threads} and "
-            f"accelerate launch --num_processes {processes}, {again}"
-        )
+    notes = changed_machine(before["machine"], now["machine"])
+    if notes:
+        earlier = {**before["machine"], "stage": before.get("training") or TRIAL}
+        now["earlier_machines"] = [*before.get("earlier_machines", []), earlier]
     return notes

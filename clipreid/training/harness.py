@@ -13,12 +13,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
 from clipreid.config import RunConfig
 from clipreid.errors import UserError, ignore_closed
-from clipreid.hub.files import LOG
+from clipreid.hub.files import LOG, TENSORBOARD
 from clipreid.training.machine import half_slowdown
+
+SPLIT = {  # what `accelerate launch` says in the environment
+    "FSDP": "ACCELERATE_USE_FSDP",
+    "DeepSpeed": "ACCELERATE_USE_DEEPSPEED",
+    "Megatron-LM": "ACCELERATE_USE_MEGATRON_LM",
+}
 
 
 def set_threads(threads: int | None) -> int:
@@ -47,10 +54,24 @@ def check_writable(output: Path, example: str) -> None:
         raise UserError(f"--output {output} cannot be written ({error.strerror}): give another file") from error
 
 
-def make_accelerator(config: RunConfig) -> Accelerator:
-    """Processes, devices, autocast and trackers, all through accelerate."""
+def make_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerator:
+    """Processes, devices, autocast and trackers, all through accelerate.
+
+    folder: of the run, for a tracker that writes files.
+
+    Raises:
+        UserError: accelerate is configured to split the model over the processes.
+    """
+    for name, variable in SPLIT.items():  # asked here, for on a CPU accelerate itself leaves it out without a word
+        if os.environ.get(variable, "false").lower() == "true":
+            raise UserError(
+                f"accelerate is configured for {name}, which splits the model over the processes; here each keeps it "
+                "whole, for optimisers, checkpoints and the saved run are of whole parameters. Launch with "
+                "recipes/accelerate/ddp.yaml instead; --tuning lora and --gradient-checkpointing save memory"
+            )
     log_with = None if config.track == "none" else config.track
-    return Accelerator(mixed_precision=config.precision, log_with=log_with)
+    place = ProjectConfiguration(logging_dir=str((folder or Path()) / TENSORBOARD))
+    return Accelerator(mixed_precision=config.precision, log_with=log_with, project_config=place)
 
 
 def slow_half(precision: str, device: torch.device) -> str | None:
@@ -101,13 +122,17 @@ class Log:
     def write(self, stage: str, step: int, **values: Any) -> None:
         """Appends one JSON line, and sends numbers to the trackers; one that fails is warned of, and left alone."""
         if self.main:
-            with open(self.file, "a") as handle:
+            with open(self.file, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+        self.send(stage, step, values)
+
+    def send(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        """Sends numbers to the trackers alone."""
         stage = f"{self.prefix}{stage}"
         numbers = {f"{stage}/{k}": v for k, v in values.items() if isinstance(v, int | float)}
-        self.track(
-            lambda: self.accelerator.log(numbers | {f"{stage}/step": step})
-        )  # no common axis: each counts from 1
+        # no common axis, for each stage counts from 1; tensorboard has one for each name
+        axis = {"step": step} if any(each.name == "tensorboard" for each in self.accelerator.trackers) else {}
+        self.track(lambda: self.accelerator.log(numbers | {f"{stage}/step": step}, **axis))
 
     def track(self, do: Callable[[], object]) -> None:
         """Does something with the trackers; one that fails is warned of and let go, and ends no training."""
@@ -156,6 +181,21 @@ class Progress:
             self.timed_steps, self.timed_images = self.timed_steps + 1, self.timed_images + images
         if time.monotonic() - self.printed > self.every:
             self._line(f"step {self.step}/{self.steps}", {})
+
+    def counted(self) -> dict[str, Tensor]:
+        """All steps, and what was summed since the last line, for a checkpoint."""
+        steps = {"step": torch.tensor(self.step), "steps": torch.tensor(self.count)}
+        return {**steps, **{f"losses.{name}": x for name, x in self.sums.items()}}
+
+    def count_on(self, steps: int, counted: Mapping[str, Tensor], device: torch.device) -> None:
+        """Goes on from `counted`, of an earlier process, `steps` steps within the epoch.
+
+        Epochs need not have the same number of steps, so the number of all of them is kept.
+        """
+        self.step, self.count = int(counted.get("step", self.step + steps)), int(counted.get("steps", 0))
+        self.sums = {
+            name.removeprefix("losses."): x.to(device) for name, x in counted.items() if name.startswith("losses.")
+        }
 
     def close_epochs(
         self, epoch: int, epochs: int, logged: Mapping[str, float] = MappingProxyType({}), **more: float

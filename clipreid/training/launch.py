@@ -24,19 +24,20 @@ from clipreid.evaluation.floor import colour_floor
 from clipreid.evaluation.results import VAL, add_metrics, evaluate_command, results_table
 from clipreid.evaluation.score import ZERO_SHOT, Scored, score
 from clipreid.flags import parse_flags
-from clipreid.hub.files import read_metrics
+from clipreid.hub.files import FIGURES, read_metrics
 from clipreid.hub.folder import add_identities, identity_state, save_model
 from clipreid.hub.initial import inherited, load_initial
 from clipreid.methods import build
 from clipreid.model import ReIDModel, untrained_model
 from clipreid.strength import keep_strength, set_strength
 from clipreid.training.camera_means import check_camera_means, keep_camera_means
-from clipreid.training.endings import explained
+from clipreid.training.endings import end_with_launcher, explained
 from clipreid.training.parts import check_norms
 from clipreid.training.push import push
 from clipreid.training.run import Run, open_run
 from clipreid.training.stage import Stage
 from clipreid.training.strength_choice import Plan, choose_strength, forget_trial, plan_trial
+from clipreid.training.trackers import check_tracker
 from clipreid.training.train import train
 
 INTERRUPTED = "interrupted; --resume with the same --output continues from the last checkpoint"
@@ -55,6 +56,7 @@ def launch(method: ModuleType, about: str | None, until: str | None = None) -> N
         until: the last stage to train; None: all of them.
     """
     with print_user_errors(INTERRUPTED):
+        end_with_launcher()
         flags, config = parse(method, about, sys.argv[1:])
         run_method(method, flags, config, until, clipreid.BEGAN)
 
@@ -110,6 +112,7 @@ def run_method(
         UserError: whatever `open_run` refuses, a stage that is finished already, a run folder that cannot be written,
             or publishing (`--push`).
     """
+    check_tracker(flags.track)
     run = open_run(method, flags, config, whole=until is None, began=began)
     with explained(run):
         finished = _train_stages(run, until)
@@ -234,6 +237,7 @@ def measure(run: Run, model: ReIDModel, name: str) -> None:
         )
         feature = found.best() if name == ZERO_SHOT else found.feature
         entries[data.name] = found.entry(feature)
+        run.log.send(name, 0, {f"{data.name}/{key}": entries[data.name][key] for key in FIGURES})
         zero_shot = before.get(data.name, {}).get(ZERO_SHOT, {})
         said = [] if name == ZERO_SHOT else zero_shot.get("notes", [])
         notes = [f"note: {note}" for note in found.reports[feature].notes if note not in said]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 from datetime import datetime
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
+from clipreid.disk import read_json
 from clipreid.errors import UserError
 from clipreid.hub.files import HOLDER, LOCK, write_json
 
@@ -48,7 +48,7 @@ class RunLock:
 
     def _holder(self) -> str:
         try:
-            found = json.loads((self.folder / HOLDER).read_text())
+            found = read_json(self.folder / HOLDER)
             return f"by process {found['process']} on {found['host']} since {found['since']}"
         except (OSError, ValueError, LookupError, TypeError):
             return "by another process"

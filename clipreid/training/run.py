@@ -141,8 +141,9 @@ def open_run(
         stack.callback(run.lock.release)
         for note in claim(run.folder, run.record, flags, data.names, getattr(method, "STAGE_FLAGS", {}), accelerator):
             log.say(note)
+            log.write("resume", 0, note=note)
         prepare_push(flags, run.main)
-        start_tracking(accelerator, flags, asdict(config))
+        start_tracking(accelerator, flags, {**run.record["run"], **asdict(config)})
         _introduce(run, shape)
         stack.pop_all()  # held from here on by the run
     return run
@@ -183,7 +184,7 @@ def open_backbone(flags: RunConfig) -> tuple[RunConfig, Backbone]:
 def open_folder(flags: RunConfig) -> tuple[RunConfig, Accelerator]:
     """The processes, and the flags with the run folder that all of them agree on."""
     folder = choose_folder(flags.output)
-    accelerator = make_accelerator(flags)
+    accelerator = make_accelerator(flags, folder)
     if accelerator.num_processes > 1 and flags.output is None:  # all processes take the main one's number
         folder = Path(broadcast_object_list([str(folder)])[0])
     return replace(flags, output=folder), accelerator

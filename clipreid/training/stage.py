@@ -26,7 +26,7 @@ class Stage:
             buffers are checkpointed. The method must have put it on `run.device` before it makes the optimisers; the
             model that `stages` is given is there already.
         batches: epoch -> this process's batches of that epoch, made when they are asked for. Pure in (seed, epoch,
-            rank), but it may look at the module at the start of an epoch (pseudo-labels).
+            rank), but it may look at the module at the start of an epoch (pseudo-labels): see `whole_epochs`.
         optimisers: one, or several that take turns on every batch. Each group's rate is its `base` (its first rate,
             where there is none) times `rate`.
         rate: of the epoch, counted from 0, as a fraction -> factor on every base rate.
@@ -40,6 +40,8 @@ class Stage:
         identities: per-identity tensors that identities.safetensors keeps once the stage is done, by name.
         line_every: epochs between two lines of progress.
         checkpoint_every: epochs between two checkpoints.
+        whole_epochs: `batches` looks at the module: an epoch is resumed from its start only, whatever
+            `--checkpoint-steps` says.
     """
 
     name: str
@@ -56,3 +58,4 @@ class Stage:
     identities: Callable[[], dict[str, Tensor]] | None = None
     line_every: int = 1
     checkpoint_every: int = 1
+    whole_epochs: bool = False

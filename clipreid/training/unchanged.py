@@ -17,7 +17,7 @@ import clipreid
 from clipreid.training.sets import RunData
 
 RESIZED = ("image_size", "train_interpolation")  # other pixels of the same images: not compared
-PINNED = ("processes", "threads")  # with others an interrupted stage would end otherwise
+ALIKE = ("processes", "threads")  # with others the batches are the same, and sums are rounded otherwise
 PACKAGES = (
     "torch", "torchvision", "transformers", "peft", "accelerate", "open_clip_torch", "timm", "datasets", "numpy",
     "pillow", "safetensors",
@@ -109,12 +109,12 @@ def changed_data(before: Mapping[str, Any], now: Mapping[str, Any], scored: Coll
     return found
 
 
-def changed_machine(there: Mapping[str, Any], here: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(what must be as it was, notes on what may differ): of two `machine_of`, the first perhaps without some keys."""
-    needed = [f"{there[key]} {key} there, {here[key]} now" for key in PINNED if there.get(key, here[key]) != here[key]]
-    notes = [
-        f"note: begun with {key} {there[key]}, continued with {here[key]}: the last digits may differ"
-        for key in ("device", "torch", "clipreid")
-        if there.get(key, here[key]) != here[key]
-    ]
-    return needed, notes
+def changed_machine(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Notes on what differs in two `machine_of`, the first perhaps without some keys."""
+    notes = []
+    for key in (key for key in here if there.get(key, here[key]) != here[key]):
+        means = "the last digits may differ"
+        if key in ALIKE:
+            means = "the batches are the same, and it ends as it would have to about 1e-5, not to the last bit"
+        notes.append(f"note: begun with {key} {there[key]}, continued with {here[key]}: {means}")
+    return notes

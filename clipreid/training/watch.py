@@ -1,6 +1,6 @@
 """What goes wrong in a stage without an exception: losses that are not finite, gradients that grow, losses that rise.
 
-Nothing is copied from the device in a step; an epoch's end asks once.
+Nothing is copied from the device in most steps: every 50th asks, the end of an epoch, and what is about to be kept.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from clipreid.errors import UserError
 from clipreid.hub.files import BAD_BATCH, write_json
 from clipreid.reports.training_curves import read_losses
 from clipreid.training import checkpoint
+from clipreid.training.checkpoint import Done
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch, Losses, Stage
 
-NORM = "gradient_norm"
+NORM, START = "gradient_norm", "first_step_loss"
 NONE = 2**31  # steps: no step of the epoch was bad
+EVERY = 50  # steps, between two looks: what is not finite trains no longer than that
 SHOWN = 3  # images that an error names
 LOST = 0.5  # of what the loss had fallen by, before a rise is warned of
 NOISE = 0.1  # of the first epoch's loss: means of epochs differ by chance
@@ -26,18 +28,19 @@ FAR = 2.0  # times the loss of the first step, before anything was trained
 
 
 class Watch:
-    """The gradient norms of a stage, and in each epoch the first step with losses or gradients that are not finite.
+    """The gradient norms of a stage, and the first step of an epoch with losses or gradients that are not finite.
 
-    done: epochs that an earlier command trained.
+    done: how far an earlier command came.
     """
 
-    def __init__(self, stage: Stage, run: Run, done: int) -> None:
-        self.stage, self.run, self.fresh = stage, run, done == 0
-        self.sum, self.most = (torch.zeros((), device=run.device) for _ in range(2))
-        self.steps = 0
+    def __init__(self, stage: Stage, run: Run, done: Done) -> None:
+        self.stage, self.run, self.fresh = stage, run, not done.begun
+        zero = torch.zeros(())
+        self.sum, self.most = (done.counted.get(name, zero).to(run.device) for name in (NORM, f"{NORM}_max"))
+        self.steps = int(done.counted.get("steps", 0))
         self.first = torch.full((), NONE, device=run.device)  # over the whole stage: it ends with the first one
         self.values: Losses = {}  # of that step, of any other before there is one
-        self.start: Tensor | None = None  # the loss of the first step
+        self.start = done.counted.get(START)  # the loss of the first step, until a line has said it
 
     def update(self, nth: int, losses: Losses, norm: Tensor) -> None:
         """Counts step `nth` of the epoch; norm: of all its gradients."""
@@ -53,7 +56,7 @@ class Watch:
         self.steps += 1
 
     def check(self, epoch: int, batches: Sequence[Batch]) -> None:
-        """Ends the run where a loss or a gradient of the epoch was not finite, before anything of it is kept.
+        """Ends the run where a loss or a gradient of the epoch was not finite, before anything of that is kept.
 
         The images of the first such batch are written into the run folder.  epoch: counted from 1.  batches: its.
 
@@ -82,7 +85,7 @@ class Watch:
         images = ", on " * bool(found) + ", ".join(found[:SHOWN]) + ", ..." * (len(found) > SHOWN)
         raise UserError(
             f"{self.stage.name}: {', '.join(bad)} not finite in epoch {epoch}, step {step + 1}{images}; the batch is "
-            f"in {file}. Nothing of this epoch was kept: {last}. --resume continues from there, but with the same "
+            f"in {file}. Nothing from that step on was kept: {last}. --resume continues from there, but with the same "
             "flags it comes to the same place, unless the device failed: lower the learning rates (--rate, "
             "--prompt-rate, ...) and start anew with --overwrite, or in another --output"
         )
@@ -99,9 +102,13 @@ class Watch:
         in the first one."""
         found = {NORM: float(self.sum) / max(self.steps, 1), f"{NORM}_max": float(self.most)}
         if self.start is not None:
-            found["first_step_loss"], self.start = float(self.start), None
+            found[START], self.start = float(self.start), None
         self.sum, self.most, self.steps = torch.zeros_like(self.sum), torch.zeros_like(self.most), 0
         return found
+
+    def counted(self) -> dict[str, Tensor]:
+        """What was counted since the last line, for a checkpoint."""
+        return {NORM: self.sum, f"{NORM}_max": self.most} | ({} if self.start is None else {START: self.start})
 
 
 def gradient_norm(optimiser: torch.optim.Optimizer) -> Tensor:
@@ -133,5 +140,5 @@ def rise(losses: Sequence[float], start: float | None) -> str | None:
 def doubt_losses(stage: Stage, run: Run) -> None:
     """Warns where the loss of a finished stage has risen, by the lines of log.jsonl, also of an earlier command."""
     found = read_losses(run.log.file).get(stage.name)
-    if found and (text := rise([line["loss"] for line in found], found[0].get("first_step_loss"))):
+    if found and (text := rise([line["loss"] for line in found], found[0].get(START))):
         run.log.warn(text, stage.name)

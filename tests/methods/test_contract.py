@@ -183,29 +183,29 @@ class Killed(Exception):
 def test_interrupted_and_resumed_it_ends_bit_for_bit_as_uninterrupted(
     name: str, street: Path, inits: Path, tmp_path: Path, made: Make
 ) -> None:
-    """In the midst of every stage, of one run."""
+    """Killed in the second epoch of every stage, of one run; where that has several steps, it goes on within it."""
     whole, method, run = made(name, BACKBONES[0]).folder, get_method(name), tmp_path / "run"
     init, progressed = init_of(method, street, inits, BACKBONES[0]), Progress.update
 
     def train(kill_in: str | None = None, **given: Any) -> None:
-        steps = 0
-
         def update(self: Progress, losses: dict[str, Tensor], images: int) -> None:
-            nonlocal steps
             progressed(self, losses, images)
-            steps += self.stage == kill_in
-            if steps == self.steps // 2 + 1:
+            epoch = self.steps // 2  # steps of the first; the second may have others
+            if self.stage == kill_in and self.step == epoch + min(2, epoch):
                 raise Killed
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Progress, "update", update)
-            short_run(method, street, run, init, backbone=BACKBONES[0], **given)
+            short_run(method, street, run, init, backbone=BACKBONES[0], checkpoint_steps=1, **given)
 
+    within = 0
     for stage in json.loads((whole / "config.json").read_text())["stages"]:
         with pytest.raises(Killed):
             train(kill_in=stage, resume=run.exists())
         with pytest.raises(UserError, match="--resume"):
             train()
+        within += len(list((run / "checkpoints").glob(f"{stage}-00001+*")))
+    assert within, "no stage was resumed within an epoch"
     train(resume=True)
     assert_same_tensors(whole, run)
 

@@ -33,16 +33,22 @@ def in_processes(count: int, function: Callable[..., Any], *args: Any) -> None:
     Raises:
         AssertionError: one of them failed (its traceback is printed) or did not end in 240 seconds.
     """
-    port = free_port()
-    members = [forked(_member, rank, count, port, function, args) for rank in range(count)]
-    for member in members:
-        member.start()
-    for member in members:
+    started = members(count, function, *args)
+    for member in started:
         member.join(240)
-    codes = [member.exitcode for member in members]
-    for member in members:
+    codes = [member.exitcode for member in started]
+    for member in started:
         member.kill()
     assert codes == [0] * count, f"exit codes {codes}"
+
+
+def members(count: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+    """The same processes, started and not waited for."""
+    port = free_port()
+    found = [forked(_member, rank, count, port, function, args) for rank in range(count)]
+    for member in found:
+        member.start()
+    return found
 
 
 def _calm(function: Callable[..., Any], args: tuple[Any, ...]) -> None:

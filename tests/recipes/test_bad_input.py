@@ -203,14 +203,27 @@ def test_other_test_data_are_refused_where_they_have_figures(street: Path, tmp_p
     assert f"query of folder:{root}: " in refused(root, tmp_path, resume=True)
 
 
-def test_other_threads_are_refused_inside_a_stage(street: Path, tmp_path: Path) -> None:
+def test_other_threads_and_processes_inside_a_stage_are_said_and_recorded(
+    street: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     opened(street, tmp_path).note(stages=["stage1"])
     opened(street, tmp_path, threads=2).note(training="stage2")  # between stages they may change
-    with pytest.raises(UserError, match=r"interrupted in stage2 .*\(2 threads there, 1 now\).* give --threads 2 and"):
-        opened(street, tmp_path, resume=True)
-    run = opened(street, tmp_path, threads=2, resume=True)
-    run.note(machine=run.record["machine"] | {"processes": 4, "torch": "2.0"})
-    assert "(4 processes there, 1 now)" in refused(street, tmp_path, threads=2, resume=True)
+    assert "note: begun with" not in capsys.readouterr().out
+    run = opened(street, tmp_path, resume=True)
+    run.note(machine=run.record["machine"] | {"processes": 4})
+    run = opened(street, tmp_path, resume=True)
+    run.note()
+    again = "the batches are the same, and it ends as it would have to about 1e-5, not to the last bit"
+    said = [
+        f"note: begun with threads 2, continued with 1: {again}",
+        f"note: begun with processes 4, continued with 1: {again}",
+    ]
+    assert [line for line in capsys.readouterr().out.splitlines() if "begun with" in line] == said
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["note"] for line in lines] == said
+    earlier = json.loads((tmp_path / "run" / "config.json").read_text())["earlier_machines"]
+    found = [(each["stage"], each["threads"], each["processes"]) for each in earlier]
+    assert found == [("stage2", 2, 1), ("stage2", 1, 4)]
 
 
 def test_what_an_interrupted_run_did_not_keep_is_not_compared(
@@ -240,7 +253,7 @@ def test_resume_without_a_run_begins_one(street: Path, tmp_path: Path, capsys: p
 
 def test_a_run_that_was_killed_before_it_began_starts_anew(street: Path, tmp_path: Path) -> None:
     folder = opened(street, tmp_path).folder
-    for name in (".lock.json", "metrics.json", "config.json.0", "config.writing"):
+    for name in (".lock.json", "metrics.json", "config.json.0", ".writing-config.json", ".writing-.lock.json"):
         (folder / name).write_text("{")
     opened(street, tmp_path).note(training="stage1")
     assert {path.name for path in folder.iterdir()} >= {".lock", "config.json"}

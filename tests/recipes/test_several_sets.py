@@ -101,9 +101,9 @@ def test_an_interrupted_run_ends_as_the_whole_one(
 ) -> None:
     save: Callable[..., None] = checkpoint.save
 
-    def save_and_stop(folder: Path, stage: Stage, epoch: int) -> None:
-        save(folder, stage, epoch)
-        if (stage.name, epoch) == ("stage2", 1):
+    def save_and_stop(folder: Path, stage: Stage, done: checkpoint.Done) -> None:
+        save(folder, stage, done)
+        if (stage.name, done.epoch) == ("stage2", 1):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

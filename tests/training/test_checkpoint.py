@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from clipreid.errors import UserError
 from clipreid.training import checkpoint
+from clipreid.training.checkpoint import Done
 from clipreid.training.stage import Stage
 
 KINDS = ("adam", "adamw", "sgd")
@@ -91,9 +92,9 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_round_trip_is_bit_equal_and_so_is_the_next_step(tmp_path: Path, kind: str) -> None:
     stage, other = trained(kind), fresh(seed=9, kind=kind)
-    checkpoint.save(tmp_path, stage, 3)
+    checkpoint.save(tmp_path, stage, Done(3))
     other.module[0].load_state_dict(stage.module[0].state_dict())  # frozen: from the backbone, not from checkpoints
-    assert checkpoint.load(tmp_path / "stage2-00003", other) == 3
+    assert checkpoint.load(tmp_path / "stage2-00003", other) == Done(3)
     (optimiser,), (filled,) = stage.optimisers, other.optimisers
     assert_same(stage.module.state_dict(), other.module.state_dict())
     assert moments(optimiser)
@@ -123,8 +124,8 @@ def test_several_optimisers_and_the_memory_come_back_whole(tmp_path: Path) -> No
         step(stage.module, optimiser, i)
     for value in stage.memory.state_dict().values():
         value += 7
-    checkpoint.save(tmp_path, stage, 1)
-    assert checkpoint.load(tmp_path / "stage2-00001", other) == 1
+    checkpoint.save(tmp_path, stage, Done(1))
+    assert checkpoint.load(tmp_path / "stage2-00001", other) == Done(1)
     assert_same(stage.module.state_dict(), other.module.state_dict())
     assert_same(stage.memory.state_dict(), other.memory.state_dict())
     assert int(other.memory.next) == 7
@@ -145,8 +146,8 @@ def test_several_optimisers_and_the_memory_come_back_whole(tmp_path: Path) -> No
 
 
 def test_before_the_first_step_there_are_no_moments(tmp_path: Path) -> None:
-    checkpoint.save(tmp_path, trained(steps=0, name="stage1"), 0)
-    assert checkpoint.load(tmp_path / "stage1-00000", fresh()) == 0
+    checkpoint.save(tmp_path, trained(steps=0, name="stage1"), Done(0))
+    assert checkpoint.load(tmp_path / "stage1-00000", fresh()) == Done(0)
 
 
 def test_only_what_changes_is_kept() -> None:
@@ -161,7 +162,7 @@ def test_only_what_changes_is_kept() -> None:
 def test_the_last_two_of_every_stage_are_kept(tmp_path: Path) -> None:
     """An earlier stage is taken from its own when a later one is continued."""
     first, second, folder = trained(name="stage1"), trained(name="stage2"), tmp_path / "c"
-    assert checkpoint.resume(folder, first, print) == 0
+    assert checkpoint.resume(folder, first, print) == Done(0)
     for stage, epoch, kept in (
         (first, 2, ["stage1-00002"]),
         (first, 10, ["stage1-00002", "stage1-00010"]),
@@ -169,13 +170,13 @@ def test_the_last_two_of_every_stage_are_kept(tmp_path: Path) -> None:
         (second, 1, ["stage1-00010", "stage1-00011", "stage2-00001"]),
         (second, 100_000, ["stage1-00010", "stage1-00011", "stage2-00001", "stage2-100000"]),
     ):
-        checkpoint.save(folder, stage, epoch)
+        checkpoint.save(folder, stage, Done(epoch))
         assert sorted(os.listdir(folder)) == kept
-    assert checkpoint.resume(folder, first, print) == 11
-    assert checkpoint.resume(folder, trained(name="stage"), print) == 0
+    assert checkpoint.resume(folder, first, print) == Done(11)
+    assert checkpoint.resume(folder, trained(name="stage"), print) == Done(0)
     for name in ("stage2-00009.writing", "stage2-x-00012"):
         (folder / name).mkdir()
-    assert checkpoint.resume(folder, second, print) == 100_000
+    assert checkpoint.resume(folder, second, print) == Done(100_000)
     assert checkpoint.where_last(tmp_path) == "there is no checkpoint yet"
     (folder / "stage2-x-00012").rmdir()
     folder.rename(tmp_path / "checkpoints")
@@ -189,7 +190,7 @@ def test_killed_while_writing_the_previous_one_stays_whole(
 ) -> None:
     """Whatever the moment, a half-written folder is ignored and the next run cleans up."""
     stage = trained()
-    checkpoint.save(tmp_path, stage, 1)
+    checkpoint.save(tmp_path, stage, Done(1))
     kept = copy.deepcopy(stage.module.state_dict())
     step(stage.module, stage.optimisers[0], 5)
 
@@ -199,14 +200,14 @@ def test_killed_while_writing_the_previous_one_stays_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Path if dies_in == "rename" else checkpoint, dies_in, die)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(tmp_path, stage, 2)
+            checkpoint.save(tmp_path, stage, Done(2))
     assert (tmp_path / "stage2-00002.writing").is_dir()
     other = fresh()
-    assert checkpoint.resume(tmp_path, other, print) == 1
+    assert checkpoint.resume(tmp_path, other, print) == Done(1)
     state = checkpoint.changing_state(other.module)
     assert_same(state, {name: kept[name] for name in state})
 
-    checkpoint.save(tmp_path, stage, 2)
+    checkpoint.save(tmp_path, stage, Done(2))
     assert sorted(os.listdir(tmp_path)) == ["stage2-00001", "stage2-00002"]
 
 
@@ -216,7 +217,7 @@ def test_a_full_disk_loses_nothing_older_and_leaves_nothing_in_the_way(
 ) -> None:
     stage = trained()
     for epoch in (1, 2):
-        checkpoint.save(tmp_path, stage, epoch)
+        checkpoint.save(tmp_path, stage, Done(epoch))
     written = checkpoint.save_file
 
     def full(*args: Any, **kwargs: Any) -> None:
@@ -228,14 +229,14 @@ def test_a_full_disk_loses_nothing_older_and_leaves_nothing_in_the_way(
     with monkeypatch.context() as patch:
         patch.setattr(Path if fails_in == "write_text" else checkpoint, fails_in, full)
         with pytest.raises((OSError, SafetensorError), match="No space left"):
-            checkpoint.save(tmp_path, stage, 3)
+            checkpoint.save(tmp_path, stage, Done(3))
     assert sorted(os.listdir(tmp_path)) == ["stage2-00001", "stage2-00002"]
-    assert checkpoint.resume(tmp_path, fresh(), print) == 2
+    assert checkpoint.resume(tmp_path, fresh(), print) == Done(2)
 
 
 def test_a_run_folder_that_was_removed_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        checkpoint.save(tmp_path / "gone" / "checkpoints", trained(), 1)
+        checkpoint.save(tmp_path / "gone" / "checkpoints", trained(), Done(1))
     assert not (tmp_path / "gone").exists()
 
 
@@ -249,7 +250,7 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(checkpoint, "_flush", lambda path: flushed.append(path.name))
     monkeypatch.setattr(Path, "rename", watched)
-    checkpoint.save(tmp_path / "c", trained(), 1)
+    checkpoint.save(tmp_path / "c", trained(), Done(1))
     assert flushed == [checkpoint.TENSORS, checkpoint.STATE, "rename", "c"]
 
 
@@ -257,7 +258,7 @@ def test_it_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytes
 
 
 def saved(folder: Path) -> Path:
-    checkpoint.save(folder, trained(), 1)
+    checkpoint.save(folder, trained(), Done(1))
     return folder / "stage2-00001"
 
 
@@ -313,21 +314,21 @@ def test_damaged_checkpoints_are_refused(tmp_path: Path, how: str, message: str)
 def test_the_older_one_is_taken_where_the_last_is_damaged(tmp_path: Path) -> None:
     """Which is said; what is saved then takes the place of the damaged ones, whatever their numbers."""
     stage = trained()
-    checkpoint.save(tmp_path, stage, 2)
+    checkpoint.save(tmp_path, stage, Done(2))
     before = copy.deepcopy(stage.module.state_dict())
     step(stage.module, stage.optimisers[0], 5)
-    checkpoint.save(tmp_path, stage, 4)
+    checkpoint.save(tmp_path, stage, Done(4))
     break_checkpoint(tmp_path / "stage2-00004", "another rate")
     said: list[str] = []
     other = fresh()
-    assert checkpoint.resume(tmp_path, other, said.append) == 2
+    assert checkpoint.resume(tmp_path, other, said.append) == Done(2)
     assert_same(
         checkpoint.changing_state(other.module),
         {name: before[name] for name in checkpoint.changing_state(other.module)},
     )
     (line,) = said
     assert "stage2-00004 is damaged (checksum differs): the one before it is taken" in line
-    checkpoint.save(tmp_path, other, 3)
+    checkpoint.save(tmp_path, other, Done(3))
     assert sorted(os.listdir(tmp_path)) == ["stage2-00002", "stage2-00003"]
 
 

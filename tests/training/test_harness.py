@@ -72,6 +72,13 @@ def test_clock(seconds: float, text: str) -> None:
 # Log and progress -------------------------------------------------------------------------------------------------
 
 
+class Tracker:
+    """A tracker that fails."""
+
+    def __init__(self, do: Any, name: str = "wandb") -> None:
+        self.do, self.name = do, name
+
+
 class Recorder:
     """Stands in for accelerate: remembers what would go to the trackers."""
 
@@ -80,9 +87,9 @@ class Recorder:
         self.sent: list[dict[str, float]] = []
         self.trackers: list[Any] = []
 
-    def log(self, values: dict[str, float]) -> None:
+    def log(self, values: dict[str, float], step: int | None = None) -> None:
         for tracker in self.trackers:
-            tracker()
+            tracker.do()
         self.sent.append(values)
 
 
@@ -110,15 +117,16 @@ def test_only_the_main_process_writes_and_speaks(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "log.jsonl").exists()
 
 
+@pytest.mark.parametrize("name", ["wandb", "tensorboard", "trackio"])
 def test_a_tracker_that_fails_is_let_go_and_training_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorder = Recorder()
 
     def dead() -> None:
         raise ConnectionError("the service is gone")
 
-    recorder.trackers = [dead]
+    recorder.trackers = [Tracker(dead, name)]
     log = Log(tmp_path, recorder)  # type: ignore[arg-type]
     for step in (1, 2):
         log.write("stage1", step, loss=0.5)
@@ -193,7 +201,7 @@ def test_a_closed_stdout_does_not_end_a_training(tmp_path: Path, monkeypatch: py
     """`recipe | head -1`: nobody reads the lines any more, and log.jsonl goes on."""
     reader, writer = os.pipe()
     os.close(reader)
-    log = Log(tmp_path, SimpleNamespace(is_main_process=True, log=lambda values: None))  # type: ignore[arg-type]
+    log = Log(tmp_path, SimpleNamespace(is_main_process=True, trackers=[], log=lambda values: None))  # type: ignore[arg-type]
     with open(writer, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
         for step in range(3):

@@ -12,11 +12,12 @@ import torch
 from processes import in_processes
 from safetensors.torch import load_file
 from torch import Tensor
-from toys import CLIPPED, SIZE, STEPS, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
+from toys import CLIPPED, SIZE, STEPS, Killed, dying, toy_batches, toy_run, toy_stage, train_both, turns_stage, weights
 
 from clipreid.errors import UserError
 from clipreid.training import checkpoint
 from clipreid.training.batches import Lazy
+from clipreid.training.checkpoint import Done
 from clipreid.training.run import Run
 from clipreid.training.stage import Batch, Stage
 from clipreid.training.train import set_rates, train
@@ -33,7 +34,7 @@ def lines(run: Run) -> list[dict[str, Any]]:
 
 
 def kept(run: Run) -> list[str]:
-    return sorted(os.listdir(run.folder / "checkpoints"))
+    return sorted(os.listdir(run.folder / "checkpoints")) if (run.folder / "checkpoints").exists() else []
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -98,7 +99,7 @@ def test_rates_are_set_for_every_group_of_every_optimiser(run: Run) -> None:
     for at, expected in ((0.5, [0.0125, 2.0]), (1.0, [0.025, 4.0]), (0.5, [0.0125, 2.0])):
         set_rates(stage, at)
         assert [optimiser.param_groups[0]["lr"] for optimiser in stage.optimisers] == pytest.approx(expected)
-    checkpoint.save(run.folder, stage, 1)
+    checkpoint.save(run.folder, stage, Done(1))
     again = turns_stage(run, rate=lambda at: at / 2)
     checkpoint.load(run.folder / "turns-00001", again)
     set_rates(again, 1.0)
@@ -302,7 +303,7 @@ def test_lines_and_checkpoints_are_as_rare_as_asked_for(
     saved: list[int] = []
     save = checkpoint.save
     monkeypatch.setattr(
-        checkpoint, "save", lambda folder, stage, epoch: (saved.append(epoch), save(folder, stage, epoch))
+        checkpoint, "save", lambda folder, stage, done: (saved.append(done.epoch), save(folder, stage, done))
     )
     train(toy_stage(run, epochs=7, line_every=3, checkpoint_every=2), run)
     assert [line["epoch"] for line in lines(run)] == [3, 6, 7]
@@ -359,10 +360,6 @@ def test_a_finished_stage_is_loaded_and_not_trained(run: Run, capsys: pytest.Cap
     assert kept(run) == ["toy-00003", "toy-00004", "turns-00001", "turns-00002"]
 
 
-class Killed(BaseException):
-    """As SIGKILL: nothing catches it."""
-
-
 @pytest.mark.parametrize("make", [toy_stage, turns_stage])
 @pytest.mark.parametrize("every", [1, 2])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
@@ -375,17 +372,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     run = toy_run(tmp_path / "killed")
     for epoch, step in ((0, 1), (1, 2), (3, 0), (3, 1), (4, 2)):
         stage = make(run, epochs=5, checkpoint_every=every)
-        batches = stage.batches
-
-        def dying(at: int, die: tuple[int, int] = (epoch, step), batches: Any = batches) -> Lazy:
-            def make_one(nth: int) -> Batch:
-                if (at, nth) == die:
-                    raise Killed
-                return batches(at)[nth]
-
-            return Lazy(STEPS, make_one)
-
-        stage.batches = dying
+        stage.batches = dying(stage.batches, (epoch, step))
         with pytest.raises(Killed):
             train(stage, run)
         assert kept_epoch(run) == epoch // every * every
@@ -405,6 +392,59 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert losses == {line["epoch"]: line["loss"] for line in lines(whole)}
 
 
+@pytest.mark.parametrize(("make", "every"), [(toy_stage, 1), (toy_stage, 2), (turns_stage, 1)])
+def test_resumed_within_an_epoch_it_ends_bit_for_bit_as_uninterrupted(
+    tmp_path: Path, make: Callable[..., Stage], every: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Killed in every step; what the log says of an epoch, or of two, is of all their steps."""
+    whole, run = toy_run(tmp_path / "whole"), toy_run(tmp_path / "killed", checkpoint_steps=every)
+    expected = make(whole, epochs=4, line_every=2)
+    train(expected, whole)
+    for epoch in range(4):
+        for step in range(STEPS):
+            stage = make(run, epochs=4, line_every=2)
+            stage.batches = dying(stage.batches, (epoch, step))
+            with pytest.raises(Killed):
+                train(stage, run)
+            last = step // every * every
+            name = f"{stage.name}-{epoch:05d}" + f"+{last:05d}" * bool(last)
+            assert kept(run)[-1:] == [name] * bool(epoch or last)
+            assert len(kept(run)) <= 2
+    capsys.readouterr()
+    stage = make(run, epochs=4, line_every=2)
+    train(stage, run)
+    assert capsys.readouterr().out.startswith(f"{stage.name}  resumes after epoch 3 and 2 steps of the next\n")
+    assert_equal(weights(stage), weights(expected))
+    timed = {"images_per_second"}
+    found, wanted = ([{k: line[k] for k in line.keys() - timed} for line in lines(each)] for each in (run, whole))
+    assert found == wanted
+
+
+def test_a_stage_that_looks_at_its_module_is_resumed_from_the_start_of_an_epoch(tmp_path: Path) -> None:
+    run = toy_run(tmp_path / "run", checkpoint_steps=1)
+    stage = toy_stage(run, whole_epochs=True)
+    stage.batches = dying(stage.batches, (2, 2))
+    with pytest.raises(Killed):
+        train(stage, run)
+    assert kept(run) == ["toy-00001", "toy-00002"]
+
+
+def test_losses_that_are_not_finite_end_a_long_epoch_early_and_spoil_no_checkpoint_within(tmp_path: Path) -> None:
+    """Noticed before what is about to be kept, and after 50 steps where nothing is."""
+    for every, seen, last in ((4, 8, "toy-00000+00004"), (None, 50, None)):
+        run = toy_run(tmp_path / str(every), checkpoint_steps=every)
+        whole, steps = toy_batches(run, 120)(0), [0]
+
+        def make(nth: int, whole: Lazy = whole, steps: list[int] = steps) -> Batch:
+            steps[0] = max(steps[0], nth + 1)
+            return whole[nth] if nth != 4 else {**whole[nth], "pixels": whole[nth]["pixels"] / 0}
+
+        with pytest.raises(UserError, match=r"not finite in epoch 1, step 5; .*Nothing from that step on was kept"):
+            train(toy_stage(run, batches=lambda epoch, make=make: Lazy(120, make)), run)
+        assert steps == [seen]
+        assert kept(run) == [last] * bool(last)
+
+
 def kept_epoch(run: Run) -> int:
     """The epochs of the last checkpoint, 0 without one."""
     found = sorted((run.folder / "checkpoints").glob("*-*"))
@@ -415,6 +455,21 @@ def test_steps_of_a_resumed_stage_are_counted_on(run: Run) -> None:
     train(toy_stage(run, epochs=2), run)
     train(toy_stage(run, epochs=3), run)
     assert [(line["epoch"], line["step"]) for line in lines(run)] == [(1, STEPS), (2, 2 * STEPS), (3, 3 * STEPS)]
+
+
+def test_steps_are_counted_on_where_epochs_have_different_numbers_of_them(tmp_path: Path) -> None:
+    def uneven(run: Run) -> Stage:
+        return toy_stage(run, batches=lambda epoch: toy_batches(run, 4 - epoch)(epoch))
+
+    whole, run = toy_run(tmp_path / "whole"), toy_run(tmp_path / "killed", checkpoint_steps=1)
+    train(uneven(whole), whole)
+    stage = uneven(run)
+    stage.batches = dying(stage.batches, (2, 1))
+    with pytest.raises(Killed):
+        train(stage, run)
+    train(uneven(run), run)
+    steps = [[line["step"] for line in lines(each)] for each in (whole, run)]
+    assert steps == [[4, 7, 9, 10]] * 2
 
 
 # Processes --------------------------------------------------------------------------------------------------------

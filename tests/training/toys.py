@@ -1,6 +1,6 @@
 """A run, and stages as small as they can be, for tests of the loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,26 @@ def toy_batches(run: Run, steps: int = STEPS) -> Callable[[int], Lazy]:
         return Lazy(steps, make)
 
     return batches
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing catches it."""
+
+
+def dying(batches: Callable[[int], Sequence[Batch]], die: tuple[int, int]) -> Callable[[int], Lazy]:
+    """The same batches; instead of the one of (epoch, step) the process is killed."""
+
+    def killing(at: int) -> Lazy:
+        found = batches(at)
+
+        def make_one(nth: int) -> Batch:
+            if (at, nth) == die:
+                raise Killed
+            return found[nth]
+
+        return Lazy(len(found), make_one)
+
+    return killing
 
 
 class Toy(nn.Module):
