@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,9 @@ def tracked(name: str, folder: Path) -> Run:
 
 def read_wandb(folder: Path) -> tuple[bool, bool, int]:
     (record,) = folder.glob("wandb/offline-run-*/*.wandb")
-    content = record.read_bytes()
+    ends = time.monotonic() + 30  # a process of its own writes, and goes on after the run has ended
+    while b"toy/loss" not in (content := record.read_bytes()) and time.monotonic() < ends:
+        time.sleep(0.1)
     return (
         b"toy/loss" in content,
         b"lora_rank" in content,
