@@ -74,7 +74,7 @@ class Config(clip_reid.Config):
     """Of the text tower: lora | full"""
     text_epochs: Annotated[int, Between(1, 1e6)] = 30
     """Text stage: epochs, in each of which every caption comes once"""
-    text_rate: float = 1e-4
+    text_rate: Annotated[float, Between(1e-9, 1)] = 1e-4
     """Learning rate of the text tower (LoRA or all weights)"""
     text_batch: Annotated[int, Between(2, 1e6)] = 128
     """Text stage: captions in a batch"""
@@ -88,10 +88,14 @@ class Config(clip_reid.Config):
     """Of SDM and ITC, which divides the cosines; fixed"""
 
 
-PRESETS: dict[str, dict[str, Any]] = {name: {**values} for name, values in clip_reid.PRESETS.items()}
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {**clip_reid.PRESETS["default"]},
+    "paper": {**clip_reid.PRESETS["paper"]},
+}
+OF_TEXT = {"text_epochs": 10, "text_rate": 2e-3, "text_warmup": 0.5}
 TINY: dict[str, dict[str, Any]] = {
-    name: {**values, "text_epochs": 10, "text_rate": 2e-3, "text_warmup": 0.5}
-    for name, values in clip_reid.TINY.items()
+    "default": {**clip_reid.TINY["default"], **OF_TEXT},
+    "paper": {**clip_reid.TINY["paper"], **OF_TEXT},
 }
 STAGE_FLAGS = clip_reid.STAGE_FLAGS | {
     "text": ("text_tuning", "text_epochs", "text_rate", "text_batch", "text_warmup", "weight_sdm", "weight_itc"),

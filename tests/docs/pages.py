@@ -35,7 +35,7 @@ PAGES = [
 ]
 BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<language>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
 OTHERS = (".", "bash", "git", "hf", "jupyter", "mkdocs", "pip", "pre-commit", "pytest", "python3")  # not ours
-FLAGS_OF_OTHERS = {"--nproc_per_node", "--strict"}
+FLAGS_OF_OTHERS = {"--config_file", "--nproc_per_node", "--strict"}
 
 
 @dataclass(frozen=True)

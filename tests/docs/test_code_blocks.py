@@ -158,7 +158,7 @@ def test_every_flag_that_is_named_in_the_text_exists(
     subcommands = re.search(r"\{([\w,]+)\}", capsys.readouterr().out)
     assert subcommands
     programs = [["clipreid", word] for word in subcommands[1].split(",") if word != "data"]
-    programs += [["clipreid", "data", word] for word in ("check", "convert", "split", "occlude")]
+    programs += [["clipreid", "data", word] for word in ("check", "convert", "split", "occlude", "caption")]
     programs += [["python", f"recipes/{file.name}"] for file in recipes()]
     programs += [["python", "docs/make_images.py"]]
     flags = {" ".join(words): flags_of(words, monkeypatch, capsys) for words in programs}

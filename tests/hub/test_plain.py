@@ -243,6 +243,7 @@ def test_the_names_of_openai_weights_are_open_clips() -> None:
 # adapter_config.json, where peft reads them; those of side information mean nothing without it (`sie` is in PLAIN).
 OF_TRAINING = {
     "clip_reid": {
+        "rate_factor", "layer_decay", "clip_norm", "sample_classes",
         "prompts", "prompt_tokens", "prompt_epochs", "prompt_rate", "prompt_batch", "prompt_warmup", "epochs",
         "least_steps", "rate", "head_rate", "bias_rate_factor", "optimiser", "weight_decay", "schedule", "warmup",
         "warmup_factor", "milestones", "identities_per_batch", "images_per_identity", "balance", "smoothing", "margin",
@@ -256,6 +257,10 @@ OF_TRAINING = {
         "adam_eps", "weight_decay", "warmup", "warmup_factor", "identities_per_batch", "images_per_identity", "balance",
         "pad", "flip", "erase", "tint", "tint_share", "checkpoint_every",
     },
+}  # fmt: skip
+OF_TRAINING["joint"] = OF_TRAINING["clip_reid"] | {
+    "order", "compare", "weight_captions", "text_epochs", "text_rate", "text_batch", "text_warmup", "weight_sdm",
+    "weight_itc", "temperature",
 }  # fmt: skip
 IN_ADAPTER_CONFIG = {"lora_rank", "lora_alpha"}
 PLAIN = {name: shown for name in method_names() if (shown := plain_settings(name)) is not None}

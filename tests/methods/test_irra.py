@@ -1,5 +1,6 @@
 """IRRA: its losses by hand, images without captions, its towers and what is published of them."""
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -158,7 +159,7 @@ def test_what_is_hidden_depends_on_seed_epoch_step_and_image(tiny_folder: Folder
     def batches(rank: int, processes: int) -> irra.Batches:
         captions = [["a red hat with a blue bag", "green shoes"]] * 8
         data = SimpleNamespace(captions=captions, labels=torch.arange(8) // 2, groups=torch.zeros(8, dtype=torch.long),
-                               sides=(torch.zeros(8), torch.zeros(8)))  # fmt: skip
+                               sides=(torch.zeros(8), torch.zeros(8)), names=list("abcd"))  # fmt: skip
         crops = torch.zeros(8, 3, *backbone.image_size, dtype=torch.uint8)
         own = replace(config, identities_per_batch=4, images_per_identity=2)
         run: Any = SimpleNamespace(data=data, config=own, backbone=backbone, seed=0, share=(rank, processes),
@@ -287,12 +288,14 @@ def test_a_backbone_without_text_is_refused() -> None:
 
 def test_captions_as_samples(street: Path, tmp_path: Path, tiny_folder: Folder) -> None:
     """`--sampler captions` of a table where one image has none and one has two."""
-    lines = (street / "street.csv").read_text().splitlines()
-    cells = [line.split(",", 4) for line in lines]
-    train = [n for n, line in enumerate(cells) if line[3] == "train"]
-    lines[train[0]] = ",".join([*cells[train[0]][:4], ""])
+    with open(street / "street.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    next(row for row in rows if row["split"] == "train")["caption"] = ""
     table = street / "odd.csv"
-    table.write_text("\n".join(lines) + "\n")
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     done = short_run(
         irra, street, tmp_path / "run", data=(f"csv:{table}",), backbone=f"hf:{tiny_folder('clip')}", sampler="captions"
     )

@@ -440,7 +440,7 @@ def test_the_joint_mode_has_two_stages_and_trains_the_tower(init: Path, made: Ma
     before, after = features_of(init), features_of(run)
     assert all((before[name] - after[name]).abs().max() > 1e-3 for name in before)
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["stage1"] * 3 + ["saga"] * 2 + ["drift", "health"]
+    assert [line["stage"] for line in lines] == ["stage1"] * 3 + ["saga"] * 2 + ["drift", "health", "time"]
     assert {"id_loss", "triplet_loss", "i2t_loss", "saga_id_loss"} <= lines[3].keys()
 
 

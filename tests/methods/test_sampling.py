@@ -19,7 +19,7 @@ from clipreid.config import configure
 from clipreid.errors import UserError
 from clipreid.methods import clip_reid, get_method
 from clipreid.training import launch as launching_module
-from clipreid.training.checkpoint import resume, save
+from clipreid.training.checkpoint import Done, resume, save
 from clipreid.training.harness import Progress
 from clipreid.training.optimisers import stage_optimiser
 from clipreid.training.run import Run
@@ -201,12 +201,12 @@ def test_rows_that_are_not_sampled_do_not_move(street: Path, tmp_path: Path) -> 
             assert (table[classes] != old[classes]).all(dim=1).all()
             assert torch.equal(optimiser.state[sampled.rows[name]]["step"], counts)
     assert moved, "no identity was left out after a step in which it was sampled"
-    save(tmp_path, stage, 1)
+    save(tmp_path, stage, Done(1))
     ends = {name: neck.classifier.weight.detach().clone() for name, neck in necks.items()}  # type: ignore
     for neck in necks.values():
         torch.nn.init.zeros_(neck.classifier.weight)  # type: ignore
     optimiser.state.clear()
-    assert resume(tmp_path, stage, print) == 1
+    assert resume(tmp_path, stage, print).epoch == 1
     for name, end in ends.items():
         assert torch.equal(necks[name].classifier.weight, end)  # type: ignore
         assert torch.equal(optimiser.state[sampled.rows[name]]["step"], counts)

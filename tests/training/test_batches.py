@@ -38,7 +38,10 @@ def tokenise(texts: list[str]) -> Tensor:
 def make_run(share: tuple[int, int] = (0, 1), seed: int = 0, config: Config | None = None, **more: Any) -> Any:
     labels = torch.arange(N) // (N // IDENTITIES)
     data = SimpleNamespace(
-        labels=labels, groups=torch.zeros(N, dtype=torch.long), sides=(torch.arange(N), -torch.ones(N))
+        labels=labels,
+        groups=torch.zeros(N, dtype=torch.long),
+        sides=(torch.arange(N), -torch.ones(N)),
+        names=[str(number) for number in range(IDENTITIES)],
     )
     crops = torch.randint(0, 256, (N, 3, H, W), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     backbone = SimpleNamespace(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), tokenizer=tokenise)

@@ -16,6 +16,7 @@ import tyro
 from launching import ROOT
 from toys import toy_run
 
+import clipreid
 from clipreid.errors import UserError
 from clipreid.methods import clip_reid, get_method, method_names
 from clipreid.training import launch as launch_module
@@ -125,7 +126,8 @@ def ending(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException | None], 
 
 
 def test_the_flags_are_handed_on(ending: Any) -> None:
-    method, flags, config, until = ending(None)
+    method, flags, config, until, began = ending(None)
+    assert began == clipreid.BEGAN
     assert (method, flags.seed, config.epochs, until) == (clip_reid, 7, 3, "stage1")
 
 
