@@ -51,13 +51,16 @@ class Taps(Aggregator):
 
 
 class Pooled(Aggregator):
-    """The one feature of a tower that pools in its own way: `projection` [B, E] (wrapped image-only towers)."""
+    """The one feature of a tower that pools in its own way: `projection` [B, E] (wrapped image-only towers).
 
-    necks = ("projection",)
+    neck: whether it has one.
+    """
+
     test = ("projection",)
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, neck: bool = True) -> None:
         super().__init__()
+        self.necks = ("projection",) * neck
         self.widths = {"projection": embed_dim}
 
     def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ P identities x K images make the global batch G, of which this process has B; E 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 from tyro.conf import arg
 
-from clipreid.aggregation import Aggregator
-from clipreid.aggregation.base import HasTokens
+from clipreid.aggregation import Pooled
 from clipreid.backbones import Backbone
 from clipreid.config import Between, RunConfig, none_is
 from clipreid.data import seed_for
@@ -148,21 +147,6 @@ TINY: dict[str, dict[str, Any]] = {
 PLAIN: dict[str, tuple[Any, ...]] = {"tuning": ("lora",), "text_tuning": ("lora", "full", "frozen")}
 
 
-class Projection(Aggregator):
-    """The tower's projection alone, [B, E], without a neck."""
-
-    necks = ()
-    test = ("projection",)
-
-    def __init__(self, embed_dim: int) -> None:
-        super().__init__()
-        self.widths = {"projection": embed_dim}
-
-    def forward(self, tokens: HasTokens, about: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Tokens to {"projection": [B, E]}."""
-        return {"projection": tokens.pooled}
-
-
 def fit(config: Config, data: RunData, backbone: Backbone, flags: RunConfig, processes: int) -> Config:
     """P, K and epochs, as the data allow.
 
@@ -206,7 +190,7 @@ def build(backbone: Backbone, config: Config, identities: int = 0) -> ReIDModel:
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         text_tuning=config.text_tuning,
-        aggregator=Projection(backbone.image.embed_dim),
+        aggregator=Pooled(backbone.image.embed_dim, neck=False),
         identities=identities,
     )
 
