@@ -39,8 +39,9 @@ def run_to(name: str, street: str, output: str, init: str | None, kill_at: int, 
             update(self, *args)
 
         Progress.update = counted  # type: ignore[method-assign]
-        more: dict[str, Any] = {"prompt_batch": 8, "checkpoint_steps": 2, "resume": True}
-        short_run(get_method(name), Path(street), Path(output), Path(init) if init else None, **more)
+        method, more = get_method(name), {"checkpoint_steps": 2, "resume": True}
+        small = {own: 8 for own in ("prompt_batch", "text_batch") if hasattr(method.Config, own)}  # several steps
+        short_run(method, Path(street), Path(output), Path(init) if init else None, **small, **more)
 
 
 def counter(kill_at: int, delay: float, say: Callable[[str], object], folder: Path) -> Callable[[str, Any], None]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from chaos import run_to
-from launching import paint_street
+from launching import caption_street, paint_street
 from short_runs import init_of
 from test_contract import assert_same_tensors
 
@@ -24,7 +24,7 @@ from clipreid.methods import get_method, method_names
 
 SEED = int(os.environ.get("CHAOS_SEED", "2026"))
 KILLS = int(os.environ.get("CHAOS_KILLS", "20"))
-TIMED = {"images_per_second"}
+TIMED = {"images_per_second", "step_ms", "mfu"}
 
 
 def child(*args: Any) -> int:
@@ -64,7 +64,7 @@ def where(line: str) -> str:
 @pytest.mark.slow
 def test_whatever_the_moment_of_the_kill_the_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     draw, methods = random.Random(SEED), method_names()
-    street, hits = paint_street(tmp_path / "street", train=6, test=4), Counter[str]()
+    street, hits = caption_street(paint_street(tmp_path / "street", train=6, test=4)), Counter[str]()
     print(f"\nchaos: seed {SEED}, {KILLS} kills")
     for nth, name in enumerate(methods):
         init = init_of(get_method(name), street, tmp_path, "tiny-clip")
