@@ -318,7 +318,8 @@ class Outcomes:
             run_method(self.method, flags, watched(config, read))
         model = clipreid.load(run)
         files = [file for file in sorted(run.rglob("*.safetensors")) if "checkpoints" not in file.parts]
-        parts = [*(file.read_bytes() for file in files), model.embed(crops_of(model)).numpy().tobytes()]
+        tensors = [x for file in files for _, x in sorted(load_file(file).items())]  # notes in headers are in no order
+        parts = [x.contiguous().numpy().tobytes() for x in (*tensors, model.embed(crops_of(model)))]
         return hashlib.sha256(b"".join(parts)).hexdigest(), read
 
 
