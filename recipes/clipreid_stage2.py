@@ -15,7 +15,7 @@ Stage 1 runs first unless the run folder holds it already. What comes out: a run
 The whole method, with its losses and settings, is `clipreid/methods/clip_reid.py`.
 
 Reference results (tiny-clip, three seeds, one thread): mAP on `synthetic` 31.9 % zero-shot -> 62.3 % (61.4 to 63.1); on
-unseen cameras (`synthetic:new-cameras`) 50.7 % -> 52.4 % (51.5 to 53.2), hardly beyond chance. They check mechanisms,
+unseen cameras (`synthetic:new-cameras`) 50.7 % -> 52.5 % (51.5 to 53.2), hardly beyond chance. They check mechanisms,
 and are no evidence about pedestrians.
 """
 
