@@ -45,7 +45,7 @@ from clipreid.training.drift import report_drift
 from clipreid.training.occluding import occluding
 from clipreid.training.optimisers import full_precision, stage_optimiser, stage_rate
 from clipreid.training.run import Run
-from clipreid.training.sampling import SampledRows, memory_of, place, sample_rows, seen
+from clipreid.training.sampling import memory_of, place, sample_rows, seen
 from clipreid.training.schedules import cosine_factor
 from clipreid.training.sets import RunData
 from clipreid.training.stage import Batch, Losses, Stage
@@ -199,27 +199,13 @@ class WithCaptions(clip_reid.Tuning):
 
     config: Config
 
-    def __init__(
-        self,
-        model: ReIDModel,
-        bank: Tensor | None,
-        scale: float | None,
-        config: Config,
-        sampled: SampledRows | None = None,
-    ) -> None:
-        super().__init__(model, bank, scale, config, sampled)
-        self.texts = (model.text_tower,)  # in a tuple: where it is trained it is a part of the model already
-        if config.order != "together":
-            model.text_tower.requires_grad_(False).to(model.device).eval()
-
     def losses(self, output: Output, batch: Batch) -> Losses:
         """Features and logits of all processes to the losses; of the batch also "captions" [B, L], "captioned" [B]."""
-        config, (tower,) = self.config, self.texts
-        kept = output
+        config, kept = self.config, output
         if config.order == "together" and config.compare == "apart":
             parts = ({k: x for k, x in each.items() if k != "projection"} for each in (output.features, output.logits))
             kept = Output(*parts)
-        texts = gather(tower.encode(batch["captions"]).float())  # [G, E]
+        texts = gather(self.model.text_tower.encode(batch["captions"]).float())  # [G, E]
         captioned, labels, features = gather(batch["captioned"]), gather(batch["labels"]), output.features["projection"]
         with full_precision(labels.device):
             classes = place(labels, batch)
@@ -254,6 +240,8 @@ def image_stage(run: Run, model: ReIDModel, bank: Tensor | None, config: Config)
     """CLIP-ReID's second stage, with captions where they are to be seen."""
     if config.order != "together" and not config.weight_captions:
         return clip_reid.tuning_stage(run, model, bank, config)
+    if config.order != "together":
+        model.text_tower.requires_grad_(False).to(run.device).eval()
     sampled = sample_rows(run, model, config)
     module = WithCaptions(model, bank, clip_reid.text_scale(run.backbone), config, sampled)
     texts = text_parameters(model)
