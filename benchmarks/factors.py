@@ -63,9 +63,10 @@ VARIANTS = {  # flags of the recipe, besides the preset `default`
         )
     },
     # From here on trained in bfloat16 (--precision bf16), which changed the mAP of the default by less than 0.1. The
-    # CSV has three more, of settings that did not help and are gone: half-keep (KL divergence from the frozen tower's
-    # image-text logits, weight 1), half-average (moving average of the weights, decay 0.95), and wide-scale-10 (a
-    # factor of 10 on the cosines of the image-to-text loss).
+    # CSV has six more, of settings that did not help and are gone: layers-3-5 (LoRA in these blocks only), l2sp-3
+    # (three times the mean of |dW|^2 / |W|^2 as a loss), texts-shuffled (a control: texts of other identities),
+    # half-keep (KL divergence from the frozen tower's image-text logits, weight 1), half-average (moving average of the
+    # weights, decay 0.95), and wide-scale-10 (a factor of 10 on the cosines of the image-to-text loss).
     "half": HALF,
     "half-tint-0.3": "--tint 0.3 --tint-share 0.5",
     "half-tint-0.4": "--tint 0.4 --tint-share 0.5",
